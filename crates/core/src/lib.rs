@@ -1,0 +1,7 @@
+//! Exact models of how LLM inference engines lay out KV caches and weights.
+//!
+//! Pure: no IO, clock, thread or float in a byte count.
+
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};

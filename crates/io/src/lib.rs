@@ -1,0 +1,3 @@
+//! Everything of kvwise that touches files and sockets.
+
+pub mod atomic;

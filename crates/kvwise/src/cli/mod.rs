@@ -1,0 +1,44 @@
+//! The words of the command line: one file a command, clap types only here.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvwise_core::Result;
+
+use crate::printer::{ExitStatus, Printer};
+
+/// Where your GPU memory goes when you serve language models, and what to do about it.
+#[derive(Debug, Parser)]
+#[command(name = "kvwise", version, max_term_width = 100)]
+pub struct Cli {
+    /// Print nothing but data and errors.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Parses the command line, runs the command and reports its exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer { quiet: cli.quiet };
+    let status = run(&cli, printer).unwrap_or_else(|error| {
+        printer.error(&error);
+        ExitStatus::Error
+    });
+    ExitCode::from(status.code())
+}
+
+fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
+    match &cli.command {
+        None => {
+            printer.note("kvwise: see `kvwise --help`");
+            Ok(ExitStatus::Success)
+        }
+        Some(command) => match *command {},
+    }
+}

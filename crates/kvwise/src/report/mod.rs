@@ -1,0 +1,1 @@
+//! Plain structs of every answer, rendered as table, JSON, CSV, Markdown or HTML.

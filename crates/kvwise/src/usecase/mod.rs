@@ -1,0 +1,1 @@
+//! The order of steps behind each command; no printing here.
