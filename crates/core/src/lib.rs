@@ -2,6 +2,9 @@
 //!
 //! Pure: no IO, clock, thread or float in a byte count.
 
+pub mod arch;
+pub mod dtype;
+pub mod engine;
 pub mod error;
 
 pub use error::{Error, ErrorKind, Result};

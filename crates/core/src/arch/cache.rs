@@ -1,0 +1,119 @@
+//! What one layer keeps between tokens.
+
+use crate::dtype::Dtype;
+
+/// One cache of a layer. Most attention layers have one; some (Zamba2, Falcon-H1, DeepSeek-V3.2) have several.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// Module path below the layer, as the engine names it (`self_attn.attn`); names drafts' and groups' members.
+    pub name: String,
+    /// Its shape and rule.
+    pub kind: CacheKind,
+}
+
+/// Heads of an ordinary attention cache, before tensor parallelism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Heads {
+    /// Key/value heads of the whole layer.
+    pub kv_heads: u64,
+    /// Elements of one key vector.
+    pub head_dim: u64,
+    /// Elements of one value vector; equals `head_dim` in most models.
+    pub head_dim_v: u64,
+    /// Whether the cache follows `--kv-cache-dtype` (Falcon's layers do not).
+    pub follows_kv_dtype: bool,
+}
+
+/// The rule by which a cache grows, and the size of one entry.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CacheKind {
+    /// Keys and values of every token.
+    Full(Heads),
+    /// Keys and values of the last `window` tokens.
+    Sliding {
+        /// Shape of one entry.
+        heads: Heads,
+        /// Tokens in the window as the engine's spec has it.
+        window: u64,
+    },
+    /// Keys and values of the current chunk of `chunk` tokens (Llama-4).
+    Chunked {
+        /// Shape of one entry.
+        heads: Heads,
+        /// Tokens in a chunk.
+        chunk: u64,
+    },
+    /// One latent vector a token, replicated on every tensor-parallel rank (DeepSeek MLA).
+    Latent {
+        /// Elements of the latent: `kv_lora_rank + qk_rope_head_dim`.
+        width: u64,
+        /// Whether a sparse indexer selects the tokens (DeepSeek-V3.2), which decides backend and fp8 layout.
+        sparse: bool,
+    },
+    /// Key cache of a sparse-attention indexer, one uint8 vector a token.
+    Indexer {
+        /// Bytes of one entry (`index_head_dim + index_head_dim / 128 * 4`).
+        bytes_per_token: u64,
+    },
+    /// DeepSeek-V4 style compressed cache: one state per `ratio` tokens.
+    Compressed {
+        /// Tokens per stored state.
+        ratio: u64,
+        /// Elements of one head.
+        head_dim: u64,
+    },
+    /// Recurrent state, constant in the sequence length.
+    State(State),
+    /// Keys and values of the encoder's output.
+    Cross(Heads),
+}
+
+/// A recurrent layer's state tensors, before tensor parallelism.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Mamba-1: conv `(kernel-1, inner)`, ssm `(inner, state)`.
+    Mamba1 {
+        inner: u64,
+        state: u64,
+        kernel: u64,
+        conv: Option<Dtype>,
+        ssm: Option<Dtype>,
+    },
+    /// Mamba-2: conv `(kernel-1, inner + 2*groups*state)`, ssm `(heads, head_dim, state)`.
+    Mamba2 {
+        inner: u64,
+        groups: u64,
+        heads: u64,
+        head_dim: u64,
+        state: u64,
+        kernel: u64,
+        conv: Option<Dtype>,
+        ssm: Option<Dtype>,
+    },
+    /// Gated delta net: conv `(kernel-1, 2*k_heads*k_dim + v_heads*v_dim)`, state `(v_heads, v_dim, k_dim)`.
+    GatedDelta {
+        k_heads: u64,
+        v_heads: u64,
+        k_dim: u64,
+        v_dim: u64,
+        kernel: u64,
+        conv: Option<Dtype>,
+        ssm: Option<Dtype>,
+    },
+    /// Kimi delta attention: conv `(kernel-1, 3*heads*dim)`, state `(heads, dim, dim)`, the second float32 by default.
+    Kda {
+        heads: u64,
+        dim: u64,
+        kernel: u64,
+        conv: Option<Dtype>,
+        ssm: Option<Dtype>,
+    },
+    /// Lightning (linear) attention: one tensor `(heads, dim, dim)`.
+    Linear {
+        heads: u64,
+        dim: u64,
+        dtype: Option<Dtype>,
+    },
+    /// Short convolution: `(kernel-1, hidden)`.
+    ShortConv { hidden: u64, kernel: u64 },
+}

@@ -1,0 +1,229 @@
+//! Typed, forgiving-in-spelling, strict-in-value access to a model's `config.json`.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Largest `config.json` that is read, in bytes (the largest published one known is 3.1 MB).
+pub const MAX_CONFIG_BYTES: usize = 64 << 20;
+
+/// A (sub-)configuration: a JSON object with the path that leads to it, for error messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    path: String,
+    map: Map<String, Value>,
+}
+
+impl Config {
+    /// Parses a whole `config.json`.
+    ///
+    /// # Errors
+    /// If it is too large, not UTF-8, not JSON, nested deeper than 128 levels, or not an object.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        if bytes.len() > MAX_CONFIG_BYTES {
+            return Err(Error::input(format!(
+                "the configuration has {} bytes, more than the {MAX_CONFIG_BYTES} that are read",
+                bytes.len()
+            )));
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(map)) => Ok(Self {
+                path: String::new(),
+                map,
+            }),
+            Ok(_) => Err(Error::input("the configuration is JSON but not an object")),
+            Err(e) => Err(Error::input(format!("the configuration is not valid JSON: {e}"))),
+        }
+    }
+
+    /// A configuration made of an object that is already parsed.
+    pub fn from_map(map: Map<String, Value>) -> Self {
+        Self {
+            path: String::new(),
+            map,
+        }
+    }
+
+    /// The raw value; null counts as missing.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether the key is present, even as null (a null overrides a class default).
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// A nested object, or `None` if missing or null.
+    ///
+    /// # Errors
+    /// If the value is there but not an object.
+    pub fn sub(&self, key: &str) -> Result<Option<Self>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Self {
+                path: self.name(key),
+                map: map.clone(),
+            })),
+            Some(other) => Err(self.wrong(key, other, "an object")),
+        }
+    }
+
+    /// A non-negative integer; 3.0 counts as 3.
+    ///
+    /// # Errors
+    /// If the value is there but negative, fractional, out of range or not a number.
+    pub fn u64(&self, key: &str) -> Result<Option<u64>> {
+        self.get(key).map(|v| self.as_u64(key, v)).transpose()
+    }
+
+    /// The first of several spellings that is present.
+    ///
+    /// # Errors
+    /// As [`Config::u64`].
+    pub fn first_u64(&self, keys: &[&str]) -> Result<Option<u64>> {
+        for key in keys {
+            if let Some(n) = self.u64(key)? {
+                return Ok(Some(n));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An integer that must be there (under one of the spellings) and be positive.
+    ///
+    /// # Errors
+    /// If it is missing, zero or not a non-negative integer.
+    pub fn positive(&self, keys: &[&str]) -> Result<u64> {
+        for key in keys {
+            match self.u64(key)? {
+                None => {}
+                Some(0) => {
+                    return Err(Error::input(format!(
+                        "{} is 0, expected a positive integer",
+                        self.name(key)
+                    )));
+                }
+                Some(n) => return Ok(n),
+            }
+        }
+        Err(Error::input(format!(
+            "{} is missing from the configuration",
+            self.name(keys[0])
+        )))
+    }
+
+    /// A boolean.
+    ///
+    /// # Errors
+    /// If the value is there but not a boolean.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(other) => Err(self.wrong(key, other, "true or false")),
+        }
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// If the value is there but not a string.
+    pub fn str(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s)),
+            Some(other) => Err(self.wrong(key, other, "a string")),
+        }
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// If the value is there but not a finite number.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_f64() {
+                Some(x) if x.is_finite() => Ok(Some(x)),
+                _ => Err(self.wrong(key, v, "a finite number")),
+            },
+        }
+    }
+
+    /// An array.
+    ///
+    /// # Errors
+    /// If the value is there but not an array.
+    pub fn array(&self, key: &str) -> Result<Option<&[Value]>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(a)) => Ok(Some(a)),
+            Some(other) => Err(self.wrong(key, other, "a list")),
+        }
+    }
+
+    /// An array of non-negative integers.
+    ///
+    /// # Errors
+    /// If the value is there but anything else.
+    pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        self.array(key)?
+            .map(|a| a.iter().map(|v| self.as_u64(key, v)).collect())
+            .transpose()
+    }
+
+    /// An array of strings.
+    ///
+    /// # Errors
+    /// If the value is there but anything else.
+    pub fn strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        let Some(list) = self.array(key)? else {
+            return Ok(None);
+        };
+        list.iter()
+            .map(|v| v.as_str().ok_or_else(|| self.wrong(key, v, "a string")))
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    /// The full dotted name of a key, for messages.
+    pub fn name(&self, key: &str) -> String {
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
+    }
+
+    /// The underlying object.
+    pub fn map(&self) -> &Map<String, Value> {
+        &self.map
+    }
+
+    fn as_u64(&self, key: &str, value: &Value) -> Result<u64> {
+        if let Some(n) = value.as_u64() {
+            return Ok(n);
+        }
+        // Some exporters write integers as floats; only exact ones below 2^53 are taken.
+        match value.as_f64() {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "checked: whole and in range"
+            )]
+            Some(x) if x >= 0.0 && x.fract() == 0.0 && x < 9_007_199_254_740_992.0 => Ok(x as u64),
+            _ => Err(self.wrong(key, value, "a non-negative integer")),
+        }
+    }
+
+    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+        let mut shown = value.to_string();
+        if shown.len() > 60 {
+            let cut = (0..=57).rev().find(|&i| shown.is_char_boundary(i)).unwrap_or(0);
+            shown.truncate(cut);
+            shown.push_str("...");
+        }
+        Error::input(format!("{} is {shown}, expected {expected}", self.name(key)))
+    }
+}

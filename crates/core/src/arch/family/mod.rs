@@ -1,0 +1,1 @@
+//! One description of each architecture: from its configuration to a [`Model`](super::Model).

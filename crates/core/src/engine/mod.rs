@@ -1,0 +1,3 @@
+//! Memory models of the engines, by version.
+
+pub mod vllm;
