@@ -47,6 +47,11 @@ pub enum CacheKind {
     Latent {
         /// Elements of the latent: `kv_lora_rank + qk_rope_head_dim`.
         width: u64,
+        /// Elements of a query or key head that rotary embedding leaves alone (`qk_nope_head_dim`); some kernels
+        /// (FlashInfer MLA) take few values only, which decides backend and block size.
+        nope: u64,
+        /// Elements of the latent that rotary embedding turns (`qk_rope_head_dim`).
+        rope: u64,
         /// Whether a sparse indexer selects the tokens (DeepSeek-V3.2), which decides backend and fp8 layout.
         sparse: bool,
     },
@@ -55,12 +60,25 @@ pub enum CacheKind {
         /// Bytes of one entry (`index_head_dim + index_head_dim / 128 * 4`).
         bytes_per_token: u64,
     },
-    /// DeepSeek-V4 style compressed cache: one state per `ratio` tokens.
+    /// DeepSeek-V4 attention: a sliding window of latents, for `ratio` > 1 also one state per `ratio` tokens with its
+    /// compressor's window, and for `ratio` 4 an indexer. One of these a layer stands for all of them: an engine
+    /// that keeps them as several caches splits it up.
     Compressed {
-        /// Tokens per stored state.
+        /// Tokens per stored state (`compress_ratios[i]`); 0 or 1 for a layer with the window alone.
         ratio: u64,
-        /// Elements of one head.
+        /// Elements of one latent (`head_dim`).
         head_dim: u64,
+        /// Tokens in the window (`sliding_window`).
+        window: u64,
+        /// Elements of an indexer key (`index_head_dim`).
+        index_head_dim: u64,
+    },
+    /// State of a causal convolution kept as a sliding window whose block is the window itself (Inkling).
+    ConvWindow {
+        /// Shape of one entry; `head_dim_v` is 0, all streams are packed into `head_dim`.
+        heads: Heads,
+        /// Tokens in the window and in a block.
+        window: u64,
     },
     /// Recurrent state, constant in the sequence length.
     State(State),
@@ -105,6 +123,8 @@ pub enum State {
         heads: u64,
         dim: u64,
         kernel: u64,
+        /// Whether the model's own kernel exports a checkpoint inside a prefill (Kimi-K3, GLM-5-Next; not Kimi-Linear).
+        checkpoint: bool,
         conv: Option<Dtype>,
         ssm: Option<Dtype>,
     },
