@@ -9,9 +9,11 @@ pub mod cache;
 pub mod config;
 pub mod family;
 pub mod model;
+pub mod parallel;
 pub mod weight;
 
 pub use cache::{Cache, CacheKind, Heads, State};
 pub use config::Config;
 pub use model::{Layer, Model, Outside, Place};
-pub use weight::{Op, Role, Split, Weight};
+pub use parallel::Parallel;
+pub use weight::{Op, Part, Role, Shard, Split, Weight};

@@ -1,7 +1,8 @@
 //! The description of one model that everything else is computed from.
 
-use super::{Cache, Weight};
+use super::{Cache, Parallel, Weight};
 use crate::dtype::Dtype;
+use crate::{Error, Result};
 
 /// A model as its configuration describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +25,9 @@ pub struct Model {
     pub hidden_size: u64,
     /// Tokens in the vocabulary, unpadded.
     pub vocab_size: u64,
+    /// Module path of the decoder layers in the engine (`model.layers`); layer 3's query projection is
+    /// `model.layers.3.self_attn.qkv_proj`.
+    pub layers_path: String,
     /// Decoder layers in order; pipeline stages are contiguous runs of these.
     pub layers: Vec<Layer>,
     /// Everything outside of the layers.
@@ -48,7 +52,7 @@ pub struct Outside {
     pub place: Place,
     /// Whether it belongs to a vision or audio tower, which `--language-model-only` leaves out.
     pub tower: bool,
-    /// The parameters.
+    /// The parameters, with full module paths as names.
     pub weights: Vec<Weight>,
 }
 
@@ -63,4 +67,88 @@ pub enum Place {
     FirstAndLast,
     /// Every stage.
     Every,
+}
+
+impl Place {
+    /// Whether stage `stage` of `stages` holds this part.
+    pub fn on(self, stage: u64, stages: u64) -> bool {
+        match self {
+            Self::First => stage == 0,
+            Self::Last => stage + 1 == stages,
+            Self::FirstAndLast => stage == 0 || stage + 1 == stages,
+            Self::Every => true,
+        }
+    }
+}
+
+impl Model {
+    /// Every parameter of one pipeline stage with its full module path, in the order of the layers.
+    /// `towers` is false under `--language-model-only`.
+    ///
+    /// # Errors
+    /// If the stage does not exist or there are more stages than layers.
+    pub fn stage_weights(
+        &self,
+        stage: u64,
+        parallel: &Parallel,
+        towers: bool,
+    ) -> Result<impl Iterator<Item = (String, &Weight)>> {
+        let range = parallel.stage_layers(stage, self.layers.len() as u64)?;
+        let stages = parallel.pp;
+        let inside = self
+            .layers
+            .iter()
+            .enumerate()
+            .filter(move |(i, _)| range.contains(&(*i as u64)))
+            .flat_map(move |(i, layer)| {
+                layer
+                    .weights
+                    .iter()
+                    .map(move |w| (format!("{}.{i}.{}", self.layers_path, w.name), w))
+            });
+        let outside = self
+            .outside
+            .iter()
+            .filter(move |part| part.place.on(stage, stages) && (towers || !part.tower))
+            .flat_map(|part| part.weights.iter().map(|w| (w.name.clone(), w)));
+        Ok(inside.chain(outside))
+    }
+
+    /// Bytes of weights on one tensor-parallel rank of a pipeline stage, unquantised, with `dtype` where the
+    /// engine fixes no other element type. `towers` is false under `--language-model-only`.
+    ///
+    /// # Errors
+    /// If a dimension does not divide over the ranks, the stage does not exist, or a size leaves 64 bits.
+    pub fn weight_bytes(&self, stage: u64, parallel: &Parallel, dtype: Dtype, towers: bool) -> Result<u64> {
+        self.stage_weights(stage, parallel, towers)?
+            .try_fold(0u64, |total, (name, weight)| {
+                let bytes = weight.bytes(parallel, dtype).map_err(|e| e.at(&name))?;
+                total
+                    .checked_add(bytes)
+                    .ok_or_else(|| Error::overflow("the size of the weights"))
+            })
+    }
+
+    /// Parameters of the whole model: total, and those that one token uses (of the routed experts only the
+    /// chosen ones). Padding is not counted.
+    ///
+    /// # Errors
+    /// If a count leaves 64 bits.
+    pub fn params(&self) -> Result<(u64, u64)> {
+        let weights = self
+            .layers
+            .iter()
+            .flat_map(|layer| &layer.weights)
+            .chain(self.outside.iter().flat_map(|part| &part.weights));
+        let mut total = 0u64;
+        let mut active = 0u64;
+        for weight in weights {
+            let overflow = || Error::overflow("the number of parameters");
+            total = total.checked_add(weight.elements()?).ok_or_else(overflow)?;
+            active = active
+                .checked_add(weight.active_elements()?)
+                .ok_or_else(overflow)?;
+        }
+        Ok((total, active))
+    }
 }
