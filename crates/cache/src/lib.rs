@@ -1,5 +1,6 @@
 //! KV cache structures of LLM inference engines, as a library to embed.
 
 pub mod error;
+pub mod radix;
 
 pub use error::{Error, ErrorKind, Result};

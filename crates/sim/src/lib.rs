@@ -1,1 +1,3 @@
 //! kvwise-sim
+
+pub mod sched;

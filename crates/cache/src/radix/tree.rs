@@ -1,0 +1,770 @@
+//! The radix tree itself: match, insert, split, lock, evict.
+
+use std::hash::{Hash, Hasher};
+
+use hashbrown::HashTable;
+use rustc_hash::FxHasher;
+
+use super::arena::Arena;
+use super::namespace::Namespace;
+use super::policy::{EvictionQueue, LeafFacts, Rank, Standing, TreePolicy};
+use crate::error::{Error, Result};
+
+/// No node.
+pub(super) const NIL: u32 = u32::MAX;
+/// The root's index: always there, always locked, its key is empty.
+pub(super) const ROOT: u32 = 0;
+/// Most tokens one tree can hold.
+pub const MAX_TOKENS: usize = 1 << 31;
+/// How far one tick moves the clock. A match stamps its whole path in one tick, each ancestor one unit older
+/// than its child, as SGLang does with steps of 1e-5 of a tick.
+const TICK: u64 = 100_000;
+
+/// A node of one tree. Handles of evicted nodes are recognised and refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeId {
+    pub(super) index: u32,
+    /// Which life of that index; never given out twice.
+    pub(super) generation: u64,
+}
+
+/// Proof of one [`RadixTree::lock`]; give it back with [`RadixTree::unlock`].
+///
+/// It remembers the node it was given out for, is neither `Copy` nor `Clone`, and so cannot release another
+/// holder's lock, nor release twice.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the path stays locked until the receipt is given back to `unlock`"]
+pub struct LockReceipt {
+    anchor: NodeId,
+}
+
+impl LockReceipt {
+    /// The node that was locked together with its ancestors.
+    pub fn node(&self) -> NodeId {
+        self.anchor
+    }
+}
+
+/// The cached part of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Match {
+    /// Cached tokens, a multiple of the page size.
+    pub len: usize,
+    /// The node where the cached part ends (the root for 0 tokens).
+    pub node: NodeId,
+}
+
+/// What [`RadixTree::insert`] puts in the tree.
+#[derive(Debug, Clone, Copy)]
+pub struct Insert<'a, T> {
+    /// Namespace of the key (extra key, cache salt, LoRA adapter).
+    pub namespace: Namespace,
+    /// The tokens; what exceeds whole pages is ignored.
+    pub key: &'a [T],
+    /// The slot of each token: at least as many as `key` has in whole pages.
+    pub slots: &'a [u32],
+    /// Priority of the inserting request (0 where unused).
+    pub priority: i64,
+    /// The first `owned_by_tree` slots already are the tree's own: overlap there is no duplicate.
+    pub owned_by_tree: usize,
+    /// Nodes ending within the first `already_counted` tokens get no hit: the request counted there before.
+    pub already_counted: usize,
+}
+
+/// What [`RadixTree::insert`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inserted {
+    /// Tokens that were in the tree before.
+    pub prefix_len: usize,
+    /// Tokens of the key in whole pages: the depth of `node`.
+    pub len: usize,
+    /// The node where the key ends.
+    pub node: NodeId,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub parent: u32,
+    pub first_child: u32,
+    pub previous: u32,
+    pub next: u32,
+    /// Span of the key and the slots in the arena.
+    pub start: u32,
+    pub len: u32,
+    pub namespace: Namespace,
+    /// Locks on this node and its descendants.
+    pub locks: u32,
+    /// Number of this node's life, or of its death.
+    pub generation: u64,
+    /// Tokens from the root through this node.
+    pub depth: u32,
+    /// Greatest depth this branch ever reached (kept for `tlru` alone).
+    pub history: u32,
+    pub hits: u64,
+    pub priority: i64,
+    pub last_access: u64,
+    pub created: u64,
+    /// Hash of (parent, namespace, first page), as filed in the child table.
+    pub hash: u64,
+}
+
+/// A prefix tree from token sequences to KV slots with SGLang's rules. See the [module](super) for an example.
+#[derive(Debug, Clone)]
+pub struct RadixTree<T> {
+    pub(super) nodes: Vec<Node>,
+    pub(super) arena: Arena<T>,
+    /// Child table of all nodes: filed by hash, compared by (parent, namespace, first page).
+    pub(super) children: HashTable<u32>,
+    /// Dead node indices.
+    vacant: Vec<u32>,
+    queue: EvictionQueue,
+    /// Reused by compaction.
+    spans: Vec<(u32, u32, u32)>,
+    pub(super) page: u32,
+    policy: TreePolicy,
+    clock: u64,
+    lives: u64,
+    pub(super) evictable: usize,
+    pub(super) protected: usize,
+}
+
+impl<T: Copy + Eq + Hash> RadixTree<T> {
+    /// An empty tree over pages of `page_size` tokens, with room for `capacity_tokens` before it has to grow.
+    ///
+    /// # Errors
+    /// If the page size is 0 or above `u32::MAX / 2`.
+    pub fn new(page_size: usize, policy: TreePolicy, capacity_tokens: usize) -> Result<Self> {
+        let page = u32::try_from(page_size)
+            .ok()
+            .filter(|&p| p > 0 && p <= u32::MAX / 2)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "page size is {page_size}, expected a positive 31-bit count of tokens"
+                ))
+            })?;
+        // a guess: most nodes are far longer than one page
+        let nodes = (capacity_tokens / page_size / 16).min(1 << 20);
+        let mut tree = Self {
+            nodes: Vec::with_capacity(nodes + 1),
+            arena: Arena::with_capacity(capacity_tokens),
+            children: HashTable::with_capacity(nodes),
+            vacant: Vec::with_capacity(nodes),
+            queue: EvictionQueue::with_capacity(nodes),
+            spans: Vec::new(),
+            page,
+            policy,
+            clock: 0,
+            lives: 0,
+            evictable: 0,
+            protected: 0,
+        };
+        tree.plant_root();
+        Ok(tree)
+    }
+
+    fn plant_root(&mut self) {
+        let generation = self.next_life();
+        self.nodes.push(Node {
+            parent: NIL,
+            first_child: NIL,
+            previous: NIL,
+            next: NIL,
+            start: 0,
+            len: 0,
+            namespace: Namespace::DEFAULT,
+            locks: 1,
+            generation,
+            depth: 0,
+            history: 0,
+            hits: 0,
+            priority: i64::MIN,
+            last_access: 0,
+            created: 0,
+            hash: 0,
+        });
+        self.queue.register(ROOT);
+    }
+
+    /// Forgets everything; all node handles and lock receipts become stale. Memory is kept.
+    ///
+    /// The slots are not reported: whoever resets the tree resets the allocator as well.
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+        self.arena.clear();
+        self.children.clear();
+        self.vacant.clear();
+        self.queue.clear();
+        self.evictable = 0;
+        self.protected = 0;
+        self.plant_root();
+    }
+
+    /// Tokens per page.
+    pub fn page_size(&self) -> usize {
+        self.page as usize
+    }
+
+    /// The eviction policy.
+    pub fn policy(&self) -> TreePolicy {
+        self.policy
+    }
+
+    /// The root.
+    pub fn root(&self) -> NodeId {
+        self.id(ROOT)
+    }
+
+    /// Tokens that eviction could free by and by: those of all unlocked nodes.
+    pub fn evictable_tokens(&self) -> usize {
+        self.evictable
+    }
+
+    /// Tokens under a lock.
+    pub fn protected_tokens(&self) -> usize {
+        self.protected
+    }
+
+    /// Tokens in the tree.
+    pub fn total_tokens(&self) -> usize {
+        self.arena.live()
+    }
+
+    /// Nodes in the tree, the root included.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len() - self.vacant.len()
+    }
+
+    /// `len` rounded down to whole pages.
+    fn aligned(&self, len: usize) -> usize {
+        len - len % self.page as usize
+    }
+
+    /// The cached prefix of `key`, marked as used now. O(tokens compared + nodes on the path).
+    ///
+    /// A match that ends inside a node splits it, so that the returned node ends exactly at the match. To keep
+    /// the last token of a prompt for computing (an engine needs its logits), pass the prompt without it.
+    pub fn match_prefix(&mut self, namespace: Namespace, key: &[T]) -> Match {
+        let key = &key[..self.aligned(key.len())];
+        if key.is_empty() {
+            return Match {
+                len: 0,
+                node: self.root(),
+            };
+        }
+        let (mut node, mut matched) = (ROOT, 0usize);
+        while matched < key.len() {
+            let Some(child) = self.child(node, namespace, &key[matched..]) else {
+                break;
+            };
+            let common = self.common(child, &key[matched..]);
+            matched += common as usize;
+            if common < self.nodes[child as usize].len {
+                node = self.split(child, common);
+                break;
+            }
+            node = child;
+        }
+        let mut now = self.tick();
+        let mut walk = node;
+        while walk != NIL {
+            self.nodes[walk as usize].last_access = now;
+            now = now.saturating_sub(1);
+            walk = self.nodes[walk as usize].parent;
+        }
+        self.rank_may_have_fallen(node);
+        Match {
+            len: matched,
+            node: self.id(node),
+        }
+    }
+
+    /// Cached tokens of `key`, changing nothing: for routing and for sorting a queue.
+    pub fn peek_prefix(&self, namespace: Namespace, key: &[T]) -> usize {
+        let key = &key[..self.aligned(key.len())];
+        let (mut node, mut matched) = (ROOT, 0usize);
+        while matched < key.len() {
+            let Some(child) = self.child(node, namespace, &key[matched..]) else {
+                break;
+            };
+            let common = self.common(child, &key[matched..]);
+            matched += common as usize;
+            if common < self.nodes[child as usize].len {
+                break;
+            }
+            node = child;
+        }
+        matched
+    }
+
+    /// Puts a key and its slots in the tree; where the tree has a prefix already, its own slots stay, and the
+    /// caller's slots of that range are given to `duplicate` (in path order, node by node) to be freed.
+    ///
+    /// Whatever of the key is new becomes one leaf. Every node on the way counts as used, gains a hit unless
+    /// `already_counted` covers it, and is raised to `priority`.
+    ///
+    /// # Errors
+    /// If there are fewer slots than tokens in whole pages, or the tree would pass [`MAX_TOKENS`]. Nothing has
+    /// been changed then, and no duplicate reported.
+    pub fn insert(&mut self, insert: Insert<'_, T>, mut duplicate: impl FnMut(&[u32])) -> Result<Inserted> {
+        let len = self.aligned(insert.key.len());
+        if insert.slots.len() < len {
+            return Err(Error::invalid(format!(
+                "insert of {len} tokens came with {} slots, expected one a token",
+                insert.slots.len()
+            )));
+        }
+        if self.arena.live() + len > MAX_TOKENS {
+            return Err(Error::overflow(format!(
+                "a radix tree holds at most {MAX_TOKENS} tokens"
+            )));
+        }
+        let (key, slots) = (&insert.key[..len], &insert.slots[..len]);
+        let now = self.tick();
+        let root = &mut self.nodes[ROOT as usize];
+        root.last_access = now;
+        root.priority = root.priority.max(insert.priority);
+        let (mut node, mut done) = (ROOT, 0usize);
+        while done < len {
+            let Some(child) = self.child(node, insert.namespace, &key[done..]) else {
+                break;
+            };
+            self.touch(child);
+            let common = self.common(child, &key[done..]);
+            node = if common < self.nodes[child as usize].len {
+                self.split(child, common)
+            } else {
+                child
+            };
+            let end = done + common as usize;
+            let from = insert.owned_by_tree.clamp(done, end);
+            if from < end {
+                duplicate(&slots[from..end]);
+            }
+            let walked = &mut self.nodes[node as usize];
+            walked.priority = walked.priority.max(insert.priority);
+            if end > insert.already_counted {
+                walked.hits += 1;
+            }
+            done = end;
+        }
+        if done < len {
+            let hit = u64::from(len > insert.already_counted);
+            node = self.add_leaf(
+                node,
+                insert.namespace,
+                &key[done..],
+                &slots[done..],
+                insert.priority,
+                hit,
+            );
+        }
+        Ok(Inserted {
+            prefix_len: done,
+            len,
+            node: self.id(node),
+        })
+    }
+
+    /// Locks a node and its ancestors against eviction. O(nodes on the path).
+    ///
+    /// # Errors
+    /// If the node is gone.
+    pub fn lock(&mut self, node: NodeId) -> Result<LockReceipt> {
+        let mut walk = self.resolve(node)?;
+        while walk != ROOT {
+            let n = &mut self.nodes[walk as usize];
+            if n.locks == 0 {
+                self.evictable -= n.len as usize;
+                self.protected += n.len as usize;
+            }
+            n.locks += 1;
+            walk = n.parent;
+        }
+        Ok(LockReceipt { anchor: node })
+    }
+
+    /// Releases one lock. O(nodes on the path). A node that was split under the lock is released with both halves.
+    ///
+    /// # Errors
+    /// If the receipt is from before a [`RadixTree::clear`] or from another tree; nothing is released then.
+    pub fn unlock(&mut self, receipt: LockReceipt) -> Result<()> {
+        let LockReceipt { anchor } = receipt;
+        let anchor = self.resolve(anchor)?;
+        if self.nodes[anchor as usize].locks == 0 {
+            return Err(Error::stale(
+                "the lock receipt does not belong to this tree's present content",
+            ));
+        }
+        let mut walk = anchor;
+        while walk != ROOT {
+            let n = &mut self.nodes[walk as usize];
+            n.locks -= 1;
+            if n.locks == 0 {
+                self.evictable += n.len as usize;
+                self.protected -= n.len as usize;
+                let parent = n.parent;
+                self.offer(walk);
+                walk = parent;
+            } else {
+                walk = n.parent;
+            }
+        }
+        Ok(())
+    }
+
+    /// Evicts the policy's first leaf and hands its slots to `free`; `None` if every leaf is locked.
+    /// O(log leaves), amortised.
+    pub fn evict_one(&mut self, free: impl FnOnce(&[u32])) -> Option<usize> {
+        let Self {
+            queue, nodes, policy, ..
+        } = self;
+        let victim = queue.next(|index, generation| {
+            let node = &nodes[index as usize];
+            if node.generation != generation {
+                Standing::Gone
+            } else if node.locks > 0 || node.first_child != NIL {
+                Standing::Busy
+            } else {
+                Standing::Leaf(rank(*policy, node))
+            }
+        })?;
+        let (start, len) = (self.nodes[victim as usize].start, self.nodes[victim as usize].len);
+        free(self.arena.slots(start, len));
+        self.remove_leaf(victim);
+        Some(len as usize)
+    }
+
+    /// Evicts leaves until at least `tokens` are freed or nothing is left to evict; returns how many were freed.
+    /// Whole nodes go, so it can be more than asked for.
+    pub fn evict(&mut self, tokens: usize, mut free: impl FnMut(&[u32])) -> usize {
+        let mut freed = 0;
+        while freed < tokens {
+            match self.evict_one(&mut free) {
+                Some(len) => freed += len,
+                None => break,
+            }
+        }
+        freed
+    }
+
+    /// Writes the slots of the path that ends at `node`, from token `from` on, into `out`.
+    ///
+    /// # Errors
+    /// If the node is gone, or `out` is not exactly the path's length less `from`.
+    pub fn path_slots(&self, node: NodeId, from: usize, out: &mut [u32]) -> Result<()> {
+        let mut walk = self.resolve(node)?;
+        let depth = self.nodes[walk as usize].depth as usize;
+        if depth.checked_sub(from) != Some(out.len()) {
+            return Err(Error::invalid(format!(
+                "the path is {depth} tokens long, so {} slots from token {from} on do not match it",
+                out.len()
+            )));
+        }
+        while walk != ROOT {
+            let n = &self.nodes[walk as usize];
+            let end = n.depth as usize;
+            if end <= from {
+                break;
+            }
+            let start = end - n.len as usize;
+            let skip = from.saturating_sub(start);
+            let slots = &self.arena.slots(n.start, n.len)[skip..];
+            out[start + skip - from..end - from].copy_from_slice(slots);
+            walk = n.parent;
+        }
+        Ok(())
+    }
+
+    /// Tokens from the root through `node`.
+    ///
+    /// # Errors
+    /// If the node is gone.
+    pub fn path_len(&self, node: NodeId) -> Result<usize> {
+        Ok(self.nodes[self.resolve(node)? as usize].depth as usize)
+    }
+
+    pub(super) fn id(&self, index: u32) -> NodeId {
+        NodeId {
+            index,
+            generation: self.nodes[index as usize].generation,
+        }
+    }
+
+    fn resolve(&self, id: NodeId) -> Result<u32> {
+        match self.nodes.get(id.index as usize) {
+            Some(node) if node.generation == id.generation => Ok(id.index),
+            _ => Err(Error::stale("the node was evicted or belongs to another tree")),
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += TICK;
+        self.clock
+    }
+
+    fn touch(&mut self, node: u32) {
+        let now = self.tick();
+        self.nodes[node as usize].last_access = now;
+        self.rank_may_have_fallen(node);
+    }
+
+    pub(super) fn is_evictable_leaf(&self, node: u32) -> bool {
+        let n = &self.nodes[node as usize];
+        n.locks == 0 && n.first_child == NIL && node != ROOT
+    }
+
+    /// Makes the node a candidate if it is an evictable leaf.
+    fn offer(&mut self, node: u32) {
+        if self.is_evictable_leaf(node) {
+            let n = &self.nodes[node as usize];
+            self.queue
+                .candidate(self.policy, node, n.generation, rank(self.policy, n));
+            self.trim_queue();
+        }
+    }
+
+    fn rank_may_have_fallen(&mut self, node: u32) {
+        if self.is_evictable_leaf(node) {
+            let n = &self.nodes[node as usize];
+            self.queue
+                .rank_fell(self.policy, node, n.generation, rank(self.policy, n));
+            self.trim_queue();
+        }
+    }
+
+    fn trim_queue(&mut self) {
+        if self.queue.is_bloated(self.node_count()) {
+            self.queue.rebuild();
+            for index in 1..self.nodes.len() as u32 {
+                // dead nodes are locked, see `remove_leaf`
+                if self.is_evictable_leaf(index) {
+                    let n = &self.nodes[index as usize];
+                    self.queue
+                        .candidate(self.policy, index, n.generation, rank(self.policy, n));
+                }
+            }
+        }
+    }
+
+    /// Tokens, in whole pages, that the node's key and `key` have in common.
+    fn common(&self, node: u32, key: &[T]) -> u32 {
+        let n = &self.nodes[node as usize];
+        let own = self.arena.tokens(n.start, n.len);
+        let common = common_prefix(own, key) as u32;
+        common - common % self.page
+    }
+
+    fn child_hash(parent: u32, namespace: Namespace, page: &[T]) -> u64 {
+        let mut hasher = FxHasher::default();
+        hasher.write_u64((u64::from(parent) << 32) | u64::from(namespace.0));
+        for token in page {
+            token.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn child(&self, parent: u32, namespace: Namespace, key: &[T]) -> Option<u32> {
+        if self.nodes[parent as usize].first_child == NIL {
+            return None;
+        }
+        let page = &key[..self.page as usize];
+        self.children
+            .find(Self::child_hash(parent, namespace, page), |&index| {
+                let n = &self.nodes[index as usize];
+                n.parent == parent
+                    && n.namespace == namespace
+                    && self.arena.tokens(n.start, self.page) == page
+            })
+            .copied()
+    }
+
+    fn file(&mut self, index: u32) {
+        let n = &self.nodes[index as usize];
+        let hash = Self::child_hash(n.parent, n.namespace, self.arena.tokens(n.start, self.page));
+        self.nodes[index as usize].hash = hash;
+        let nodes = &self.nodes;
+        self.children
+            .insert_unique(hash, index, |&other| nodes[other as usize].hash);
+    }
+
+    fn next_life(&mut self) -> u64 {
+        self.lives += 1;
+        self.lives
+    }
+
+    /// Files nothing and links nothing. Indices cannot run out: each node but the root holds at least one of at
+    /// most [`MAX_TOKENS`] tokens.
+    fn new_node(&mut self, node: Node) -> u32 {
+        let node = Node {
+            generation: self.next_life(),
+            ..node
+        };
+        let index = if let Some(index) = self.vacant.pop() {
+            self.nodes[index as usize] = node;
+            index
+        } else {
+            self.nodes.push(node);
+            self.nodes.len() as u32 - 1
+        };
+        self.queue.register(index);
+        index
+    }
+
+    /// Cuts `child` after `len` tokens; the new node in front keeps its lock count, hits, priority and age.
+    fn split(&mut self, child: u32, len: u32) -> u32 {
+        let old = self.nodes[child as usize].clone();
+        debug_assert!(len > 0 && len < old.len && len.is_multiple_of(self.page));
+        let now = self.tick();
+        let front = self.new_node(Node {
+            first_child: child,
+            len,
+            depth: old.depth - (old.len - len),
+            last_access: now,
+            ..old
+        });
+        // the front half takes the child's place among its siblings and in the child table
+        if old.previous == NIL {
+            self.nodes[old.parent as usize].first_child = front;
+        } else {
+            self.nodes[old.previous as usize].next = front;
+        }
+        if old.next != NIL {
+            self.nodes[old.next as usize].previous = front;
+        }
+        let filed = self.children.find_mut(old.hash, |&index| index == child);
+        *filed.expect("every node but the root is filed in the child table") = front;
+        let now = self.tick();
+        let rest = &mut self.nodes[child as usize];
+        rest.parent = front;
+        rest.previous = NIL;
+        rest.next = NIL;
+        rest.start = old.start + len;
+        rest.len = old.len - len;
+        rest.last_access = now;
+        self.file(child);
+        self.rank_may_have_fallen(child);
+        front
+    }
+
+    fn add_leaf(
+        &mut self,
+        parent: u32,
+        namespace: Namespace,
+        key: &[T],
+        slots: &[u32],
+        priority: i64,
+        hits: u64,
+    ) -> u32 {
+        if self.arena.wants_compaction(key.len()) {
+            self.compact();
+        }
+        let start = self.arena.append(key, slots);
+        let above = &self.nodes[parent as usize];
+        let (len, next) = (key.len() as u32, above.first_child);
+        let depth = above.depth + len;
+        let now = self.tick();
+        let leaf = self.new_node(Node {
+            parent,
+            first_child: NIL,
+            previous: NIL,
+            next,
+            start,
+            len,
+            namespace,
+            locks: 0,
+            generation: 0,
+            depth,
+            history: depth,
+            hits,
+            priority,
+            last_access: now,
+            created: now,
+            hash: 0,
+        });
+        if next != NIL {
+            self.nodes[next as usize].previous = leaf;
+        }
+        self.nodes[parent as usize].first_child = leaf;
+        if self.policy.needs_history() {
+            let mut walk = parent;
+            while walk != NIL && self.nodes[walk as usize].history < depth {
+                self.nodes[walk as usize].history = depth;
+                walk = self.nodes[walk as usize].parent;
+            }
+        }
+        self.file(leaf);
+        self.evictable += key.len();
+        self.offer(leaf);
+        leaf
+    }
+
+    fn remove_leaf(&mut self, leaf: u32) {
+        let Node {
+            parent,
+            previous,
+            next,
+            len,
+            hash,
+            ..
+        } = self.nodes[leaf as usize];
+        let filed = self.children.find_entry(hash, |&index| index == leaf);
+        filed
+            .expect("every node but the root is filed in the child table")
+            .remove();
+        if previous == NIL {
+            self.nodes[parent as usize].first_child = next;
+        } else {
+            self.nodes[previous as usize].next = next;
+        }
+        if next != NIL {
+            self.nodes[next as usize].previous = previous;
+        }
+        self.arena.release(len);
+        self.evictable -= len as usize;
+        let death = self.next_life();
+        let dead = &mut self.nodes[leaf as usize];
+        dead.generation = death;
+        dead.locks = 1; // never a candidate
+        dead.parent = NIL;
+        self.vacant.push(leaf);
+        self.offer(parent);
+    }
+
+    /// Closes the arena's holes.
+    fn compact(&mut self) {
+        self.spans.clear();
+        for (index, node) in self.nodes.iter().enumerate().skip(1) {
+            if node.parent != NIL {
+                self.spans.push((node.start, node.len, index as u32));
+            }
+        }
+        self.spans.sort_unstable();
+        let Self {
+            arena, nodes, spans, ..
+        } = self;
+        arena.compact(spans, |node, start| nodes[node as usize].start = start);
+    }
+}
+
+fn rank(policy: TreePolicy, node: &Node) -> Rank {
+    policy.rank(&LeafFacts {
+        last_access: node.last_access,
+        created: node.created,
+        hits: node.hits,
+        priority: node.priority,
+        history: node.history,
+        tokens_above: node.depth - node.len,
+    })
+}
+
+/// Length of the common prefix, compared in chunks that the compiler turns into wide compares.
+fn common_prefix<T: Eq>(a: &[T], b: &[T]) -> usize {
+    const CHUNK: usize = 64;
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let mut at = 0;
+    while at + CHUNK <= n && a[at..at + CHUNK] == b[at..at + CHUNK] {
+        at += CHUNK;
+    }
+    at + a[at..].iter().zip(&b[at..]).take_while(|(x, y)| x == y).count()
+}

@@ -1,0 +1,3 @@
+//! The engines' schedulers, one module an engine.
+
+pub mod sglang;
