@@ -7,9 +7,14 @@
 pub mod allocator;
 mod arena;
 pub mod cache;
+mod check;
+#[cfg(test)]
+mod naive;
 mod namespace;
 mod policy;
 pub mod rows;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use allocator::SlotAllocator;
