@@ -2,5 +2,6 @@
 
 pub mod error;
 pub mod radix;
+pub mod store;
 
 pub use error::{Error, ErrorKind, Result};

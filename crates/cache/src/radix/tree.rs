@@ -82,7 +82,7 @@ pub struct Inserted {
     pub node: NodeId,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
     pub parent: u32,
     pub first_child: u32,
@@ -387,9 +387,12 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
     ///
     /// # Errors
     /// If the receipt is from before a [`RadixTree::clear`] or from another tree; nothing is released then.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a receipt is used up by its release"
+    )]
     pub fn unlock(&mut self, receipt: LockReceipt) -> Result<()> {
-        let LockReceipt { anchor } = receipt;
-        let anchor = self.resolve(anchor)?;
+        let anchor = self.resolve(receipt.anchor)?;
         if self.nodes[anchor as usize].locks == 0 {
             return Err(Error::stale(
                 "the lock receipt does not belong to this tree's present content",
@@ -612,7 +615,7 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
 
     /// Cuts `child` after `len` tokens; the new node in front keeps its lock count, hits, priority and age.
     fn split(&mut self, child: u32, len: u32) -> u32 {
-        let old = self.nodes[child as usize].clone();
+        let old = self.nodes[child as usize];
         debug_assert!(len > 0 && len < old.len && len.is_multiple_of(self.page));
         let now = self.tick();
         let front = self.new_node(Node {
