@@ -7,6 +7,9 @@ use crate::{Error, Result};
 /// Largest `config.json` that is read, in bytes (the largest published one known is 3.1 MB).
 pub const MAX_CONFIG_BYTES: usize = 64 << 20;
 
+/// Largest width, vocabulary or count that is accepted; products of two stay far inside of 64 bits.
+pub const MAX_DIMENSION: u64 = 1 << 26;
+
 /// A (sub-)configuration: a JSON object with the path that leads to it, for error messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -42,6 +45,36 @@ impl Config {
             path: String::new(),
             map,
         }
+    }
+
+    /// The same place in the file with other fields.
+    #[must_use]
+    pub fn with_map(&self, map: Map<String, Value>) -> Self {
+        Self {
+            path: self.path.clone(),
+            map,
+        }
+    }
+
+    /// A configuration at the place of `key` below this one.
+    #[must_use]
+    pub fn child(&self, key: &str, map: Map<String, Value>) -> Self {
+        Self {
+            path: self.name(key),
+            map,
+        }
+    }
+
+    /// The same configuration under another `model_type`.
+    #[must_use]
+    pub fn as_type(mut self, model_type: &str) -> Self {
+        self.map.insert("model_type".to_owned(), Value::from(model_type));
+        self
+    }
+
+    /// The fields.
+    pub fn into_map(self) -> Map<String, Value> {
+        self.map
     }
 
     /// The raw value; null counts as missing.
@@ -109,8 +142,40 @@ impl Config {
         }
         Err(Error::input(format!(
             "{} is missing from the configuration",
-            self.name(keys[0])
+            keys.first().map_or_else(String::new, |key| self.name(key))
         )))
+    }
+
+    /// A size (width, count of heads, layers or rows): an integer from 1 to [`MAX_DIMENSION`] that must be there.
+    ///
+    /// # Errors
+    /// If it is missing, zero, larger than [`MAX_DIMENSION`] or not a non-negative integer.
+    pub fn dim(&self, key: &str) -> Result<u64> {
+        self.positive(&[key])?;
+        self.dim_or(key, 0)
+    }
+
+    /// A size as [`Config::dim`] reads it, but 0 is allowed, and `default` stands for a missing one.
+    ///
+    /// # Errors
+    /// If it is larger than [`MAX_DIMENSION`] or not a non-negative integer.
+    pub fn dim_or(&self, key: &str, default: u64) -> Result<u64> {
+        match self.u64(key)? {
+            None => Ok(default),
+            Some(n) if n <= MAX_DIMENSION => Ok(n),
+            Some(n) => Err(Error::input(format!(
+                "{} is {n}, more than the largest size {MAX_DIMENSION} that a model can have",
+                self.name(key)
+            ))),
+        }
+    }
+
+    /// A boolean with its default.
+    ///
+    /// # Errors
+    /// If the value is there but not a boolean.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.bool(key)?.unwrap_or(default))
     }
 
     /// A boolean.

@@ -1,1 +1,127 @@
-//! One description of each architecture: from its configuration to a [`Model`](super::Model).
+//! One description of each architecture: from its configuration to a [`Model`].
+//!
+//! A row of [`registry`] names the classes and the function that reads them. [`Text`] finds the language model's
+//! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
+
+pub(crate) mod defaults;
+pub mod dense;
+mod llama;
+mod qwen;
+mod refusal;
+mod registry;
+pub mod text;
+
+pub use dense::Decoder;
+pub use refusal::Refusal;
+pub use text::Text;
+
+use super::{Config, Model};
+use crate::{Error, ErrorKind, Result};
+use registry::Reader;
+
+/// Wrappers that are followed from a file to its language model.
+const MAX_WRAPPERS: usize = 4;
+
+/// What a configuration turned out to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reading {
+    /// A model that the engine serves.
+    Model(Box<Model>),
+    /// A model that the engine would refuse.
+    Refused(Refusal),
+}
+
+/// Every class that [`read`] knows.
+pub fn classes() -> impl Iterator<Item = &'static str> {
+    registry::classes()
+}
+
+/// Reads a model from its configuration, as vLLM 0.32.0 would build it. `name` is what the user called it.
+///
+/// # Errors
+/// If a value in the configuration cannot be used: it says which field, its value and what was expected.
+pub fn read(name: &str, config: &Config) -> Result<Reading> {
+    let class = class_of(config)?;
+    let text = Text::find(&class, config)?;
+    let decoder = match decoder(&text, 0) {
+        Ok(decoder) => decoder,
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return Ok(Reading::Refused(Refusal {
+                architecture: class,
+                reason: error.to_string(),
+            }));
+        }
+        Err(error) => return Err(error),
+    };
+    let optional = |read: Result<u64>, keys: &[&str]| {
+        if keys.iter().any(|key| text.config.get(key).is_some()) {
+            read
+        } else {
+            Ok(0)
+        }
+    };
+    let heads = optional(text.heads(), &["num_attention_heads", "n_head", "n_heads"])?;
+    Ok(Reading::Model(Box::new(Model {
+        name: name.to_owned(),
+        model_type: text.top.str("model_type")?.unwrap_or_default().to_owned(),
+        dtype: text.dtype()?,
+        max_position: text.max_length()?,
+        num_attention_heads: heads,
+        num_kv_heads: match decoder.kv_heads {
+            Some(n) => n,
+            None if heads == 0 => 0,
+            None => text.kv_heads()?,
+        },
+        hidden_size: text.hidden()?,
+        vocab_size: text.vocab()?,
+        architecture: class,
+        layers_path: decoder.layers_path,
+        layers: decoder.layers,
+        outside: decoder.outside,
+        mtp_layers: decoder.mtp_layers,
+    })))
+}
+
+/// The class that a file asks for: the first of `architectures`, else the one of its `model_type`.
+fn class_of(config: &Config) -> Result<String> {
+    if let Some(class) = config.strs("architectures")?.and_then(|list| list.first().copied()) {
+        return Ok(class.to_owned());
+    }
+    let model_type = config.str("model_type")?.unwrap_or_default();
+    defaults::text_class(model_type)?.ok_or_else(|| {
+        Error::input(format!(
+            "{} is missing from the configuration, and model_type {model_type:?} does not tell the class",
+            config.name("architectures")
+        ))
+        .hint("add \"architectures\": [\"LlamaForCausalLM\"] or the class the model's page names")
+    })
+}
+
+/// The decoder of `text.class`, through wrappers.
+fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
+    match registry::reader(&text.class) {
+        Some(Reader::Own(read)) => read(text),
+        Some(Reader::Inner(fixed)) if depth < MAX_WRAPPERS => {
+            let inner = match fixed {
+                Some(class) => class.to_owned(),
+                None => inner_class(text)?,
+            };
+            decoder(&text.inner(&inner)?, depth + 1)
+        }
+        _ => Err(Error::unsupported(refusal::reason(&text.class))),
+    }
+}
+
+/// The class of a wrapper's language model (vLLM 0.32.0, `with_hf_config` in `vllm/config/vllm.py`).
+fn inner_class(text: &Text) -> Result<String> {
+    if let Some(class) = text.config.strs("architectures")?.and_then(|list| list.first().copied()) {
+        return Ok(class.to_owned());
+    }
+    let model_type = text.model_type()?;
+    defaults::text_class(model_type)?.ok_or_else(|| {
+        Error::input(format!(
+            "{} is {model_type:?}, which does not tell the class of the language model",
+            text.config.name("model_type")
+        ))
+    })
+}

@@ -1,0 +1,116 @@
+//! Class defaults: what a key that is missing from `config.json` means to the engine.
+//!
+//! Engines read a configuration through a class of its `model_type`; a key that the file leaves out takes the
+//! class's default, and some keys have a second spelling. The table `data/model_types.tsv` holds both.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::arch::Config;
+use crate::{Error, Result};
+
+/// One line a `model_type`, tab, one JSON object; the file's head says what the fields are and where from.
+const TABLE: &str = include_str!("../../../data/model_types.tsv");
+
+/// Nesting of configurations that is followed (published files use two levels).
+const MAX_DEPTH: u32 = 8;
+
+/// What the class of one `model_type` says.
+#[derive(Debug, Default, Deserialize)]
+struct Class {
+    /// Default value of each field.
+    #[serde(default)]
+    d: Map<String, Value>,
+    /// Second spelling of a field, and the field.
+    #[serde(default)]
+    a: Map<String, Value>,
+    /// Nested configurations and the `model_type` they have unless they say otherwise.
+    #[serde(default)]
+    s: Map<String, Value>,
+    /// Class that generates text.
+    #[serde(default)]
+    c: Option<String>,
+}
+
+fn class(model_type: &str) -> Result<Option<Class>> {
+    static LINES: OnceLock<HashMap<&str, &str>> = OnceLock::new();
+    let lines = LINES.get_or_init(|| {
+        TABLE
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once('\t'))
+            .collect()
+    });
+    let Some(text) = lines.get(model_type) else {
+        return Ok(None);
+    };
+    serde_json::from_str(text)
+        .map(Some)
+        .map_err(|e| Error::input(format!("the table of model types is damaged at {model_type}: {e}")))
+}
+
+/// The class that generates text for this `model_type` (transformers' causal-language-model mapping).
+///
+/// # Errors
+/// If the built-in table is damaged.
+pub(crate) fn text_class(model_type: &str) -> Result<Option<String>> {
+    Ok(class(model_type)?.and_then(|c| c.c))
+}
+
+/// The configuration with every field that its class knows: second spellings resolved, defaults filled in,
+/// nested configurations likewise. `fallback` is the `model_type` where the file names none.
+///
+/// # Errors
+/// If a nested configuration is neither an object nor null, or nesting is deeper than eight levels.
+pub(crate) fn fill(config: &Config, fallback: Option<&str>) -> Result<Config> {
+    fill_level(config, fallback, 0)
+}
+
+fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Config> {
+    if depth > MAX_DEPTH {
+        return Err(Error::input(format!(
+            "{} is nested more than {MAX_DEPTH} configurations deep",
+            config.name("text_config")
+        )));
+    }
+    let model_type = config.str("model_type")?.or(fallback).unwrap_or_default();
+    let mut map = config.map().clone();
+    let Some(class) = class(model_type)? else {
+        return Ok(config.with_map(map));
+    };
+    for (alias, field) in &class.a {
+        if let (Some(value), Some(field)) = (map.get(alias).cloned(), field.as_str()) {
+            map.insert(field.to_owned(), value);
+        }
+    }
+    for (field, value) in &class.d {
+        if !map.contains_key(field) {
+            map.insert(field.clone(), value.clone());
+        }
+    }
+    for (alias, field) in &class.a {
+        if let Some(value) = field.as_str().and_then(|f| map.get(f)).cloned() {
+            map.insert(alias.clone(), value);
+        }
+    }
+    if !map.contains_key("model_type") {
+        map.insert("model_type".to_owned(), Value::from(model_type));
+    }
+    // A configuration that carries its decoder's fields itself (published Qwen2-VL files) is its own text part.
+    let flat = config.get("hidden_size").is_some();
+    for (key, sub_type) in &class.s {
+        let nested = config.sub(key)?;
+        if nested.is_none() && key == "text_config" && flat {
+            let own = config.with_map(config.map().clone()).as_type(sub_type.as_str().unwrap_or_default());
+            map.insert(key.clone(), Value::Object(fill_level(&own, None, depth + 1)?.into_map()));
+            continue;
+        }
+        let nested = nested.unwrap_or_else(|| config.child(key, Map::new()));
+        let nested = fill_level(&nested, sub_type.as_str(), depth + 1)?;
+        map.insert(key.clone(), Value::Object(nested.into_map()));
+    }
+    Ok(config.with_map(map))
+}

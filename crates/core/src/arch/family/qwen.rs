@@ -1,0 +1,64 @@
+//! Dense Qwen models.
+
+use super::dense::{Decoder, Dense, Norm, QkNorm};
+use super::text::{Attend, Text};
+use crate::{Error, Result};
+
+/// Windows of a configuration of the Qwen2 class: it drops the window unless `use_sliding_window` is true, and the
+/// layers from `max_window_layers` on have it (transformers 5.19.0, `configuration_qwen2.py`).
+///
+/// # Errors
+/// If the list of layers is wrong.
+pub(crate) fn windows(t: &Text) -> Result<Vec<Attend>> {
+    let layers = t.layers()?;
+    let window = t.window()?.filter(|_| matches!(t.config.bool("use_sliding_window"), Ok(Some(true))));
+    t.config.bool("use_sliding_window")?;
+    let Some(window) = window else {
+        return Ok(vec![Attend::Full; usize::try_from(layers).unwrap_or(0)]);
+    };
+    if let Some(types) = t.layer_types()? {
+        return Ok(types
+            .iter()
+            .zip(0..layers)
+            .map(|(kind, _)| match *kind {
+                "sliding_attention" => Attend::Sliding(window),
+                _ => Attend::Full,
+            })
+            .collect());
+    }
+    let first = t.config.dim_or("max_window_layers", layers)?;
+    Ok((0..layers)
+        .map(|i| if i >= first { Attend::Sliding(window) } else { Attend::Full })
+        .collect())
+}
+
+/// Qwen2 (vLLM 0.32.0, `qwen2.py`), which takes one window for all layers or none.
+///
+/// # Errors
+/// If a size is missing or out of range, or some layers have a window and others not.
+pub(crate) fn qwen2(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attends = windows(t)?;
+    let first = t.config.dim_or("max_window_layers", 0)?;
+    let layers = t.layers()?;
+    if t.config.flag("use_sliding_window", false)? && t.window()?.is_some() && first > 0 && first < layers {
+        return Err(Error::unsupported(format!(
+            "Sliding window for some but all layers is not supported. This model uses sliding window but \
+             `max_window_layers` = {first} is less than `num_hidden_layers` = {layers}"
+        )));
+    }
+    d.attention.qkv_bias = true;
+    d.build()
+}
+
+/// Qwen3 (vLLM 0.32.0, `qwen3.py`): norms of queries and keys, biases only if `attention_bias`.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn qwen3(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attends = windows(t)?;
+    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.build()
+}

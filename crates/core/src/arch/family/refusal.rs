@@ -1,0 +1,101 @@
+//! Classes that the engine refuses, and the words it refuses them with.
+
+/// Why an engine would not start a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The class it was asked for.
+    pub architecture: String,
+    /// The reason in the engine's terms.
+    pub reason: String,
+}
+
+/// Class and the last version that had it (vLLM 0.32.0, `_PREVIOUSLY_SUPPORTED_MODELS` in
+/// `vllm/model_executor/models/registry.py`).
+const REMOVED: &[(&str, &str)] = &[
+    ("AquilaForCausalLM", "0.24.0"),
+    ("AquilaModel", "0.24.0"),
+    ("ArcticForCausalLM", "0.28.0"),
+    ("AyaVisionForConditionalGeneration", "0.24.0"),
+    ("BaiChuanForCausalLM", "0.23.0"),
+    ("BaichuanForCausalLM", "0.23.0"),
+    ("BambaForCausalLM", "0.23.0"),
+    ("ChameleonForConditionalGeneration", "0.28.0"),
+    ("Cheers", "0.28.0"),
+    ("CheersForConditionalGeneration", "0.28.0"),
+    ("DonutForConditionalGeneration", "0.10.2"),
+    ("Dots1ForCausalLM", "0.23.0"),
+    ("ErnieForSequenceClassification", "0.23.0"),
+    ("ErnieForTokenClassification", "0.23.0"),
+    ("ErnieModel", "0.23.0"),
+    ("Fairseq2LlamaForCausalLM", "0.28.0"),
+    ("FireRedLIDForConditionalGeneration", "0.28.0"),
+    ("FuyuForCausalLM", "0.25.0"),
+    ("GritLM", "0.28.0"),
+    ("Grok1ForCausalLM", "0.24.0"),
+    ("Grok1ModelForCausalLM", "0.24.0"),
+    ("HCXVisionForCausalLM", "0.28.0"),
+    ("InternLM2VEForCausalLM", "0.23.0"),
+    ("InternLMForCausalLM", "0.23.0"),
+    ("JAISLMHeadModel", "0.22.0"),
+    ("MPTForCausalLM", "0.28.0"),
+    ("MantisForConditionalGeneration", "0.24.0"),
+    ("MiniMaxForCausalLM", "0.23.0"),
+    ("MiniMaxM1ForCausalLM", "0.23.0"),
+    ("MiniMaxText01ForCausalLM", "0.23.0"),
+    ("MiniMaxVL01ForConditionalGeneration", "0.23.0"),
+    ("MllamaForConditionalGeneration", "0.10.2"),
+    ("MotifForCausalLM", "0.10.2"),
+    ("MptForCausalLM", "0.28.0"),
+    ("MusicFlamingoForConditionalGeneration", "0.24.0"),
+    ("OuroForCausalLM", "0.26.0"),
+    ("PersimmonForCausalLM", "0.25.0"),
+    ("Phi3SmallForCausalLM", "0.9.2"),
+    ("Phi4FlashForCausalLM", "0.10.2"),
+    ("Phi4MultimodalForCausalLM", "0.12.0"),
+    ("Plamo2ForCausalLM", "0.26.0"),
+    ("QWenLMHeadModel", "0.23.0"),
+    ("QwenVLForConditionalGeneration", "0.23.0"),
+    ("RWForCausalLM", "0.28.0"),
+    ("StableLMEpochForCausalLM", "0.28.0"),
+    ("Tarsier2ForConditionalGeneration", "0.23.0"),
+    ("TarsierForConditionalGeneration", "0.24.0"),
+    ("TeleChatForCausalLM", "0.25.0"),
+    ("XverseForCausalLM", "0.23.0"),
+];
+
+/// Classes that moved to a plug-in (vLLM 0.32.0, `_OOT_SUPPORTED_MODELS`).
+const PLUGIN: &[(&str, &str)] = &[
+    ("BartForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
+    ("Florence2ForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
+    ("MBartForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
+    ("Nemotron3_5AsrForRNNT", "https://github.com/Sohaib-Ahmed21/vllm-nemotron-asr-plugin"),
+];
+
+/// Classes for which vLLM 0.32.0 turns to its generic backend, which then cannot run them, and why.
+const NOT_DISPATCHED: &[(&str, &str)] = &[
+    ("BambaForCausalLM", "layer 0 (linear_attention) does not go through the Transformers attention interface"),
+    ("BartForCausalLM", "its decoder takes no position_ids"),
+    ("BartForConditionalGeneration", "its decoder takes no position_ids"),
+    ("DiffLlamaForCausalLM", "layer 0 does not go through the Transformers attention interface"),
+    ("MiniMaxForCausalLM", "layer 1 (linear_attention) does not go through the Transformers attention interface"),
+    ("RecurrentGemmaForCausalLM", "layer 0 does not go through the Transformers attention interface"),
+    ("T5ForConditionalGeneration", "its decoder takes no position_ids"),
+    ("ZambaForCausalLM", "layer 0 (linear_attention) does not go through the Transformers attention interface"),
+    ("xLSTMForCausalLM", "its decoder takes no position_ids"),
+];
+
+/// Why vLLM 0.32.0 refuses a class that has no reader.
+pub(crate) fn reason(class: &str) -> String {
+    if let Some((_, why)) = NOT_DISPATCHED.iter().find(|(name, _)| *name == class) {
+        return format!("the generic Transformers backend, which vLLM uses for {class}, cannot run it: {why}");
+    }
+    if let Some((_, version)) = REMOVED.iter().find(|(name, _)| *name == class) {
+        return format!(
+            "Model architecture {class} was supported in vLLM until v{version}, and is not supported anymore"
+        );
+    }
+    if let Some((_, url)) = PLUGIN.iter().find(|(name, _)| *name == class) {
+        return format!("Model architecture {class} is not supported in-tree anymore; the plug-in {url} has it");
+    }
+    format!("Model architectures ['{class}'] are not supported for now")
+}
