@@ -86,54 +86,86 @@ pub enum CacheKind {
     Cross(Heads),
 }
 
-/// A recurrent layer's state tensors, before tensor parallelism.
+/// A recurrent layer's state tensors, before tensor parallelism. Element types are `None` where they follow the
+/// model's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Mamba-1: conv `(kernel-1, inner)`, ssm `(inner, state)`.
     Mamba1 {
+        /// Channels.
         inner: u64,
+        /// State elements a channel.
         state: u64,
+        /// Taps of the convolution.
         kernel: u64,
+        /// Element type of the convolution's state.
         conv: Option<Dtype>,
+        /// Element type of the recurrent state.
         ssm: Option<Dtype>,
     },
     /// Mamba-2: conv `(kernel-1, inner + 2*groups*state)`, ssm `(heads, head_dim, state)`.
     Mamba2 {
+        /// Channels.
         inner: u64,
+        /// Groups that share input and output matrices; more ranks than groups replicate them.
         groups: u64,
+        /// State heads.
         heads: u64,
+        /// Channels a head.
         head_dim: u64,
+        /// State elements a channel.
         state: u64,
+        /// Taps of the convolution.
         kernel: u64,
+        /// Element type of the convolution's state.
         conv: Option<Dtype>,
+        /// Element type of the recurrent state.
         ssm: Option<Dtype>,
     },
     /// Gated delta net: conv `(kernel-1, 2*k_heads*k_dim + v_heads*v_dim)`, state `(v_heads, v_dim, k_dim)`.
     GatedDelta {
+        /// Key (and query) heads.
         k_heads: u64,
+        /// Value heads.
         v_heads: u64,
+        /// Elements of a key head.
         k_dim: u64,
+        /// Elements of a value head.
         v_dim: u64,
+        /// Taps of the convolution.
         kernel: u64,
+        /// Element type of the convolution's state.
         conv: Option<Dtype>,
+        /// Element type of the recurrent state.
         ssm: Option<Dtype>,
     },
     /// Kimi delta attention: conv `(kernel-1, 3*heads*dim)`, state `(heads, dim, dim)`, the second float32 by default.
     Kda {
+        /// Heads.
         heads: u64,
+        /// Elements of a head.
         dim: u64,
+        /// Taps of the convolution.
         kernel: u64,
-        /// Whether the model's own kernel exports a checkpoint inside a prefill (Kimi-K3, GLM-5-Next; not Kimi-Linear).
-        checkpoint: bool,
+        /// Element type of the convolution's state.
         conv: Option<Dtype>,
+        /// Element type of the recurrent state.
         ssm: Option<Dtype>,
     },
     /// Lightning (linear) attention: one tensor `(heads, dim, dim)`.
     Linear {
+        /// Heads.
         heads: u64,
+        /// Elements of a head.
         dim: u64,
+        /// Element type of the state.
         dtype: Option<Dtype>,
     },
     /// Short convolution: `(kernel-1, hidden)`.
-    ShortConv { hidden: u64, kernel: u64 },
+    ShortConv {
+        /// Channels.
+        hidden: u64,
+        /// Taps of the convolution.
+        kernel: u64,
+    },
 }

@@ -47,9 +47,11 @@ fn class(model_type: &str) -> Result<Option<Class>> {
     let Some(text) = lines.get(model_type) else {
         return Ok(None);
     };
-    serde_json::from_str(text)
-        .map(Some)
-        .map_err(|e| Error::input(format!("the table of model types is damaged at {model_type}: {e}")))
+    serde_json::from_str(text).map(Some).map_err(|e| {
+        Error::input(format!(
+            "the table of model types is damaged at {model_type}: {e}"
+        ))
+    })
 }
 
 /// The class that generates text for this `model_type` (transformers' causal-language-model mapping).
@@ -104,8 +106,13 @@ fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Con
     for (key, sub_type) in &class.s {
         let nested = config.sub(key)?;
         if nested.is_none() && key == "text_config" && flat {
-            let own = config.with_map(config.map().clone()).as_type(sub_type.as_str().unwrap_or_default());
-            map.insert(key.clone(), Value::Object(fill_level(&own, None, depth + 1)?.into_map()));
+            let own = config
+                .with_map(config.map().clone())
+                .as_type(sub_type.as_str().unwrap_or_default());
+            map.insert(
+                key.clone(),
+                Value::Object(fill_level(&own, None, depth + 1)?.into_map()),
+            );
             continue;
         }
         let nested = nested.unwrap_or_else(|| config.child(key, Map::new()));

@@ -84,7 +84,10 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
 
 /// The class that a file asks for: the first of `architectures`, else the one of its `model_type`.
 fn class_of(config: &Config) -> Result<String> {
-    if let Some(class) = config.strs("architectures")?.and_then(|list| list.first().copied()) {
+    if let Some(class) = config
+        .strs("architectures")?
+        .and_then(|list| list.first().copied())
+    {
         return Ok(class.to_owned());
     }
     let model_type = config.str("model_type")?.unwrap_or_default();
@@ -114,7 +117,11 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
 
 /// The class of a wrapper's language model (vLLM 0.32.0, `with_hf_config` in `vllm/config/vllm.py`).
 fn inner_class(text: &Text) -> Result<String> {
-    if let Some(class) = text.config.strs("architectures")?.and_then(|list| list.first().copied()) {
+    if let Some(class) = text
+        .config
+        .strs("architectures")?
+        .and_then(|list| list.first().copied())
+    {
         return Ok(class.to_owned());
     }
     let model_type = text.model_type()?;

@@ -11,7 +11,9 @@ use crate::{Error, Result};
 /// If the list of layers is wrong.
 pub(crate) fn windows(t: &Text) -> Result<Vec<Attend>> {
     let layers = t.layers()?;
-    let window = t.window()?.filter(|_| matches!(t.config.bool("use_sliding_window"), Ok(Some(true))));
+    let window = t
+        .window()?
+        .filter(|_| matches!(t.config.bool("use_sliding_window"), Ok(Some(true))));
     t.config.bool("use_sliding_window")?;
     let Some(window) = window else {
         return Ok(vec![Attend::Full; usize::try_from(layers).unwrap_or(0)]);
@@ -28,7 +30,13 @@ pub(crate) fn windows(t: &Text) -> Result<Vec<Attend>> {
     }
     let first = t.config.dim_or("max_window_layers", layers)?;
     Ok((0..layers)
-        .map(|i| if i >= first { Attend::Sliding(window) } else { Attend::Full })
+        .map(|i| {
+            if i >= first {
+                Attend::Sliding(window)
+            } else {
+                Attend::Full
+            }
+        })
         .collect())
 }
 

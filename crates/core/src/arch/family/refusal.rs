@@ -65,29 +65,61 @@ const REMOVED: &[(&str, &str)] = &[
 
 /// Classes that moved to a plug-in (vLLM 0.32.0, `_OOT_SUPPORTED_MODELS`).
 const PLUGIN: &[(&str, &str)] = &[
-    ("BartForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
-    ("Florence2ForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
-    ("MBartForConditionalGeneration", "https://github.com/vllm-project/bart-plugin"),
-    ("Nemotron3_5AsrForRNNT", "https://github.com/Sohaib-Ahmed21/vllm-nemotron-asr-plugin"),
+    (
+        "BartForConditionalGeneration",
+        "https://github.com/vllm-project/bart-plugin",
+    ),
+    (
+        "Florence2ForConditionalGeneration",
+        "https://github.com/vllm-project/bart-plugin",
+    ),
+    (
+        "MBartForConditionalGeneration",
+        "https://github.com/vllm-project/bart-plugin",
+    ),
+    (
+        "Nemotron3_5AsrForRNNT",
+        "https://github.com/Sohaib-Ahmed21/vllm-nemotron-asr-plugin",
+    ),
 ];
 
 /// Classes for which vLLM 0.32.0 turns to its generic backend, which then cannot run them, and why.
 const NOT_DISPATCHED: &[(&str, &str)] = &[
-    ("BambaForCausalLM", "layer 0 (linear_attention) does not go through the Transformers attention interface"),
+    (
+        "BambaForCausalLM",
+        "layer 0 (linear_attention) does not go through the Transformers attention interface",
+    ),
     ("BartForCausalLM", "its decoder takes no position_ids"),
-    ("BartForConditionalGeneration", "its decoder takes no position_ids"),
-    ("DiffLlamaForCausalLM", "layer 0 does not go through the Transformers attention interface"),
-    ("MiniMaxForCausalLM", "layer 1 (linear_attention) does not go through the Transformers attention interface"),
-    ("RecurrentGemmaForCausalLM", "layer 0 does not go through the Transformers attention interface"),
+    (
+        "BartForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    (
+        "DiffLlamaForCausalLM",
+        "layer 0 does not go through the Transformers attention interface",
+    ),
+    (
+        "MiniMaxForCausalLM",
+        "layer 1 (linear_attention) does not go through the Transformers attention interface",
+    ),
+    (
+        "RecurrentGemmaForCausalLM",
+        "layer 0 does not go through the Transformers attention interface",
+    ),
     ("T5ForConditionalGeneration", "its decoder takes no position_ids"),
-    ("ZambaForCausalLM", "layer 0 (linear_attention) does not go through the Transformers attention interface"),
+    (
+        "ZambaForCausalLM",
+        "layer 0 (linear_attention) does not go through the Transformers attention interface",
+    ),
     ("xLSTMForCausalLM", "its decoder takes no position_ids"),
 ];
 
 /// Why vLLM 0.32.0 refuses a class that has no reader.
 pub(crate) fn reason(class: &str) -> String {
     if let Some((_, why)) = NOT_DISPATCHED.iter().find(|(name, _)| *name == class) {
-        return format!("the generic Transformers backend, which vLLM uses for {class}, cannot run it: {why}");
+        return format!(
+            "the generic Transformers backend, which vLLM uses for {class}, cannot run it: {why}"
+        );
     }
     if let Some((_, version)) = REMOVED.iter().find(|(name, _)| *name == class) {
         return format!(
@@ -95,7 +127,9 @@ pub(crate) fn reason(class: &str) -> String {
         );
     }
     if let Some((_, url)) = PLUGIN.iter().find(|(name, _)| *name == class) {
-        return format!("Model architecture {class} is not supported in-tree anymore; the plug-in {url} has it");
+        return format!(
+            "Model architecture {class} is not supported in-tree anymore; the plug-in {url} has it"
+        );
     }
     format!("Model architectures ['{class}'] are not supported for now")
 }

@@ -31,7 +31,10 @@ const ROWS: &[(&[&str], Reader)] = &[
         ],
         Own(llama::llama),
     ),
-    (&["MistralForCausalLM", "Ministral3ForCausalLM"], Own(llama::llama)),
+    (
+        &["MistralForCausalLM", "Ministral3ForCausalLM"],
+        Own(llama::llama),
+    ),
     (&["Qwen2ForCausalLM"], Own(qwen::qwen2)),
     (&["Qwen3ForCausalLM"], Own(qwen::qwen3)),
     (
@@ -43,7 +46,10 @@ const ROWS: &[(&[&str], Reader)] = &[
         ],
         Inner(None),
     ),
-    (&["Qwen2_5_VLForConditionalGeneration"], Inner(Some("Qwen2ForCausalLM"))),
+    (
+        &["Qwen2_5_VLForConditionalGeneration"],
+        Inner(Some("Qwen2ForCausalLM")),
+    ),
 ];
 
 /// The reader of a class.

@@ -122,7 +122,10 @@ impl Text {
     pub fn count_of_layers(&self, keys: &[&str]) -> Result<u64> {
         let n = self.first_dim(keys)?;
         if n > MAX_LAYERS {
-            let key = keys.iter().find(|k| self.config.get(k).is_some()).unwrap_or(&keys[0]);
+            let key = keys
+                .iter()
+                .find(|k| self.config.get(k).is_some())
+                .unwrap_or(&keys[0]);
             return Err(Error::input(format!(
                 "{} is {n}, more than the {MAX_LAYERS} layers that are read",
                 self.config.name(key)
@@ -338,7 +341,10 @@ impl Text {
                 let original = self.config.u64("original_max_position_embeddings")?;
                 return Ok(Some(original.unwrap_or(length)));
             }
-            if !matches!(kind, "su" | "llama3" | "yarn" | "deepseek_yarn" | "deepseek_llama_scaling") {
+            if !matches!(
+                kind,
+                "su" | "llama3" | "yarn" | "deepseek_yarn" | "deepseek_llama_scaling"
+            ) {
                 factor = part.f64("factor")?.unwrap_or(factor);
             }
         }
@@ -347,7 +353,11 @@ impl Text {
 
     /// The rotary embedding's settings, one object a kind of layer.
     fn rope_parameters(&self) -> Result<Vec<Config>> {
-        let Some(rope) = self.config.sub("rope_parameters")?.or(self.config.sub("rope_scaling")?) else {
+        let Some(rope) = self
+            .config
+            .sub("rope_parameters")?
+            .or(self.config.sub("rope_scaling")?)
+        else {
             return Ok(Vec::new());
         };
         let nested: Vec<Config> = rope
