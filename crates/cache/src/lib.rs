@@ -1,6 +1,7 @@
 //! KV cache structures of LLM inference engines, as a library to embed.
 
 pub mod error;
+pub mod policy;
 pub mod radix;
 pub mod store;
 
