@@ -108,6 +108,11 @@ pub(super) struct Node {
     pub hash: u64,
 }
 
+const _: () = assert!(
+    size_of::<Node>() == 88,
+    "the module's documentation states this size"
+);
+
 /// A prefix tree from token sequences to KV slots with SGLang's rules. See the [module](super) for an example.
 #[derive(Debug, Clone)]
 pub struct RadixTree<T> {
