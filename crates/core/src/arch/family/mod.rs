@@ -3,12 +3,21 @@
 //! A row of [`registry`] names the classes and the function that reads them. [`Text`] finds the language model's
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
+mod deepseek;
 pub(crate) mod defaults;
 pub mod dense;
 mod llama;
+mod llama4;
+mod mimo_v2;
+mod minimax;
+mod mixtral;
+pub mod mla;
+pub mod moe;
 mod qwen;
 mod refusal;
 mod registry;
+mod shared_moe;
+mod step;
 pub mod text;
 
 pub use dense::Decoder;

@@ -1,0 +1,261 @@
+//! DeepSeek and the models that follow its design: latent attention, shared and routed experts.
+
+use super::dense::{Attention, Decoder, Dense, Mlp, TWO_NORMS};
+use super::mla::{Mla, indexed_layers};
+use super::moe::{Moe, after_dense, experts, top_k};
+use super::text::{Attend, Text};
+use crate::Result;
+use crate::arch::{Layer, Role, Weight};
+
+/// Routed and shared experts as DeepSeek's configuration names them.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn experts_of(t: &Text) -> Result<Moe> {
+    let moe = Moe::read(t, "mlp")?;
+    let shared = moe.width * t.config.dim_or("n_shared_experts", 0)?;
+    let corrected = t.config.str("topk_method")? == Some("noaux_tc");
+    let moe = moe.shared("mlp.shared_experts", shared);
+    Ok(if corrected {
+        moe.corrected("gate.e_score_correction_bias")
+    } else {
+        moe
+    })
+}
+
+/// A decoder of latent attention; `moe` in the layers that `sparse` marks.
+pub(crate) fn latent(
+    t: &Text,
+    mla: &Mla,
+    norms: &'static [&'static str],
+    moe: Option<&Moe>,
+    sparse: &[bool],
+) -> Result<Decoder> {
+    let indexed = indexed_layers(t)?;
+    let mut d = plain(t)?;
+    d.norms = norms;
+    let hidden = d.hidden;
+    let mut decoder = d.build_with(|i, layer| {
+        let indexed = indexed.get(i).copied().unwrap_or(false);
+        let norms: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
+        layer.caches = mla.caches(indexed);
+        layer.weights = mla.weights(hidden, indexed);
+        layer.weights.extend(norms);
+        match moe {
+            Some(moe) if sparse.get(i).copied().unwrap_or(true) => layer.weights.extend(moe.weights(hidden)),
+            _ => layer.weights.extend(d.mlp.weights(hidden)),
+        }
+        Ok(())
+    })?;
+    decoder.mtp_layers = t.config.dim_or("num_nextn_predict_layers", 0)?;
+    decoder.kv_heads = Some(1);
+    Ok(decoder)
+}
+
+/// Embedding, norms and dense part of a latent decoder, whose attention is put in afterwards.
+fn plain(t: &Text) -> Result<Dense> {
+    let attention = Attention {
+        path: "self_attn",
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 1,
+        head_dim_v: 1,
+        qkv_bias: false,
+        o_bias: false,
+        qk_norm: super::dense::QkNorm::None,
+        follows_kv_dtype: true,
+    };
+    Ok(Dense {
+        hidden: t.hidden()?,
+        attends: vec![Attend::Full; usize::try_from(t.layers()?).unwrap_or(0)],
+        attention,
+        mlp: Mlp::gated(t.intermediate()?),
+        norms: TWO_NORMS,
+        norm: super::dense::Norm::Scale,
+        ends: super::dense::Ends::read(t)?,
+        layers_path: "model.layers",
+    })
+}
+
+/// DeepSeek V1: ordinary attention (vLLM 0.32.0, `DeepseekAttention` in `deepseek_v2.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn v1(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    match t.config.get("n_routed_experts") {
+        None => d.build(),
+        Some(_) => d.build_moe(&experts_of(t)?, &after_dense(t, 0)?),
+    }
+}
+
+/// DeepSeek V2, V3 and V3.2 (vLLM 0.32.0, `deepseek_v2.py`); small relatives without a latent use V1's attention.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn v2(t: &Text) -> Result<Decoder> {
+    let nope = t.config.dim_or("qk_nope_head_dim", 0)?;
+    let rope = t.config.dim_or("qk_rope_head_dim", 0)?;
+    if t.model_type()? == "deepseek" || nope + rope == 0 {
+        return v1(t);
+    }
+    let mla = Mla::read(t)?;
+    match t.config.get("n_routed_experts") {
+        None => latent(t, &mla, TWO_NORMS, None, &[]),
+        Some(_) => latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?),
+    }
+}
+
+/// A.X-K1: DeepSeek with a norm after the feed-forward part (vLLM 0.32.0, `AXK1.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn axk1(t: &Text) -> Result<Decoder> {
+    const NORMS: &[&str] = &[
+        "input_layernorm",
+        "post_attention_layernorm",
+        "post_mlp_layernorm",
+    ];
+    latent(
+        t,
+        &Mla::read(t)?,
+        NORMS,
+        Some(&experts_of(t)?),
+        &after_dense(t, 0)?,
+    )
+}
+
+/// GLM-4.7-Flash: DeepSeek's attention with GLM-4.5's experts (vLLM 0.32.0, `glm4_moe_lite.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn glm4_lite(t: &Text) -> Result<Decoder> {
+    let moe = experts_of(t)?
+        .f32_router()
+        .corrected("gate.e_score_correction_bias");
+    latent(t, &Mla::read(t)?, TWO_NORMS, Some(&moe), &after_dense(t, 0)?)
+}
+
+/// Pangu Ultra MoE and Pangu Embedded's relatives with a latent (vLLM 0.32.0, `openpangu.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn pangu_ultra(t: &Text) -> Result<Decoder> {
+    const SANDWICH: &[&str] = &[
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_mlp_layernorm",
+        "post_mlp_layernorm",
+    ];
+    let mut moe = experts_of(t)?;
+    moe.correction = t
+        .config
+        .flag("router_enable_expert_bias", false)?
+        .then_some("gate.e_score_correction_bias");
+    let norms = if t.config.flag("sandwich_norm", false)? {
+        SANDWICH
+    } else {
+        TWO_NORMS
+    };
+    latent(t, &Mla::read(t)?, norms, Some(&moe), &after_dense(t, 0)?)
+}
+
+/// Sarvam's latent model: the two first projections stay apart (vLLM 0.32.0, `sarvam.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn sarvam(t: &Text) -> Result<Decoder> {
+    let mut mla = Mla::read(t)?;
+    mla.fused_a = false;
+    let mut moe = Moe::read(t, "mlp")?;
+    let width = t
+        .config
+        .dim_or("moe_shared_expert_intermediate_size", moe.width)?;
+    moe = moe.shared(
+        "mlp.shared_experts",
+        width * t.config.dim_or("num_shared_experts", 1)?,
+    );
+    if t.config.flag("moe_router_enable_expert_bias", true)? {
+        moe = moe.corrected("gate.e_score_correction_bias");
+    }
+    latent(t, &mla, TWO_NORMS, Some(&moe), &after_dense(t, 1)?)
+}
+
+/// Dense latent models of the generic backend (Youtu).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn dense_latent(t: &Text) -> Result<Decoder> {
+    latent(t, &Mla::read(t)?, TWO_NORMS, None, &[])
+}
+
+/// Latent models with experts that the generic backend builds (Mistral-4, A.X-K2).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn generic_latent(t: &Text) -> Result<Decoder> {
+    let mut mla = Mla::read(t)?;
+    // The generic backend does not build an indexer of its own.
+    mla.indexer = None;
+    latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?)
+}
+
+/// LongCat-Flash: two attentions and two dense parts a layer beside one mixture of experts, whose zero experts
+/// have no weights but a place in the router (vLLM 0.32.0, `longcat_flash.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn longcat(t: &Text) -> Result<Decoder> {
+    let count = match t.config.get("num_layers") {
+        Some(_) => t.count_of_layers(&["num_layers"])?,
+        None => t.layers()? / 2,
+    };
+    let hidden = t.hidden()?;
+    let width = t.first_dim(&["ffn_hidden_size", "intermediate_size"])?;
+    let expert_width = t.first_dim(&["expert_ffn_hidden_size", "moe_intermediate_size"])?;
+    let zero = t.config.dim_or("zero_expert_num", 0)?;
+    let moe = Moe::new("mlp", experts(t)?, top_k(t)?, expert_width);
+    let mut layer = Layer::default();
+    for (attention, mlp) in [("self_attn.0", "mlps.0"), ("self_attn.1", "mlps.1")] {
+        let mla = Mla {
+            path: attention,
+            ..Mla::read(t)?
+        };
+        layer.caches.extend(mla.caches(false));
+        layer.weights.extend(mla.weights(hidden, false));
+        layer.weights.extend(
+            Mlp {
+                path: mlp,
+                width,
+                gated: true,
+                bias: false,
+            }
+            .weights(hidden),
+        );
+    }
+    layer
+        .weights
+        .push(Weight::norm("input_layernorm", hidden).times(2));
+    layer
+        .weights
+        .push(Weight::norm("post_attention_layernorm", hidden).times(2));
+    let f32 = crate::dtype::Dtype::F32;
+    let rows = moe.experts + zero;
+    let router = Weight::replicated("mlp.router.classifier", Role::Router, hidden, &[rows]);
+    layer.weights.push(router.of(f32).unquantized());
+    let correction = Weight::tensor("mlp.router.e_score_correction_bias", Role::Router, &[rows], None);
+    layer.weights.push(correction.of(f32));
+    layer
+        .weights
+        .extend(moe.weights(hidden).into_iter().filter(|w| w.role != Role::Router));
+    let ends = super::dense::Ends::read(t)?;
+    Ok(Decoder {
+        layers_path: "model.layers".to_owned(),
+        layers: vec![layer; usize::try_from(count).unwrap_or(0)],
+        outside: ends.outside(hidden),
+        kv_heads: Some(1),
+        ..Decoder::default()
+    })
+}

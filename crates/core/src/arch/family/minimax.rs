@@ -1,0 +1,111 @@
+//! MiniMax-M2 and M3.
+
+use super::dense::{Decoder, Dense, Norm, QkNorm};
+use super::moe::{Moe, experts, sparse_layers, top_k};
+use super::text::{Attend, Text};
+use crate::Result;
+use crate::arch::{Cache, CacheKind, Op, Part, Role, Weight};
+
+/// MiniMax-M2 (vLLM 0.32.0, `minimax_m2.py`): float32 router, norms over whole queries and keys.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn m2(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    d.attention.qk_norm = QkNorm::Split(Norm::Scale);
+    let mut moe = Moe::new("block_sparse_moe", experts(t)?, top_k(t)?, t.intermediate()?).f32_router();
+    if t.config.flag("use_routing_bias", false)? {
+        moe = moe.corrected("e_score_correction_bias");
+    }
+    d.build_moe(&moe, &[])
+}
+
+/// MiniMax-M3 (vLLM 0.32.0, `vllm/models/minimax_m3/nvidia/model.py`): most layers hold an indexer whose heads are
+/// fused in the projection of queries, keys and values and whose key cache stays in the model's element type.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn m3(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::with_mlp(
+        t,
+        super::dense::Mlp::gated(t.config.dim("dense_intermediate_size")?),
+    )?;
+    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    let mut moe = Moe::new("block_sparse_moe", experts(t)?, top_k(t)?, t.intermediate()?).f32_router();
+    if t.config.flag("use_routing_bias", false)? {
+        moe = moe.corrected("e_score_correction_bias");
+    }
+    let shared = t.config.dim_or("shared_intermediate_size", moe.width)?;
+    let moe = moe.shared(
+        "block_sparse_moe.shared_experts",
+        shared * t.config.dim_or("n_shared_experts", 0)?,
+    );
+    let listed = t.config.u64s("moe_layer_freq")?;
+    let at = |list: &Option<Vec<u64>>, i: u64, missing: bool| {
+        list.as_ref().map_or(missing, |l| {
+            usize::try_from(i)
+                .ok()
+                .and_then(|i| l.get(i))
+                .is_some_and(|&n| n != 0)
+        })
+    };
+    let sparse = sparse_layers(t, |i| at(&listed, i, true))?;
+    let index = t.config.sub("sparse_attention_config")?;
+    let (index_dim, index_heads, index_layers) = match &index {
+        None => (0, 0, None),
+        Some(c) => (
+            c.dim("sparse_index_dim")?,
+            c.dim("sparse_num_index_heads")?,
+            c.u64s("sparse_attention_freq")?,
+        ),
+    };
+    let a = d.attention.clone();
+    d.build_with(|i, layer| {
+        if index_dim > 0 && at(&index_layers, i as u64, false) {
+            layer.caches.push(Cache {
+                name: "self_attn.indexer.index_cache".to_owned(),
+                // 16 bits an element, whatever --kv-cache-dtype says.
+                kind: CacheKind::Indexer {
+                    bytes_per_token: 2 * index_dim,
+                },
+            });
+            for w in &mut layer.weights {
+                if matches!(w.op, Op::Qkv { .. }) {
+                    let outputs = vec![
+                        Part::Even(a.heads * a.head_dim),
+                        Part::Groups {
+                            units: a.kv_heads,
+                            width: a.head_dim,
+                        },
+                        Part::Groups {
+                            units: a.kv_heads,
+                            width: a.head_dim_v,
+                        },
+                        Part::Groups {
+                            units: index_heads,
+                            width: index_dim,
+                        },
+                        Part::Whole(index_dim),
+                    ];
+                    *w = Weight::parts("self_attn.qkv_proj", Role::Attention, d.hidden, outputs);
+                }
+            }
+            layer
+                .weights
+                .push(Weight::norm("self_attn.index_q_norm", index_dim));
+            layer
+                .weights
+                .push(Weight::norm("self_attn.index_k_norm", index_dim));
+        }
+        let sparse = sparse.get(i).copied().unwrap_or(true);
+        layer.weights.extend(if sparse {
+            moe.weights(d.hidden)
+        } else {
+            d.mlp.weights(d.hidden)
+        });
+        Ok(())
+    })
+}
