@@ -108,6 +108,23 @@ pub(crate) fn v2(t: &Text) -> Result<Decoder> {
     }
 }
 
+/// DeepSeek-VL2 (vLLM 0.32.0, `deepseek_vl2.py`): two vectors between image tiles count to the language model.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn vl2(t: &Text) -> Result<Decoder> {
+    let mut decoder = v2(t)?;
+    let hidden = t.hidden()?;
+    let names = ["image_newline", "view_separator"];
+    let vectors = names
+        .map(|n| Weight::tensor(n, Role::Embedding, &[hidden], None))
+        .to_vec();
+    decoder
+        .outside
+        .push(super::dense::part(crate::arch::Place::Every, vectors));
+    Ok(decoder)
+}
+
 /// A.X-K1: DeepSeek with a norm after the feed-forward part (vLLM 0.32.0, `AXK1.py`).
 ///
 /// # Errors
@@ -118,13 +135,8 @@ pub(crate) fn axk1(t: &Text) -> Result<Decoder> {
         "post_attention_layernorm",
         "post_mlp_layernorm",
     ];
-    latent(
-        t,
-        &Mla::read(t)?,
-        NORMS,
-        Some(&experts_of(t)?),
-        &after_dense(t, 0)?,
-    )
+    let moe = experts_of(t)?.corrected("gate.e_score_correction_bias");
+    latent(t, &Mla::read(t)?, NORMS, Some(&moe), &after_dense(t, 0)?)
 }
 
 /// GLM-4.7-Flash: DeepSeek's attention with GLM-4.5's experts (vLLM 0.32.0, `glm4_moe_lite.py`).

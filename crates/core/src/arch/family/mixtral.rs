@@ -72,7 +72,7 @@ pub(crate) fn phimoe(t: &Text) -> Result<Decoder> {
 /// If a size is missing or out of range.
 pub(crate) fn olmoe(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
-    d.attention.qk_norm = QkNorm::Split(Norm::Scale);
+    d.attention.qk_norm = QkNorm::Whole(Norm::Scale);
     d.build_moe(&everywhere(t, "mlp")?, &[])
 }
 

@@ -17,6 +17,7 @@ mod qwen;
 mod refusal;
 mod registry;
 mod shared_moe;
+mod stages;
 mod step;
 pub mod text;
 
@@ -112,7 +113,11 @@ fn class_of(config: &Config) -> Result<String> {
 /// The decoder of `text.class`, through wrappers.
 fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
     match registry::reader(&text.class) {
-        Some(Reader::Own(read)) => read(text),
+        Some(Reader::Own(read)) => {
+            let mut decoder = read(text)?;
+            stages::place(&text.class, &mut decoder);
+            Ok(decoder)
+        }
         Some(Reader::Inner(fixed)) if depth < MAX_WRAPPERS => {
             let inner = match fixed {
                 Some(class) => class.to_owned(),

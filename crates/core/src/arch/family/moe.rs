@@ -161,18 +161,23 @@ pub fn experts(t: &Text) -> Result<u64> {
     ])
 }
 
-/// Experts that one token uses, under any of the names that configurations use.
+/// Experts that one token uses, under any of the names that configurations use; 0 where the file does not say
+/// (the engine builds such a model, sizes do not depend on it).
 ///
 /// # Errors
-/// If it is missing, zero or out of range.
+/// If it is out of range.
 pub fn top_k(t: &Text) -> Result<u64> {
-    t.first_dim(&[
+    const KEYS: [&str; 5] = [
         "num_experts_per_tok",
         "num_experts_per_token",
         "moe_top_k",
         "moe_k",
         "moe_topk",
-    ])
+    ];
+    match KEYS.iter().find(|key| t.config.get(key).is_some()) {
+        Some(key) => t.config.dim_or(key, 0),
+        None => Ok(0),
+    }
 }
 
 /// Whether each layer has experts, by a rule over the layer's number.

@@ -38,7 +38,8 @@ pub(crate) fn glm4(t: &Text) -> Result<Decoder> {
 pub(crate) fn solar_open(t: &Text) -> Result<Decoder> {
     let mut d = with_optional_mlp(t)?;
     d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
-    d.build_moe(&experts_of(t)?.corrected(CORRECTION), &after_dense(t, 0)?)
+    // The generic backend keeps the correction as a buffer, which is no parameter.
+    d.build_moe(&experts_of(t)?, &after_dense(t, 0)?)
 }
 
 /// ERNIE 4.5 (vLLM 0.32.0, `ernie45_moe.py`).
