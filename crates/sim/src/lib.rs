@@ -1,3 +1,4 @@
 //! kvwise-sim
 
+pub mod demo;
 pub mod sched;
