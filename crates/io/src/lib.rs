@@ -1,3 +1,4 @@
 //! Everything of kvwise that touches files and sockets.
 
 pub mod atomic;
+pub mod trace;

@@ -1,4 +1,7 @@
-//! kvwise-sim
+//! Deterministic replay, hit-rate curves and simulation of LLM serving.
+//!
+//! Everything here is a pure function of its arguments: no clock, file, socket or thread-dependent order.
 
 pub mod demo;
 pub mod sched;
+pub mod trace;

@@ -1,0 +1,239 @@
+//! Reads request traces: detection of the format, decompression, errors with line numbers.
+//!
+//! [`open`] takes a file, a folder or `-` and answers a [`Trace`]. Files may be plain, gzip or zstd, whatever their
+//! names end in. Memory: a trace of hash ids takes about 50 bytes a request and 12 a distinct block, one of tokens 4
+//! bytes a token; [`ReadOptions::max_memory_bytes`] stops a trace that would need more.
+//!
+//! ```no_run
+//! use kvwise_io::trace::{ReadOptions, open};
+//!
+//! let loaded = open("conversation_trace.jsonl.zst".as_ref(), &ReadOptions::default())?;
+//! println!("{} requests", loaded.trace.len());
+//! # Ok::<(), kvwise_core::Error>(())
+//! ```
+
+pub mod json;
+mod jsonl;
+mod source;
+
+use std::fmt;
+use std::path::Path;
+
+use kvwise_core::{Error, Result};
+use kvwise_sim::trace::{IdMeaning, Trace, TraceBuilder, TraceFormat};
+
+pub use source::Source;
+
+/// How to read a trace.
+#[derive(Clone, Copy)]
+pub struct ReadOptions<'a> {
+    /// The format; detected from the content if `None`.
+    pub format: Option<TraceFormat>,
+    /// Tokens a hash id stands for; by default what the format says (Mooncake and `tokens` 512, Bailian 16).
+    pub hash_block_tokens: Option<u32>,
+    /// Leave out unreadable lines and count them, instead of failing at the first.
+    pub skip_bad: bool,
+    /// Accept times that run backwards and sort the requests by time.
+    pub sort: bool,
+    /// Read at most so many requests.
+    pub limit: Option<usize>,
+    /// Stop with an error when the trace would take more memory than this.
+    pub max_memory_bytes: u64,
+    /// Longest line that is accepted, in bytes.
+    pub max_line_bytes: usize,
+    /// Called now and then with what was read and the file's size.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+}
+
+impl Default for ReadOptions<'_> {
+    fn default() -> Self {
+        Self {
+            format: None,
+            hash_block_tokens: None,
+            skip_bad: false,
+            sort: false,
+            limit: None,
+            max_memory_bytes: 16 << 30,
+            max_line_bytes: 256 << 20,
+            progress: None,
+        }
+    }
+}
+
+impl fmt::Debug for ReadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadOptions")
+            .field("format", &self.format)
+            .field("hash_block_tokens", &self.hash_block_tokens)
+            .field("skip_bad", &self.skip_bad)
+            .field("sort", &self.sort)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far reading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read from the files, before decompression.
+    pub read_bytes: u64,
+    /// Bytes of all files together, if known.
+    pub total_bytes: Option<u64>,
+    /// Requests so far.
+    pub requests: u64,
+}
+
+/// A trace and what was left out of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The requests.
+    pub trace: Trace,
+    /// Unreadable lines that were left out.
+    pub skipped: u64,
+    /// What was wrong with the first of them.
+    pub skipped_examples: Vec<String>,
+}
+
+/// How many examples of unreadable lines are kept.
+const EXAMPLES: usize = 5;
+/// Requests between two looks at memory and progress.
+const CHECK_EVERY: usize = 1024;
+
+/// Reads the trace at `path`.
+///
+/// # Errors
+/// If the file cannot be read, its format is not recognised, or (without [`ReadOptions::skip_bad`]) a line is
+/// unreadable; the message names file, line and field.
+pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
+    let mut source = Source::open(path)?;
+    let format = match options.format {
+        Some(format) => format,
+        None => detect(&mut source)?,
+    };
+    match format {
+        TraceFormat::Mooncake => read_lines(source, options, format, 512, IdMeaning::Prefix),
+        TraceFormat::Tokens => read_lines(source, options, format, 512, IdMeaning::Content),
+        other => Err(Error::unsupported(format!(
+            "{}: the format {other} cannot be read",
+            source.name
+        ))),
+    }
+}
+
+/// Guesses the format from the first line.
+fn detect(source: &mut Source) -> Result<TraceFormat> {
+    let name = source.name.clone();
+    let start = source.peek()?;
+    let text = String::from_utf8_lossy(start);
+    let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("");
+    let has = |key: &str| line.contains(&format!("\"{key}\""));
+    if line.is_empty() {
+        return Err(Error::input(format!("{name}: the file is empty")));
+    }
+    if line.trim_start().starts_with('{') {
+        if has("timestamp") && has("hash_ids") {
+            return Ok(TraceFormat::Mooncake);
+        }
+        if has("tokens") || has("hash_ids") {
+            return Ok(TraceFormat::Tokens);
+        }
+    }
+    Err(
+        Error::input(format!("{name}: the format of the trace is not recognised"))
+            .hint("name it with --trace-format"),
+    )
+}
+
+/// Reads a format with one request a line.
+fn read_lines(
+    mut source: Source,
+    options: &ReadOptions<'_>,
+    format: TraceFormat,
+    default_block: u32,
+    meaning: IdMeaning,
+) -> Result<Loaded> {
+    let block = options.hash_block_tokens.unwrap_or(default_block);
+    let mut builder = TraceBuilder::new(source.name.clone(), block, meaning).format(format);
+    let mut scratch = jsonl::Scratch::default();
+    let (mut skipped, mut skipped_examples) = (0, Vec::new());
+    let (mut line, mut number) = (Vec::new(), 0u64);
+    while source.next_line(&mut line, options.max_line_bytes)? {
+        number += 1;
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let result = match format {
+            TraceFormat::Mooncake => jsonl::mooncake(&line, &mut scratch, &mut builder, options.sort),
+            _ => jsonl::tokens(&line, &mut scratch, &mut builder),
+        };
+        if let Err(e) = result {
+            let e = e.at(format_args!("{}: line {number}", source.name));
+            if !options.skip_bad {
+                return Err(e.hint("to leave out unreadable lines, add --skip-bad"));
+            }
+            skipped += 1;
+            if skipped_examples.len() < EXAMPLES {
+                skipped_examples.push(e.to_string());
+            }
+        }
+        if builder.len() % CHECK_EVERY == 0 {
+            check_memory(&builder, options, &source.name)?;
+            if let Some(progress) = options.progress {
+                progress(Progress {
+                    read_bytes: source.bytes_read(),
+                    total_bytes: source.total_bytes,
+                    requests: builder.len() as u64,
+                });
+            }
+        }
+        if options.limit.is_some_and(|limit| builder.len() >= limit) {
+            break;
+        }
+    }
+    finish(builder, options, skipped, skipped_examples, &source.name)
+}
+
+fn check_memory(builder: &TraceBuilder, options: &ReadOptions<'_>, name: &str) -> Result<()> {
+    let needed = builder.memory_bytes();
+    if needed > options.max_memory_bytes {
+        return Err(Error::input(format!(
+            "{name}: after {} requests the trace takes {needed} bytes of memory, more than the limit of {}",
+            builder.len(),
+            options.max_memory_bytes
+        ))
+        .hint("read a part with --limit N, or raise --max-memory"));
+    }
+    Ok(())
+}
+
+fn finish(
+    builder: TraceBuilder,
+    options: &ReadOptions<'_>,
+    skipped: u64,
+    skipped_examples: Vec<String>,
+    name: &str,
+) -> Result<Loaded> {
+    if builder.is_empty() {
+        let mut e = Error::input(format!("{name}: the trace has no readable request"));
+        for example in &skipped_examples {
+            e = e.hint(example.clone());
+        }
+        return Err(e);
+    }
+    let mut trace = builder.finish();
+    if options.sort {
+        if let Some(order) = trace.arrival_order() {
+            if order.windows(2).any(|pair| pair[0] > pair[1]) {
+                trace = trace.select(&order);
+            }
+        }
+    }
+    Ok(Loaded {
+        trace,
+        skipped,
+        skipped_examples,
+    })
+}
+
+#[cfg(test)]
+mod tests;

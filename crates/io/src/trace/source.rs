@@ -1,0 +1,175 @@
+//! Files of lines: plain, gzip or zstd, or standard input; with caps against endless lines.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+use kvwise_core::{Error, Result};
+
+/// Bytes asked from the operating system at once.
+const CHUNK: usize = 256 * 1024;
+/// Largest zstd window that is accepted: 128 MiB, what `zstd --long` makes. A larger one is refused by the decoder.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// A stream of text with a name for messages.
+pub struct Source {
+    /// The file's name as the user gave it, `standard input` for `-`.
+    pub name: String,
+    reader: Box<dyn BufRead + Send>,
+    read: Arc<AtomicU64>,
+    /// Size of the file on disk; unknown for standard input.
+    pub total_bytes: Option<u64>,
+}
+
+/// Counts what is read from below, before decompression: that is what progress can be measured in.
+struct Counted<R> {
+    inner: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.count.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+impl Source {
+    /// Opens `path` (`-` is standard input) and decompresses what starts like gzip or zstd.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or read.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.as_os_str() == "-" {
+            return Self::from_reader("standard input", Box::new(io::stdin()), None);
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::not_found(format!("{name}: no such file")),
+            _ => Error::io(format!("{name}: cannot open: {e}")),
+        })?;
+        let total = file
+            .metadata()
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map(|m| m.len());
+        Self::from_reader(&name, Box::new(file), total)
+    }
+
+    /// A source over any reader; decompresses what starts like gzip or zstd.
+    ///
+    /// # Errors
+    /// If the first bytes cannot be read.
+    pub fn from_reader(name: &str, raw: Box<dyn Read + Send>, total_bytes: Option<u64>) -> Result<Self> {
+        let read = Arc::new(AtomicU64::new(0));
+        let mut plain = BufReader::with_capacity(
+            CHUNK,
+            Counted {
+                inner: raw,
+                count: Arc::clone(&read),
+            },
+        );
+        let fail = |e: io::Error| Error::io(format!("{name}: cannot read: {e}"));
+        let start = plain.fill_buf().map_err(fail)?;
+        let reader: Box<dyn BufRead + Send> = if start.starts_with(&[0x1f, 0x8b]) {
+            Box::new(BufReader::with_capacity(CHUNK, MultiGzDecoder::new(plain)))
+        } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            let mut decoder = zstd::Decoder::with_buffer(plain).map_err(fail)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(fail)?;
+            Box::new(BufReader::with_capacity(CHUNK, decoder))
+        } else {
+            Box::new(plain)
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            reader,
+            read,
+            total_bytes,
+        })
+    }
+
+    /// Bytes read from the file so far, before decompression.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// The start of the text (as much as is buffered), without taking it.
+    ///
+    /// # Errors
+    /// If it cannot be read or decompressed.
+    pub fn peek(&mut self) -> Result<&[u8]> {
+        let name = &self.name;
+        self.reader.fill_buf().map_err(|e| unreadable(name, &e))
+    }
+
+    /// Reads the next line, without its end, into `line`; `false` at the end of the file.
+    ///
+    /// # Errors
+    /// If it cannot be read or decompressed, or is longer than `max_bytes`.
+    pub fn next_line(&mut self, line: &mut Vec<u8>, max_bytes: usize) -> Result<bool> {
+        line.clear();
+        let cap = max_bytes as u64 + 1;
+        let n = (&mut self.reader)
+            .take(cap)
+            .read_until(b'\n', line)
+            .map_err(|e| unreadable(&self.name, &e))?;
+        if n == 0 {
+            return Ok(false);
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+            if line.last() == Some(&b'\r') {
+                line.pop();
+            }
+        } else if line.len() > max_bytes {
+            return Err(
+                Error::input(format!("{}: a line is longer than {max_bytes} bytes", self.name))
+                    .hint("is this a trace with one request a line?"),
+            );
+        }
+        Ok(true)
+    }
+
+    /// Reads everything that is left, at most `max_bytes`.
+    ///
+    /// # Errors
+    /// If it cannot be read or decompressed, or is longer than `max_bytes`.
+    pub fn read_rest(&mut self, out: &mut Vec<u8>, max_bytes: usize) -> Result<()> {
+        let cap = max_bytes as u64 + 1;
+        (&mut self.reader)
+            .take(cap)
+            .read_to_end(out)
+            .map_err(|e| unreadable(&self.name, &e))?;
+        if out.len() > max_bytes {
+            return Err(Error::input(format!(
+                "{}: the file is larger than {max_bytes} bytes",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+fn unreadable(name: &str, e: &io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => Error::input(format!("{name}: the compressed data is cut off"))
+            .hint("fetch or compress the file again"),
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::Other => {
+            Error::input(format!("{name}: the compressed data is damaged: {e}"))
+                .hint("fetch or compress the file again")
+        }
+        _ => Error::io(format!("{name}: cannot read: {e}")),
+    }
+}
