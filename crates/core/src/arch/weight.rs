@@ -24,6 +24,9 @@ pub struct Weight {
     /// Whether the engine gives this module a quantisation method where the checkpoint has one
     /// (`false`: built with `quant_config=None`, so it stays in `dtype` whatever the checkpoint says).
     pub quantizable: bool,
+    /// A count (of heads) that the ranks must divide for this to be split at all; otherwise every rank holds it
+    /// whole (vision towers that fall back to data parallelism).
+    pub whole_unless_divides: Option<u64>,
 }
 
 /// What a parameter is for.
@@ -249,6 +252,7 @@ impl Weight {
             dtype: None,
             count: 1,
             quantizable: true,
+            whole_unless_divides: None,
         }
     }
 
@@ -411,6 +415,13 @@ impl Weight {
         self
     }
 
+    /// The same, whole on every rank where the ranks do not divide `count`.
+    #[must_use]
+    pub fn whole_unless_divides(mut self, count: u64) -> Self {
+        self.whole_unless_divides = Some(count);
+        self
+    }
+
     /// The same with another role.
     #[must_use]
     pub fn role(mut self, role: Role) -> Self {
@@ -510,11 +521,11 @@ impl Weight {
     /// If a dimension does not divide over the ranks, or a size leaves 64 bits.
     pub fn shard(&self, parallel: &Parallel) -> Result<Shard> {
         let what = self.name.as_str();
-        let tp = if self.role == Role::SharedExpert && parallel.sequence_parallel_experts() {
-            1
-        } else {
-            parallel.tp
-        };
+        let whole = self.role == Role::SharedExpert && parallel.sequence_parallel_experts()
+            || self
+                .whole_unless_divides
+                .is_some_and(|n| parallel.tp > 0 && !n.is_multiple_of(parallel.tp));
+        let tp = if whole { 1 } else { parallel.tp };
         Ok(match &self.op {
             Op::Linear {
                 inputs,

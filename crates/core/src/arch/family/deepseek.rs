@@ -150,7 +150,7 @@ pub(crate) fn glm4_lite(t: &Text) -> Result<Decoder> {
     latent(t, &Mla::read(t)?, TWO_NORMS, Some(&moe), &after_dense(t, 0)?)
 }
 
-/// Pangu Ultra MoE and Pangu Embedded's relatives with a latent (vLLM 0.32.0, `openpangu.py`).
+/// Pangu Ultra and Pangu Embedded's relatives with a latent (vLLM 0.32.0, `openpangu.py`).
 ///
 /// # Errors
 /// If a size is missing or out of range.

@@ -19,7 +19,7 @@ pub(crate) fn mixtral(t: &Text) -> Result<Decoder> {
     Dense::llama(t)?.build_moe(&everywhere(t, "block_sparse_moe")?, &[])
 }
 
-/// Granite MoE, with a shared expert or attention sinks where the class has them (vLLM 0.32.0, `granitemoe.py`,
+/// Granite's mixture of experts, with a shared expert or attention sinks where the class has them (vLLM 0.32.0, `granitemoe.py`,
 /// `granitemoeshared.py`).
 ///
 /// # Errors
@@ -107,16 +107,6 @@ pub(crate) fn dbrx(t: &Text) -> Result<Decoder> {
     let mut decoder = d.build_moe(&moe, &[])?;
     decoder.kv_heads = Some(d.attention.kv_heads);
     Ok(decoder)
-}
-
-/// Dense and mixture-of-experts MiniCPM share a class; this is the second (vLLM 0.32.0, `minicpm.py`).
-///
-/// # Errors
-/// If a size is missing or out of range.
-pub(crate) fn minicpm(t: &Text) -> Result<Decoder> {
-    let mut d = Dense::llama(t)?;
-    d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
-    d.build_moe(&everywhere(t, "mlp")?, &[])
 }
 
 /// gpt-oss: biases everywhere, attention sinks, a window in every other layer (vLLM 0.32.0, `gpt_oss.py`).

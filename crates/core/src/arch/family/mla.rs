@@ -111,36 +111,33 @@ impl Mla {
         let queries = self.heads * (self.nope + self.rope);
         let latent = self.kv_lora + self.rope;
         let mut all = Vec::with_capacity(12);
-        match self.q_lora {
-            Some(rank) => {
-                if self.fused_a {
-                    all.push(Weight::replicated(
-                        name("fused_qkv_a_proj"),
-                        role,
-                        hidden,
-                        &[rank, latent],
-                    ));
-                } else {
-                    all.push(Weight::replicated(name("q_a_proj"), role, hidden, &[rank]));
-                    all.push(Weight::replicated(
-                        name("kv_a_proj_with_mqa"),
-                        role,
-                        hidden,
-                        &[latent],
-                    ));
-                }
-                all.push(Weight::norm(name("q_a_layernorm"), rank));
-                all.push(Weight::column(name("q_b_proj"), role, rank, &[queries]));
-            }
-            None => {
+        if let Some(rank) = self.q_lora {
+            if self.fused_a {
+                all.push(Weight::replicated(
+                    name("fused_qkv_a_proj"),
+                    role,
+                    hidden,
+                    &[rank, latent],
+                ));
+            } else {
+                all.push(Weight::replicated(name("q_a_proj"), role, hidden, &[rank]));
                 all.push(Weight::replicated(
                     name("kv_a_proj_with_mqa"),
                     role,
                     hidden,
                     &[latent],
                 ));
-                all.push(Weight::column(name("q_proj"), role, hidden, &[queries]));
             }
+            all.push(Weight::norm(name("q_a_layernorm"), rank));
+            all.push(Weight::column(name("q_b_proj"), role, rank, &[queries]));
+        } else {
+            all.push(Weight::replicated(
+                name("kv_a_proj_with_mqa"),
+                role,
+                hidden,
+                &[latent],
+            ));
+            all.push(Weight::column(name("q_proj"), role, hidden, &[queries]));
         }
         all.push(Weight::norm(name("kv_a_layernorm"), self.kv_lora));
         let outputs = self.heads * (self.nope + self.value);

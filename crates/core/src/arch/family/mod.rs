@@ -20,6 +20,7 @@ mod shared_moe;
 mod stages;
 mod step;
 pub mod text;
+mod tower;
 
 pub use dense::Decoder;
 pub use refusal::Refusal;
@@ -53,7 +54,7 @@ pub fn classes() -> impl Iterator<Item = &'static str> {
 pub fn read(name: &str, config: &Config) -> Result<Reading> {
     let class = class_of(config)?;
     let text = Text::find(&class, config)?;
-    let decoder = match decoder(&text, 0) {
+    let mut decoder = match decoder(&text, 0) {
         Ok(decoder) => decoder,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             return Ok(Reading::Refused(Refusal {
@@ -63,6 +64,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         }
         Err(error) => return Err(error),
     };
+    decoder.outside.extend(tower::read(&class, &text)?);
     let optional = |read: Result<u64>, keys: &[&str]| {
         if keys.iter().any(|key| text.config.get(key).is_some()) {
             read

@@ -129,6 +129,14 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(deepseek::v2),
     ),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
+    (
+        &["Qwen3VLForConditionalGeneration"],
+        Inner(Some("Qwen3ForCausalLM")),
+    ),
+    (
+        &["Qwen3VLMoeForConditionalGeneration"],
+        Inner(Some("Qwen3MoeForCausalLM")),
+    ),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),
     (&["Glm4MoeLiteForCausalLM"], Own(deepseek::glm4_lite)),
     (&["PanguUltraMoEForCausalLM"], Own(deepseek::pangu_ultra)),

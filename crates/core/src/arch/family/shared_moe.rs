@@ -68,7 +68,7 @@ pub(crate) fn ernie(t: &Text) -> Result<Decoder> {
     )
 }
 
-/// AFMoE (vLLM 0.32.0, `afmoe.py`): four norms, a gate beside the queries, a window in most layers.
+/// Arcee's AFM (vLLM 0.32.0, `afmoe.py`): four norms, a gate beside the queries, a window in most layers.
 ///
 /// # Errors
 /// If a size is missing or out of range.

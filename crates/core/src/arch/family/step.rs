@@ -88,13 +88,14 @@ pub(crate) fn step3p5(t: &Text) -> Result<Decoder> {
     d.build_with(|i, layer| {
         let kind = types.as_ref().and_then(|k| k.get(i).copied());
         let mut a: Attention = base.attention.clone();
-        if let (Some(other), Some(kind)) = (&other, kind) {
-            if other.str("attention_type")? == Some(kind) {
-                a.heads = other.dim_or("num_attention_heads", a.heads)?;
-                a.kv_heads = other.dim_or("num_attention_groups", a.kv_heads)?;
-                a.head_dim = other.dim_or("head_dim", a.head_dim)?;
-                a.head_dim_v = a.head_dim;
-            }
+        if let Some(other) = &other
+            && kind.is_some()
+            && other.str("attention_type")? == kind
+        {
+            a.heads = other.dim_or("num_attention_heads", a.heads)?;
+            a.kv_heads = other.dim_or("num_attention_groups", a.kv_heads)?;
+            a.head_dim = other.dim_or("head_dim", a.head_dim)?;
+            a.head_dim_v = a.head_dim;
         }
         let sliding = kind.map_or(i % 2 == 0, |k| k == "sliding_attention");
         let attend = match window {
