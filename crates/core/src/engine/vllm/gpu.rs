@@ -1,0 +1,52 @@
+//! The properties of a GPU that decide how vLLM lays out its cache.
+
+/// A CUDA GPU as vLLM sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpu {
+    /// Compute capability, major number (8 Ampere/Ada, 9 Hopper, 10 and 12 Blackwell).
+    pub major: u32,
+    /// Compute capability, minor number.
+    pub minor: u32,
+    /// Memory in bytes as the driver reports it (not the marketing figure).
+    pub memory_bytes: u64,
+    /// Whether the device name contains "a100", which keeps the smaller batch defaults.
+    pub a100: bool,
+}
+
+/// Scheduler limits that vLLM takes when the user names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchDefaults {
+    /// `--max-num-batched-tokens`, tokens a step.
+    pub max_num_batched_tokens: u64,
+    /// `--max-num-seqs`, sequences at once.
+    pub max_num_seqs: u64,
+}
+
+const GIB: u64 = 1 << 30;
+
+impl Gpu {
+    /// A GPU from its name, compute capability and driver-visible memory.
+    pub fn new(name: &str, major: u32, minor: u32, memory_bytes: u64) -> Self {
+        Self {
+            major,
+            minor,
+            memory_bytes,
+            a100: name.to_ascii_lowercase().contains("a100"),
+        }
+    }
+
+    /// Defaults of the OpenAI server (vLLM 0.32.0, `engine/arg_utils.py`, `get_batch_defaults`).
+    pub fn batch_defaults(&self) -> BatchDefaults {
+        let (max_num_batched_tokens, max_num_seqs) = if self.memory_bytes >= 160 * GIB {
+            (16_384, 1024)
+        } else if self.memory_bytes >= 70 * GIB && !self.a100 {
+            (8192, 1024)
+        } else {
+            (2048, 256)
+        };
+        BatchDefaults {
+            max_num_batched_tokens,
+            max_num_seqs,
+        }
+    }
+}

@@ -1,0 +1,675 @@
+//! The whole answer: what vLLM allocates for a model with these settings, and what that holds.
+
+use std::ops::Range;
+
+use super::backend::Backend;
+use super::gpu::Gpu;
+use super::group::{Group, Grouping, MemoryOrder, group, retain_behind_windows};
+use super::kv_dtype::KvDtype;
+use super::publish::{Published, publish};
+use super::refusal::{Refusal, RefusalKind};
+use super::request::RequestContext;
+use super::settings::{MaxModelLen, Settings};
+use super::spec::Spec;
+use super::stages::stages;
+use super::startup;
+use super::version::{Rules, TokensRule};
+use crate::arch::{CacheKind, Layer, Model};
+use crate::{Error, Result};
+
+/// What the engine does with these settings: it starts with `layout`, or refuses for a reason. Both are there where
+/// numbers can be computed although it refuses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The memory layout, unless the refusal leaves nothing to compute.
+    pub layout: Option<Layout>,
+    /// Why the engine would not start; the first reason it meets.
+    pub refused: Option<Refusal>,
+    /// What the user should know: assumptions made for this version or model.
+    pub warnings: Vec<String>,
+}
+
+/// The KV cache of one engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    /// `cache_config.block_size` in tokens.
+    pub block_size: u64,
+    /// Granularity at which the scheduler aligns, in tokens.
+    pub scheduler_block_size: u64,
+    /// Tokens a block hash covers.
+    pub hash_block_size: u64,
+    /// Block size of recurrent states in tokens, if the model has any.
+    pub mamba_block_size: Option<u64>,
+    /// Page that recurrent states are padded to, in bytes.
+    pub mamba_page_bytes_padded: Option<u64>,
+    /// What `--kv-cache-dtype` became.
+    pub kv_cache_dtype: KvDtype,
+    /// Attention backends, without repetition.
+    pub backends: Vec<Backend>,
+    /// Longest request in tokens, after `auto` was settled.
+    pub max_model_len: u64,
+    /// Tokens a step.
+    pub max_num_batched_tokens: u64,
+    /// Sequences at once.
+    pub max_num_seqs: u64,
+    /// Tokens scheduled and not settled.
+    pub max_in_flight_tokens: u64,
+    /// Whether prefix caching is on.
+    pub prefix_caching: bool,
+    /// Pipeline stages.
+    pub stages: Vec<Stage>,
+    /// Groups of the first stage, in the engine's order.
+    pub groups: Vec<GroupShare>,
+    /// Blocks of every rank, the null block among them.
+    pub num_blocks: u64,
+    /// Blocks that one request of `max_model_len` takes from all groups.
+    pub blocks_per_request: u64,
+    /// `num_blocks / blocks_per_request`, as the engine logs it; `None` for models without a cache.
+    pub max_concurrency: Option<f64>,
+    /// Tokens as the engine logs them (`GPU KV cache size`).
+    pub capacity_tokens: Option<u64>,
+    /// Caches over all stages.
+    pub kv_layers: u64,
+    /// Caches that shorter groups are padded with.
+    pub padding_layers: u64,
+    /// Everything needed to ask for other lengths.
+    sizing: Sizing,
+}
+
+/// One pipeline stage, on one tensor-parallel rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Decoder layers of the stage.
+    pub layers: Range<u64>,
+    /// Caches of the stage.
+    pub kv_layers: u64,
+    /// Bytes of one block.
+    pub bytes_per_block: u64,
+    /// Bytes available for the cache.
+    pub available_bytes: u64,
+    /// Bytes of all blocks that are allocated.
+    pub allocated_bytes: u64,
+    /// Bytes that one request of `max_model_len` needs by the start-up check.
+    pub needed_bytes: u64,
+}
+
+/// A group as the first stage has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupShare {
+    /// Kind of its caches (`full_attention`, `sliding_window`, `mamba`, ...); `uniform_type` where pages differ.
+    pub kind: &'static str,
+    /// Caches of the group on the first stage.
+    pub layers: u64,
+    /// Tokens in a block.
+    pub block_size: u64,
+    /// Bytes of one cache's part of a block; of all caches together where pages differ.
+    pub page_bytes: u64,
+    /// Blocks that one request of `max_model_len` takes.
+    pub blocks_per_request: u64,
+    /// The shared spec, or the first cache's.
+    pub spec: Spec,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Sizing {
+    grouping: Grouping,
+    context: RequestContext,
+}
+
+/// Lays out the KV cache of `model` on one tensor-parallel rank of each pipeline stage.
+///
+/// `available_bytes` is the memory for the cache on each rank: one number for all stages, or one a stage.
+///
+/// # Errors
+/// If a setting can mean nothing, or a size leaves 64 bits. What the engine would refuse is an [`Outcome`].
+pub fn layout(model: &Model, settings: &Settings, gpu: Gpu, available_bytes: &[u64]) -> Result<Outcome> {
+    settings.validate()?;
+    let count = settings.pipeline_parallel_size;
+    if available_bytes.len() != 1 && available_bytes.len() as u64 != count {
+        return Err(Error::input(format!(
+            "memory is given for {} pipeline stages, expected 1 or {count}",
+            available_bytes.len()
+        )));
+    }
+    let mut planner = Planner::new(model, settings, gpu);
+    let layout = match planner.run(available_bytes)? {
+        Ok(layout) => Some(layout),
+        Err(refusal) => {
+            planner.refused.get_or_insert(refusal);
+            None
+        }
+    };
+    Ok(Outcome {
+        layout,
+        refused: planner.refused,
+        warnings: planner.warnings,
+    })
+}
+
+struct Planner<'a> {
+    model: &'a Model,
+    settings: &'a Settings,
+    gpu: Gpu,
+    rules: Rules,
+    refused: Option<Refusal>,
+    warnings: Vec<String>,
+}
+
+/// Scheduler limits after defaults.
+struct Limits {
+    max_model_len: u64,
+    batched_tokens: u64,
+    seqs: u64,
+    in_flight_tokens: u64,
+    prefix_caching: bool,
+}
+
+/// What kinds of caches a model has.
+struct Kinds {
+    attention: bool,
+    state: bool,
+    cross: bool,
+    latent: bool,
+    compressed: bool,
+    chunked: bool,
+}
+
+impl Kinds {
+    fn of(model: &Model) -> Self {
+        let mut kinds = Self {
+            attention: false,
+            state: false,
+            cross: false,
+            latent: false,
+            compressed: false,
+            chunked: false,
+        };
+        for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
+            match cache.kind {
+                CacheKind::State(_) => kinds.state = true,
+                CacheKind::Cross(_) => kinds.cross = true,
+                CacheKind::Latent { .. } => (kinds.attention, kinds.latent) = (true, true),
+                CacheKind::Compressed { .. } => {
+                    (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
+                }
+                CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),
+                CacheKind::Full(_)
+                | CacheKind::Sliding { .. }
+                | CacheKind::Indexer { .. }
+                | CacheKind::ConvWindow { .. } => kinds.attention = true,
+            }
+        }
+        kinds
+    }
+}
+
+impl<'a> Planner<'a> {
+    fn new(model: &'a Model, settings: &'a Settings, gpu: Gpu) -> Self {
+        let mut warnings = Vec::new();
+        if settings.version.is_newer_than_known() {
+            warnings.push(format!(
+                "vLLM {} is newer than the newest release known here; planned with the rules of {}",
+                settings.version,
+                super::version::Version::NEWEST
+            ));
+        }
+        Self {
+            model,
+            settings,
+            gpu,
+            rules: Rules::of(settings.version),
+            refused: None,
+            warnings,
+        }
+    }
+
+    fn refuse(&mut self, kind: RefusalKind, reason: String) {
+        self.refused.get_or_insert(Refusal::new(kind, reason));
+    }
+
+    fn run(&mut self, available_bytes: &[u64]) -> Result<Result<Layout, Refusal>> {
+        let kinds = Kinds::of(self.model);
+        self.check_parallel(&kinds);
+        let limits = self.limits(&kinds)?;
+        let (extra, retained) = match &self.settings.speculative {
+            None => (Vec::new(), 0),
+            Some(speculative) => match speculative.layers(self.model) {
+                Ok(extra) => (extra, speculative.extra_retained_tokens(self.model)),
+                Err(refusal) => return Ok(Err(refusal)),
+            },
+        };
+        let align_states = kinds.state && limits.prefix_caching;
+        let published = match publish(
+            self.model,
+            &extra,
+            self.settings,
+            self.gpu,
+            align_states,
+            limits.max_model_len,
+        )? {
+            Ok(published) => published,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if let Some(refusal) = &published.refusal {
+            self.refused.get_or_insert_with(|| refusal.clone());
+        }
+        let stages = match self.stages(&extra) {
+            Ok(stages) => stages,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        self.place(
+            available_bytes,
+            &kinds,
+            &limits,
+            published,
+            stages,
+            retained,
+            align_states,
+        )
+    }
+
+    /// Layers of each stage; a drafter's layers are on the last.
+    fn stages(&self, extra: &[Layer]) -> Result<Vec<Range<u64>>, Refusal> {
+        let layers = self.model.layers.len() as u64;
+        let mut stages = stages(
+            layers,
+            self.settings.pipeline_parallel_size,
+            self.settings.pipeline_partition.as_deref(),
+        )?;
+        if let Some(last) = stages.last_mut() {
+            last.end += extra.len() as u64;
+        }
+        Ok(stages)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of one computation, split for length"
+    )]
+    fn place(
+        &mut self,
+        available_bytes: &[u64],
+        kinds: &Kinds,
+        limits: &Limits,
+        published: Published,
+        stages: Vec<Range<u64>>,
+        retained: u64,
+        align_states: bool,
+    ) -> Result<Result<Layout, Refusal>> {
+        let settings = self.settings;
+        let Published {
+            mut specs,
+            layers,
+            backends,
+            sizes,
+            kv_dtype,
+            ..
+        } = published;
+        retain_behind_windows(&mut specs, retained);
+        let order = if kinds.compressed {
+            MemoryOrder::BlockOutermost
+        } else {
+            MemoryOrder::LayerOutermost
+        };
+        let hidden_states = settings
+            .speculative
+            .as_ref()
+            .is_some_and(|spec| spec.method.uses_hidden_states());
+        let disable_hybrid = settings.disable_hybrid_kv_cache_manager
+            || (kinds.chunked && (hidden_states || !settings.allow_chunked_local_with_hybrid));
+        let kv_layers = specs.len() as u64;
+        let grouping = match group(specs, order, disable_hybrid)? {
+            Ok(grouping) => grouping,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut context = RequestContext {
+            max_model_len: limits.max_model_len,
+            max_in_flight_tokens: limits.in_flight_tokens,
+            max_encoder_tokens: limits.batched_tokens,
+            dcp: settings.decode_context_parallel_size,
+            align_states,
+        };
+        let pools = startup::pools(
+            &grouping,
+            &layers,
+            &stages,
+            available_bytes,
+            settings.num_gpu_blocks_override,
+        )?;
+        if let Some(pool) = pools.iter().find(|pool| pool.kv_layers == 0)
+            && kv_layers > 0
+        {
+            return Ok(Err(Refusal::new(
+                RefusalKind::PipelineParallel,
+                format!("pipeline stage {} has no layer with a KV cache", pool.stage),
+            )));
+        }
+        if !grouping.groups.is_empty() {
+            let reserve = self.rules.reserves_null_block;
+            if settings.max_model_len == MaxModelLen::Auto {
+                match startup::auto_length(&grouping, &context, &pools, reserve)? {
+                    Ok(length) => context.max_model_len = length,
+                    Err(refusal) => {
+                        self.refused.get_or_insert(refusal);
+                    }
+                }
+            }
+            if let Err(refusal) = startup::check(&grouping, &context, &pools, reserve)? {
+                self.refused.get_or_insert(refusal);
+            }
+        }
+        let num_blocks = if grouping.groups.is_empty() {
+            1
+        } else {
+            pools.iter().map(|pool| pool.num_blocks).min().unwrap_or(0)
+        };
+        let blocks_per_request = grouping.request_blocks(&context)?;
+        let (max_concurrency, capacity_tokens) = self.capacity(
+            &grouping,
+            num_blocks,
+            blocks_per_request,
+            context.max_model_len,
+            sizes.block_size,
+        )?;
+        let (scheduler_block_size, hash_block_size) = grouping.block_sizes(
+            sizes.block_size,
+            settings.decode_context_parallel_size,
+            limits.prefix_caching,
+            align_states,
+        )?;
+        let first_stage = stages.first().cloned().unwrap_or(0..0);
+        let groups = grouping
+            .groups
+            .iter()
+            .map(|group| share(&grouping, group, &layers, &first_stage, &context))
+            .collect::<Result<_>>()?;
+        let mut result_stages = Vec::with_capacity(stages.len());
+        for (range, pool) in stages.into_iter().zip(&pools) {
+            result_stages.push(Stage {
+                layers: range,
+                kv_layers: pool.kv_layers,
+                bytes_per_block: pool.bytes_per_block,
+                available_bytes: pool.available_bytes,
+                allocated_bytes: pool
+                    .bytes_per_block
+                    .checked_mul(num_blocks)
+                    .ok_or_else(|| Error::overflow("the bytes of all blocks"))?,
+                needed_bytes: pool
+                    .bytes_per_block
+                    .checked_mul(blocks_per_request)
+                    .ok_or_else(|| Error::overflow("the bytes of one request's blocks"))?,
+            });
+        }
+        Ok(Ok(Layout {
+            block_size: sizes.block_size,
+            scheduler_block_size,
+            hash_block_size,
+            mamba_block_size: kinds.state.then_some(sizes.state_block_size),
+            mamba_page_bytes_padded: sizes.state_page_bytes,
+            kv_cache_dtype: kv_dtype,
+            backends,
+            max_model_len: context.max_model_len,
+            max_num_batched_tokens: limits.batched_tokens,
+            max_num_seqs: limits.seqs,
+            max_in_flight_tokens: limits.in_flight_tokens,
+            prefix_caching: limits.prefix_caching,
+            stages: result_stages,
+            groups,
+            num_blocks,
+            blocks_per_request,
+            max_concurrency,
+            capacity_tokens,
+            kv_layers,
+            padding_layers: grouping.padding_layers() as u64,
+            sizing: Sizing { grouping, context },
+        }))
+    }
+
+    /// Logged concurrency and tokens. The engine divides and multiplies 64-bit floats, and so does this.
+    fn capacity(
+        &self,
+        grouping: &Grouping,
+        num_blocks: u64,
+        blocks_per_request: u64,
+        max_model_len: u64,
+        block_size: u64,
+    ) -> Result<(Option<f64>, Option<u64>)> {
+        if blocks_per_request == 0 {
+            return Ok((None, None));
+        }
+        let concurrency = num_blocks as f64 / blocks_per_request as f64;
+        let tokens = match self.rules.tokens {
+            TokensRule::ConcurrencyTimesLength => concurrency * max_model_len as f64,
+            TokensRule::BlocksOverGroups => {
+                let groups = grouping.groups.len().max(1) as u64;
+                return Ok((Some(concurrency), (num_blocks / groups).checked_mul(block_size)));
+            }
+        };
+        if tokens >= 9_007_199_254_740_992.0 {
+            return Err(Error::overflow("the capacity in tokens"));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "non-negative and below 2^53; the engine truncates too"
+        )]
+        let tokens = tokens as u64;
+        Ok((Some(concurrency), Some(tokens)))
+    }
+
+    /// Divisibility rules that the engine checks before it builds the model (`config/model.py`,
+    /// `verify_with_parallel_config`; `config/parallel.py`).
+    fn check_parallel(&mut self, kinds: &Kinds) {
+        let tp = self.settings.tensor_parallel_size;
+        let dcp = self.settings.decode_context_parallel_size;
+        if !tp.is_multiple_of(dcp) {
+            self.refuse(
+                RefusalKind::DecodeContextParallel,
+                format!("tp_size={tp} must be divisible by dcp_size={dcp}."),
+            );
+        }
+        let heads = self.model.num_attention_heads;
+        if !heads.is_multiple_of(tp) {
+            self.refuse(
+                RefusalKind::TensorParallel,
+                format!("Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tp})."),
+            );
+        }
+        let kv_heads = self.model.num_kv_heads;
+        if dcp > 1 && !kinds.latent && kv_heads > 0 {
+            if tp <= kv_heads {
+                self.refuse(
+                    RefusalKind::DecodeContextParallel,
+                    format!(
+                        "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the model's total number of KV heads ({kv_heads})."
+                    ),
+                );
+            } else if dcp > tp / kv_heads {
+                self.refuse(
+                    RefusalKind::DecodeContextParallel,
+                    format!(
+                        "`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({}) for `--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads.",
+                        tp / kv_heads
+                    ),
+                );
+            } else if !(heads / kv_heads).is_multiple_of(dcp) {
+                self.refuse(
+                    RefusalKind::DecodeContextParallel,
+                    format!(
+                        "The model's number of query heads per KV head ({}) must be divisible by `--decode-context-parallel-size` ({dcp}) for GQA/MQA.",
+                        heads / kv_heads
+                    ),
+                );
+            }
+        }
+        let stages = self.settings.pipeline_parallel_size;
+        if stages > self.model.layers.len() as u64 {
+            self.refuse(
+                RefusalKind::PipelineParallel,
+                format!(
+                    "{} layers cannot be divided over {stages} pipeline stages",
+                    self.model.layers.len()
+                ),
+            );
+        }
+        if let Some(speculative) = &self.settings.speculative
+            && self.settings.async_scheduling == Some(true)
+            && !speculative.method.supports_async()
+        {
+            self.refuse(
+                RefusalKind::Speculative,
+                "Currently, async scheduling is only supported with EAGLE/MTP/Draft Model/NGram GPU/DSpark/DFlash kind of speculative decoding".to_owned(),
+            );
+        }
+    }
+
+    fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {
+        let derived = self.model.max_position.unwrap_or(2048).max(1);
+        let max_model_len = match self.settings.max_model_len {
+            MaxModelLen::Derived | MaxModelLen::Auto => derived,
+            MaxModelLen::Tokens(tokens) => {
+                if tokens > derived {
+                    self.refuse(
+                        RefusalKind::MaxModelLen,
+                        format!(
+                            "User-specified max_model_len ({tokens}) is greater than the derived max_model_len ({derived}, from the model's config.json)"
+                        ),
+                    );
+                }
+                tokens
+            }
+        };
+        let defaults = self.gpu.batch_defaults();
+        let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
+        let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
+            // Encoder-decoders do not split prompts, so a step takes a whole one.
+            let default = defaults.max_num_batched_tokens;
+            let whole = if kinds.cross {
+                default.max(max_model_len)
+            } else {
+                default
+            };
+            whole.min(seqs.saturating_mul(max_model_len))
+        });
+        let seqs = if self.settings.max_num_seqs.is_some() {
+            seqs
+        } else {
+            seqs.min(batched_tokens)
+        };
+        if batched_tokens < seqs {
+            self.refuse(
+                RefusalKind::Scheduler,
+                format!(
+                    "max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({seqs})."
+                ),
+            );
+        }
+        if kinds.cross && batched_tokens < max_model_len {
+            self.refuse(
+                RefusalKind::Scheduler,
+                format!(
+                    "max_num_batched_tokens ({batched_tokens}) is smaller than max_model_len ({max_model_len}), and encoder-decoder models do not split prompts."
+                ),
+            );
+        }
+        let batches = if self.rules.charges_in_flight_batches {
+            self.settings.max_concurrent_batches()
+        } else {
+            1
+        };
+        let default_caching = kinds.attention && !kinds.cross;
+        Ok(Limits {
+            max_model_len,
+            batched_tokens,
+            seqs,
+            in_flight_tokens: batched_tokens
+                .checked_mul(batches)
+                .ok_or_else(|| Error::overflow("the tokens in flight"))?,
+            prefix_caching: self.settings.enable_prefix_caching.unwrap_or(default_caching),
+        })
+    }
+}
+
+fn share(
+    grouping: &Grouping,
+    group: &Group,
+    layers: &[u64],
+    first_stage: &Range<u64>,
+    context: &RequestContext,
+) -> Result<GroupShare> {
+    let on_stage = |cache: &&usize| first_stage.contains(&layers[**cache]);
+    let members = group.layers.iter().filter(on_stage);
+    let page_bytes = if group.uniform_type {
+        members.clone().try_fold(0_u64, |sum, &cache| {
+            sum.checked_add(grouping.specs[cache].page_bytes()?)
+                .ok_or_else(|| Error::overflow("the bytes of one block"))
+        })?
+    } else {
+        group.spec.page_bytes()?
+    };
+    Ok(GroupShare {
+        kind: if group.uniform_type {
+            "uniform_type"
+        } else {
+            group.spec.kind_name()
+        },
+        layers: members.count() as u64,
+        block_size: group.spec.block_size,
+        page_bytes,
+        blocks_per_request: grouping.group_blocks(group, context),
+        spec: group.spec,
+    })
+}
+
+impl Layout {
+    /// Blocks that one request of `tokens` takes from all groups.
+    ///
+    /// # Errors
+    /// If their sum overflows.
+    pub fn request_blocks_at(&self, tokens: u64) -> Result<u64> {
+        self.sizing.grouping.request_blocks(&RequestContext {
+            max_model_len: tokens,
+            ..self.sizing.context
+        })
+    }
+
+    /// Requests of `tokens` that fit at once with whole blocks, the null block taken off.
+    ///
+    /// # Errors
+    /// If the blocks of one request overflow.
+    pub fn whole_requests_at(&self, tokens: u64) -> Result<u64> {
+        let blocks = self.request_blocks_at(tokens)?;
+        Ok(if blocks == 0 {
+            0
+        } else {
+            self.num_blocks.saturating_sub(1) / blocks
+        })
+    }
+
+    /// Longest request of which `requests` fit at once, at most the model's length; 0 if none does.
+    ///
+    /// # Errors
+    /// If the blocks of one request overflow.
+    pub fn max_tokens_for(&self, requests: u64) -> Result<u64> {
+        let fits = |tokens: u64| -> Result<bool> { Ok(self.whole_requests_at(tokens)? >= requests) };
+        startup::longest(self.max_model_len, fits)
+    }
+
+    /// Bytes of the pool that one more token of a long request takes on the first stage, rounded up: groups that
+    /// keep all tokens, each a block of `bytes_per_block` every block size.
+    pub fn bytes_per_token(&self) -> u64 {
+        let Some(stage) = self.stages.first() else {
+            return 0;
+        };
+        self.groups
+            .iter()
+            .filter(|group| group.spec.is_full_type())
+            .map(|group| stage.bytes_per_block.div_ceil(group.block_size.max(1)))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// The caches' specs after grouping, in registration order, and the groups over them.
+    pub fn grouping(&self) -> &Grouping {
+        &self.sizing.grouping
+    }
+}

@@ -1,0 +1,747 @@
+//! From the model's caches to the specs that its layers publish on one rank.
+
+use super::backend::{Backend, Demand, KernelBlock, select};
+use super::block_size::{BlockSizes, block_sizes};
+use super::gpu::Gpu;
+use super::kv_dtype::KvDtype;
+use super::refusal::{Refusal, RefusalKind};
+use super::settings::Settings;
+use super::spec::{Spec, SpecKind, StrideAlignment};
+use super::state::{StateContext, StateShape};
+use crate::arch::{Cache, CacheKind, Heads, Layer, Model};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Caches of a model on one tensor-parallel rank, in the order the engine registers them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// One spec a cache.
+    pub specs: Vec<Spec>,
+    /// Decoder layer of each cache; layers of a drafter follow the model's.
+    pub layers: Vec<u64>,
+    /// Backends of the attention layers, without repetition.
+    pub backends: Vec<Backend>,
+    /// Block sizes and pads.
+    pub sizes: BlockSizes,
+    /// What `--kv-cache-dtype` became.
+    pub kv_dtype: KvDtype,
+    /// What the engine would refuse, though the specs can be made.
+    pub refusal: Option<Refusal>,
+}
+
+/// One kind of attention layer with the backend that serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) demand: Demand,
+    pub(crate) backend: Backend,
+}
+
+/// An attention cache on one rank before block sizes are known, or a recurrent state.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Attention {
+        heads: Heads,
+        kind: SpecKind,
+        served: usize,
+        kv_dtype: KvDtype,
+        skipped: bool,
+    },
+    Latent {
+        width: u64,
+        served: usize,
+        kv_dtype: KvDtype,
+    },
+    Indexer {
+        bytes: u64,
+        served: usize,
+    },
+    Compressed {
+        ratio: u64,
+        head_dim: u64,
+        window: u64,
+        index_head_dim: u64,
+    },
+    ConvWindow {
+        heads: Heads,
+        window: u64,
+    },
+    State(StateShape),
+}
+
+/// Sizes that block sizes are aligned to.
+pub(crate) struct Alignment<'a> {
+    pub(crate) served: &'a [Served],
+    /// Head shape of the first attention layer on this rank: key/value heads and elements of a key.
+    pub(crate) attention: Option<(u64, u64)>,
+    /// Width of the latent, for latent attention.
+    pub(crate) latent_width: Option<u64>,
+    /// Largest state in bytes.
+    pub(crate) state_bytes: u64,
+    pub(crate) kv_dtype: KvDtype,
+    /// Whether some layers stay at 16 bits beside quantised ones.
+    pub(crate) skips: bool,
+    pub(crate) align_states: bool,
+    pub(crate) max_model_len: u64,
+}
+
+/// Publishes all caches of `model` and its drafter's `extra` layers.
+///
+/// # Errors
+/// A [`Refusal`] where the engine cannot make the specs, an error if a size overflows.
+pub(crate) fn publish(
+    model: &Model,
+    extra: &[Layer],
+    settings: &Settings,
+    gpu: Gpu,
+    align_states: bool,
+    max_model_len: u64,
+) -> Result<Result<Published, Refusal>> {
+    let mut publisher = Publisher::new(model, settings, gpu);
+    let mut parts = Vec::with_capacity(model.layers.len() + 8);
+    for (index, layer) in model.layers.iter().chain(extra).enumerate() {
+        let index = index as u64;
+        for cache in &layer.caches {
+            match publisher.part(cache, index)? {
+                Ok(part) => parts.push((index, part)),
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+    }
+    let alignment = publisher.alignment(&parts, align_states, max_model_len)?;
+    let sizes = match block_sizes(&alignment, settings.block_size, gpu)? {
+        Ok(sizes) => sizes,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let mut specs = Vec::with_capacity(parts.len());
+    let mut layers = Vec::with_capacity(parts.len());
+    for (index, part) in parts {
+        publisher.push(part, &sizes, &mut specs)?;
+        layers.resize(specs.len(), index);
+    }
+    let sharded = settings.decode_context_parallel_size > 1;
+    if sharded && specs.iter().any(|spec| spec.is_sliding() && spec.dcp_sharded) {
+        return Ok(Err(Refusal::new(
+            RefusalKind::DecodeContextParallel,
+            "DCP not support sliding window.",
+        )));
+    }
+    let mut backends = Vec::new();
+    for served in &publisher.served {
+        if !backends.contains(&served.backend) {
+            backends.push(served.backend);
+        }
+    }
+    Ok(Ok(Published {
+        specs,
+        layers,
+        backends,
+        sizes,
+        kv_dtype: publisher.stored,
+        refusal: publisher.refusal,
+    }))
+}
+
+struct Publisher<'a> {
+    settings: &'a Settings,
+    gpu: Gpu,
+    tp: u64,
+    query_heads: u64,
+    requested: KvDtype,
+    stored: KvDtype,
+    skip_boundary: Option<(u64, u64)>,
+    model_dtype: Dtype,
+    served: Vec<Served>,
+    refusal: Option<Refusal>,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(model: &Model, settings: &'a Settings, gpu: Gpu) -> Self {
+        let mut requested = settings.resolved_kv_cache_dtype();
+        // GLM's sparse attention defaults to 8 bits on Blackwell (model_executor/models/config.py).
+        if requested == KvDtype::Auto && gpu.major == 10 && model.architecture == "GlmMoeDsaForCausalLM" {
+            requested = KvDtype::Fp8E4m3;
+        }
+        let states = |layer: &Layer| {
+            layer
+                .caches
+                .iter()
+                .any(|cache| matches!(cache.kind, CacheKind::State(_)))
+        };
+        // Packed formats leave the first and last two layers of models without states at 16 bits
+        // (layers/quantization/turboquant/config.py get_boundary_skip_layers).
+        let count = model.layers.len() as u64;
+        let boundary = 2.min(count / 2);
+        let skip_boundary = (requested.is_packed() && !model.layers.iter().any(states))
+            .then_some((boundary, count - boundary));
+        Self {
+            settings,
+            gpu,
+            tp: settings.tensor_parallel_size,
+            query_heads: (model.num_attention_heads / settings.tensor_parallel_size).max(1),
+            requested,
+            stored: requested,
+            skip_boundary,
+            model_dtype: sixteen_bit(settings.dtype.or(model.dtype)),
+            served: Vec::new(),
+            refusal: None,
+        }
+    }
+
+    fn skips(&self, layer: u64, sliding: bool) -> bool {
+        let named = &self.settings.kv_cache_dtype_skip_layers;
+        self.skip_boundary
+            .is_some_and(|(first, last)| layer < first || layer >= last)
+            || named.layers.contains(&layer)
+            || (sliding && named.sliding_window)
+    }
+
+    /// Index of the demand among those served, selecting its backend if it is new.
+    fn serve(&mut self, demand: Demand) -> Result<usize, Refusal> {
+        if let Some(known) = self.served.iter().position(|served| served.demand == demand) {
+            return Ok(known);
+        }
+        let automatic = || {
+            select(self.gpu, &demand, None)
+                .or_else(|reason| match demand.block_size {
+                    // The numbers are still worth showing for the block size that the user named.
+                    Some(_) => select(
+                        self.gpu,
+                        &Demand {
+                            block_size: None,
+                            ..demand
+                        },
+                        None,
+                    )
+                    .map_err(|_| reason),
+                    None => Err(reason),
+                })
+                .map_err(|reason| Refusal::new(RefusalKind::AttentionBackend, reason))
+        };
+        let backend = match select(self.gpu, &demand, self.settings.attention_backend) {
+            Ok(backend) => backend,
+            Err(reason) => {
+                let refusal = Refusal::new(RefusalKind::AttentionBackend, reason);
+                let backend = automatic().map_err(|_| refusal.clone())?;
+                self.refusal.get_or_insert(refusal);
+                backend
+            }
+        };
+        self.served.push(Served { demand, backend });
+        Ok(self.served.len() - 1)
+    }
+
+    /// Heads of a layer on this rank: divided, or one replicated head.
+    fn shard(&self, heads: Heads) -> Result<Heads, Refusal> {
+        let total = heads.kv_heads;
+        let refuse = |reason: String| Err(Refusal::new(RefusalKind::TensorParallel, reason));
+        if total == 0 {
+            return refuse("a layer has no key/value heads".to_owned());
+        }
+        if total >= self.tp {
+            if !total.is_multiple_of(self.tp) {
+                return refuse(format!(
+                    "{total} is not divisible by {} (key/value heads over tensor-parallel ranks)",
+                    self.tp
+                ));
+            }
+            return Ok(Heads {
+                kv_heads: total / self.tp,
+                ..heads
+            });
+        }
+        if !self.tp.is_multiple_of(total) {
+            return refuse(format!(
+                "{} is not divisible by {total} (tensor-parallel ranks over key/value heads that are replicated)",
+                self.tp
+            ));
+        }
+        Ok(Heads { kv_heads: 1, ..heads })
+    }
+
+    fn dense(&mut self, heads: Heads, kind: SpecKind, layer: u64) -> Result<Part, Refusal> {
+        let heads = self.shard(heads)?;
+        let skipped = heads.follows_kv_dtype && self.skips(layer, matches!(kind, SpecKind::Sliding { .. }));
+        let kv_dtype = if skipped || !heads.follows_kv_dtype {
+            KvDtype::Auto
+        } else {
+            self.requested
+        };
+        let served = self.serve(Demand {
+            latent: false,
+            sparse: false,
+            head_size: heads.head_dim,
+            nope: 0,
+            rope: 0,
+            query_heads: self.query_heads,
+            kv_heads: heads.kv_heads,
+            cross: kind == SpecKind::Cross,
+            kv_dtype,
+            block_size: self.settings.block_size,
+            dcp: self.settings.decode_context_parallel_size,
+        })?;
+        Ok(Part::Attention {
+            heads,
+            kind,
+            served,
+            kv_dtype,
+            skipped,
+        })
+    }
+
+    fn part(&mut self, cache: &Cache, layer: u64) -> Result<Result<Part, Refusal>> {
+        let full = SpecKind::Full {
+            window: None,
+            chunk: None,
+        };
+        Ok(match &cache.kind {
+            CacheKind::Full(heads) => self.dense(*heads, full, layer),
+            CacheKind::Sliding { heads, window } => self.dense(
+                *heads,
+                SpecKind::Sliding {
+                    window: *window,
+                    extra: 0,
+                },
+                layer,
+            ),
+            CacheKind::Chunked { heads, chunk } => {
+                self.dense(*heads, SpecKind::Chunked { chunk: *chunk }, layer)
+            }
+            CacheKind::Cross(heads) => self.dense(*heads, SpecKind::Cross, layer),
+            CacheKind::Latent {
+                width,
+                nope,
+                rope,
+                sparse,
+            } => {
+                let requested = if self.skips(layer, false) {
+                    KvDtype::Auto
+                } else {
+                    self.requested
+                };
+                let demand = Demand {
+                    latent: true,
+                    sparse: *sparse,
+                    head_size: *width,
+                    nope: *nope,
+                    rope: *rope,
+                    query_heads: self.query_heads,
+                    kv_heads: 1,
+                    cross: false,
+                    kv_dtype: requested,
+                    block_size: self.settings.block_size,
+                    dcp: self.settings.decode_context_parallel_size,
+                };
+                self.serve(demand).map(|served| {
+                    let kv_dtype = self.served[served].backend.stored_kv_dtype(requested);
+                    if requested == self.requested {
+                        self.stored = kv_dtype;
+                    }
+                    Part::Latent {
+                        width: *width,
+                        served,
+                        kv_dtype,
+                    }
+                })
+            }
+            CacheKind::Indexer { bytes_per_token } => {
+                let demand = Demand {
+                    latent: true,
+                    sparse: false,
+                    head_size: *bytes_per_token,
+                    nope: 0,
+                    rope: 0,
+                    query_heads: 1,
+                    kv_heads: 1,
+                    cross: false,
+                    kv_dtype: KvDtype::Auto,
+                    block_size: None,
+                    dcp: 1,
+                };
+                Ok(Part::Indexer {
+                    bytes: *bytes_per_token,
+                    served: self.fixed(demand, Backend::Indexer),
+                })
+            }
+            CacheKind::Compressed {
+                ratio,
+                head_dim,
+                window,
+                index_head_dim,
+            } => {
+                if !(self.requested == KvDtype::Auto || self.requested.is_fp8_per_tensor()) {
+                    return Ok(Err(Refusal::new(
+                        RefusalKind::AttentionBackend,
+                        format!(
+                            "DeepseekV4 fp8_ds_mla layout only supports fp8 kv-cache, got {}",
+                            self.requested
+                        ),
+                    )));
+                }
+                if *ratio > 1 && ![4, 128].contains(ratio) {
+                    return Ok(Err(Refusal::new(
+                        RefusalKind::AttentionBackend,
+                        format!("Unsupported DeepseekV4 compress_ratio={ratio}; expected 1, 4, or 128."),
+                    )));
+                }
+                self.stored = KvDtype::Fp8DsMla;
+                let demand = Demand {
+                    latent: true,
+                    sparse: true,
+                    head_size: *head_dim,
+                    nope: 0,
+                    rope: 0,
+                    query_heads: self.query_heads,
+                    kv_heads: 1,
+                    cross: false,
+                    kv_dtype: KvDtype::Fp8DsMla,
+                    block_size: self.settings.block_size,
+                    dcp: self.settings.decode_context_parallel_size,
+                };
+                self.fixed(demand, Backend::DeepseekV4);
+                Ok(Part::Compressed {
+                    ratio: *ratio,
+                    head_dim: *head_dim,
+                    window: *window,
+                    index_head_dim: *index_head_dim,
+                })
+            }
+            CacheKind::ConvWindow { heads, window } => self.shard(*heads).map(|heads| Part::ConvWindow {
+                heads,
+                window: *window,
+            }),
+            CacheKind::State(state) => {
+                let context = StateContext {
+                    tp: self.tp,
+                    speculative_tokens: self.settings.speculative_tokens(),
+                    model_dtype: self.model_dtype,
+                    cache_dtype: self.settings.mamba_cache_dtype,
+                    ssm_dtype: self.settings.mamba_ssm_cache_dtype,
+                    gpu_major: self.gpu.major,
+                };
+                StateShape::of(state, &context)?.map(Part::State)
+            }
+        })
+    }
+
+    /// Registers a demand whose backend is the model's own.
+    fn fixed(&mut self, demand: Demand, backend: Backend) -> usize {
+        let served = Served { demand, backend };
+        self.served
+            .iter()
+            .position(|known| *known == served)
+            .unwrap_or_else(|| {
+                self.served.push(served);
+                self.served.len() - 1
+            })
+    }
+
+    fn alignment(
+        &self,
+        parts: &[(u64, Part)],
+        align_states: bool,
+        max_model_len: u64,
+    ) -> Result<Alignment<'_>> {
+        let mut alignment = Alignment {
+            served: &self.served,
+            attention: None,
+            latent_width: None,
+            state_bytes: 0,
+            kv_dtype: self.stored,
+            skips: false,
+            align_states,
+            max_model_len,
+        };
+        for (_, part) in parts {
+            match part {
+                Part::Attention { heads, skipped, .. } => {
+                    alignment
+                        .attention
+                        .get_or_insert((heads.kv_heads, heads.head_dim));
+                    alignment.skips |= skipped;
+                }
+                Part::Latent { width, .. } => {
+                    alignment.latent_width.get_or_insert(*width);
+                }
+                Part::State(shape) => alignment.state_bytes = alignment.state_bytes.max(shape.bytes()?),
+                Part::Indexer { .. } | Part::Compressed { .. } | Part::ConvWindow { .. } => {}
+            }
+        }
+        Ok(alignment)
+    }
+
+    fn push(&self, part: Part, sizes: &BlockSizes, specs: &mut Vec<Spec>) -> Result<()> {
+        let block_size = sizes.block_size;
+        match part {
+            Part::Attention {
+                heads,
+                kind,
+                served,
+                kv_dtype,
+                skipped,
+            } => {
+                let Served { demand, backend } = &self.served[served];
+                let kernels = backend.kernel_blocks(self.gpu, demand);
+                let entry = kv_dtype.entry(heads.kv_heads, heads.head_dim, heads.head_dim_v)?;
+                let spec = Spec {
+                    kind,
+                    block_size,
+                    kv_heads: heads.kv_heads,
+                    head_size: heads.head_dim,
+                    head_size_v: heads.head_dim_v,
+                    slots: entry.slots,
+                    content_bytes: entry.content_bytes,
+                    tokens_per_state: 1,
+                    kv_dtype,
+                    padded_page_bytes: None,
+                    page_alignment_bytes: 1,
+                    stride: stride(*backend, kernels, entry.content_bytes, kv_dtype, self.gpu),
+                    dcp_sharded: true,
+                };
+                specs.push(if matches!(kind, SpecKind::Sliding { .. }) {
+                    let shared = skipped.then_some(sizes.skip_page_bytes).flatten();
+                    let per_token = spec.with_block_size(1).page_bytes()?.max(1);
+                    let block_size = window_block_size(kernels, per_token, shared, block_size)?;
+                    let sized = spec.with_block_size(block_size);
+                    shared.map_or(sized, |bytes| sized.padded_to(bytes))
+                } else {
+                    spec
+                });
+            }
+            Part::Latent {
+                width,
+                served,
+                kv_dtype,
+            } => {
+                let Served { demand, backend } = &self.served[served];
+                let kernels = backend.kernel_blocks(self.gpu, demand);
+                let content = kv_dtype.latent_bytes(width)?;
+                let mut spec = latent(
+                    SpecKind::Latent { indexer: false },
+                    block_size,
+                    width,
+                    content,
+                    kv_dtype,
+                );
+                spec.stride = stride(*backend, kernels, content, kv_dtype, self.gpu);
+                specs.push(spec);
+            }
+            Part::Indexer { bytes, served } => {
+                let Served { demand, backend } = &self.served[served];
+                let kernels = backend.kernel_blocks(self.gpu, demand);
+                let mut spec = latent(
+                    SpecKind::Latent { indexer: true },
+                    block_size,
+                    bytes,
+                    bytes,
+                    KvDtype::Auto,
+                );
+                spec.stride = stride(*backend, kernels, bytes, KvDtype::Auto, self.gpu);
+                specs.push(spec);
+            }
+            Part::Compressed {
+                ratio,
+                head_dim,
+                window,
+                index_head_dim,
+            } => {
+                deepseek_v4(ratio, head_dim, window, index_head_dim, block_size, specs)?;
+            }
+            Part::ConvWindow { heads, window } => specs.push(Spec {
+                kind: SpecKind::Sliding { window, extra: 0 },
+                block_size: window,
+                kv_heads: heads.kv_heads,
+                head_size: heads.head_dim,
+                head_size_v: heads.head_dim_v,
+                slots: heads.kv_heads,
+                content_bytes: KvDtype::Auto
+                    .entry(heads.kv_heads, heads.head_dim, heads.head_dim_v)?
+                    .content_bytes,
+                tokens_per_state: 1,
+                kv_dtype: KvDtype::Auto,
+                padded_page_bytes: None,
+                page_alignment_bytes: 1,
+                stride: StrideAlignment::Any,
+                dcp_sharded: true,
+            }),
+            Part::State(shape) => specs.push(Spec {
+                kind: SpecKind::State {
+                    shape,
+                    speculative_blocks: self.settings.speculative_tokens(),
+                },
+                block_size: sizes.state_block_size,
+                kv_heads: 1,
+                head_size: 0,
+                head_size_v: 0,
+                slots: 1,
+                content_bytes: shape.bytes()?,
+                tokens_per_state: 1,
+                kv_dtype: KvDtype::Auto,
+                padded_page_bytes: sizes.state_page_bytes,
+                page_alignment_bytes: 1,
+                stride: StrideAlignment::Any,
+                dcp_sharded: false,
+            }),
+        }
+        Ok(())
+    }
+}
+
+/// The model's element type as the engine runs it: 32-bit floats become 16-bit ones.
+fn sixteen_bit(dtype: Option<Dtype>) -> Dtype {
+    match dtype {
+        Some(Dtype::F16) => Dtype::F16,
+        _ => Dtype::Bf16,
+    }
+}
+
+fn latent(kind: SpecKind, block_size: u64, width: u64, content_bytes: u64, kv_dtype: KvDtype) -> Spec {
+    Spec {
+        kind,
+        block_size,
+        kv_heads: 1,
+        head_size: width,
+        head_size_v: 0,
+        slots: 1,
+        content_bytes,
+        tokens_per_state: 1,
+        kv_dtype,
+        padded_page_bytes: None,
+        page_alignment_bytes: 1,
+        stride: StrideAlignment::Any,
+        dcp_sharded: true,
+    }
+}
+
+/// Alignment of block strides that a backend asks for (`customize_spec` of the sparse backends, and
+/// `v1/worker/utils.py` `customize_attention_spec` for those with fixed kernel blocks).
+fn stride(
+    backend: Backend,
+    kernels: &[KernelBlock],
+    content_bytes: u64,
+    kv_dtype: KvDtype,
+    gpu: Gpu,
+) -> StrideAlignment {
+    match backend {
+        Backend::FlashMlaSparse if !kv_dtype.is_16_bit() && gpu.major != 10 => {
+            return StrideAlignment::KernelBlock(64);
+        }
+        Backend::FlashMlaSparse | Backend::FlashAttnMlaSparse | Backend::FlashInferMlaSparseSm90 => {
+            return StrideAlignment::Bytes(content_bytes);
+        }
+        Backend::FlashInferMlaSparse => return StrideAlignment::Bytes(content_bytes.saturating_mul(32)),
+        Backend::FlashInferMlaSparseSm120 => return StrideAlignment::Bytes(content_bytes.saturating_mul(64)),
+        _ => {}
+    }
+    let mut largest = 0;
+    for kernel in kernels {
+        match kernel {
+            KernelBlock::Exactly(tokens) => largest = largest.max(*tokens),
+            KernelBlock::MultipleOf(_) => return StrideAlignment::Any,
+        }
+    }
+    StrideAlignment::KernelBlock(largest)
+}
+
+/// Block size of a sliding-window layer: the largest kernel block whose page fits the primary page, or the shared
+/// one of layers left out of quantisation (`layers/attention/attention.py`, `_largest_kernel_block_within`).
+fn window_block_size(
+    kernels: &[KernelBlock],
+    per_token_bytes: u64,
+    shared: Option<u64>,
+    block_size: u64,
+) -> Result<u64> {
+    let budget = match shared {
+        Some(bytes) => bytes,
+        None => per_token_bytes
+            .checked_mul(block_size)
+            .ok_or_else(|| Error::overflow("the bytes of one layer's block"))?,
+    };
+    let most = budget / per_token_bytes;
+    let candidates = kernels.iter().map(|kernel| match kernel {
+        KernelBlock::Exactly(tokens) => *tokens,
+        KernelBlock::MultipleOf(base) => (*base).max(most / base * base),
+    });
+    let smallest = candidates.clone().min().unwrap_or(block_size);
+    Ok(candidates
+        .filter(|&tokens| tokens <= most)
+        .max()
+        .unwrap_or(smallest))
+}
+
+/// The caches of one DeepSeek-V4 layer in the order of registration: the indexer's keys and compressor state
+/// (ratio 4), the window, the compressed latents and their compressor state (ratio above 1).
+///
+/// Sources (vLLM 0.32.0): `models/deepseek_v4/attention.py`, `models/deepseek_v4/compressor.py`,
+/// `v1/attention/backends/mla/sparse_swa.py`. An entry of the `fp8_ds_mla` format is 448 bytes without and 128 with
+/// rotary embedding and 8 of scales.
+fn deepseek_v4(
+    ratio: u64,
+    head_dim: u64,
+    window: u64,
+    index_head_dim: u64,
+    block_size: u64,
+    specs: &mut Vec<Spec>,
+) -> Result<()> {
+    const ENTRY_BYTES: u64 = 584;
+    const ALIGNMENT_BYTES: u64 = 576;
+    const WINDOW_BLOCK: u64 = 64;
+    let mut push = |kind, block_size, width, content_bytes, tokens_per_state| -> Result<()> {
+        let spec = Spec {
+            tokens_per_state,
+            page_alignment_bytes: ALIGNMENT_BYTES,
+            stride: match kind {
+                SpecKind::Latent { .. } => StrideAlignment::KernelBlock(256),
+                _ => StrideAlignment::Any,
+            },
+            ..latent(kind, block_size, width, content_bytes, KvDtype::Fp8DsMla)
+        };
+        specs.push(spec.aligned()?);
+        Ok(())
+    };
+    // Two overlapping windows of the compressor for ratio 4, one for 128; keys and scores in float32.
+    let overlap = if ratio == 4 { 2 } else { 1 };
+    let state = |dim: u64| {
+        dim.checked_mul(2 * overlap)
+            .filter(|&width| width < 1 << 40)
+            .map(|width| (width, width * 4))
+            .ok_or_else(|| Error::overflow("the compressor's state"))
+    };
+    let state_block = if ratio == 4 { 4 } else { 8 };
+    let state_kind = SpecKind::SlidingLatent {
+        window: overlap * ratio.max(1),
+        extra: 0,
+    };
+    if ratio == 4 {
+        let key_bytes = index_head_dim
+            .checked_add(index_head_dim / 128 * 4)
+            .ok_or_else(|| Error::overflow("the indexer's key"))?;
+        push(
+            SpecKind::Latent { indexer: true },
+            block_size,
+            key_bytes,
+            key_bytes,
+            ratio,
+        )?;
+        let (width, bytes) = state(index_head_dim)?;
+        push(state_kind, state_block, width, bytes, 1)?;
+    }
+    push(
+        SpecKind::SlidingLatent { window, extra: 0 },
+        WINDOW_BLOCK,
+        head_dim,
+        ENTRY_BYTES,
+        1,
+    )?;
+    if ratio > 1 {
+        push(
+            SpecKind::Latent { indexer: false },
+            block_size,
+            head_dim,
+            ENTRY_BYTES,
+            ratio,
+        )?;
+        let (width, bytes) = state(head_dim)?;
+        push(state_kind, state_block, width, bytes, 1)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Engine versions, and the rules that differ between them: one row a change.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// A release of vLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version {
+    /// First number.
+    pub major: u32,
+    /// Second number.
+    pub minor: u32,
+    /// Third number.
+    pub patch: u32,
+}
+
+impl Version {
+    /// The newest release whose rules are known.
+    pub const NEWEST: Self = Self::new(0, 32, 0);
+
+    /// A version from its numbers.
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// Parses `0.32.0`, `v0.32`, `0.32.0rc1`, `0.32.0+cu130` (suffixes are ignored) or `latest`.
+    ///
+    /// # Errors
+    /// If there are no two numbers separated by a dot.
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::input(format!("engine version {text} is not of the form 0.32.0"))
+                .hint(format!("the newest known version of vLLM is {}", Self::NEWEST))
+        };
+        let trimmed = text.trim();
+        if trimmed.eq_ignore_ascii_case("latest") {
+            return Ok(Self::NEWEST);
+        }
+        let plain = trimmed.strip_prefix('v').unwrap_or(trimmed);
+        let mut numbers = [0_u32; 3];
+        let mut count = 0;
+        for part in plain.splitn(3, '.') {
+            let digits: &str = &part[..part.bytes().take_while(u8::is_ascii_digit).count()];
+            if digits.is_empty() || (digits.len() != part.len() && count < 2) {
+                return Err(wrong());
+            }
+            numbers[count] = digits.parse().map_err(|_| wrong())?;
+            count += 1;
+        }
+        if count < 2 {
+            return Err(wrong());
+        }
+        Ok(Self::new(numbers[0], numbers[1], numbers[2]))
+    }
+
+    /// Whether the rules of this release are known; a newer one is planned with [`Self::NEWEST`]'s.
+    pub fn is_newer_than_known(self) -> bool {
+        (self.major, self.minor) > (Self::NEWEST.major, Self::NEWEST.minor)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// How a version turns blocks into the tokens it logs as "KV cache size".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokensRule {
+    /// `num_blocks // groups * block_size`.
+    BlocksOverGroups,
+    /// `int(max_concurrency * max_model_len)`.
+    ConcurrencyTimesLength,
+}
+
+/// The rules of one release, where they are not the same in all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rules {
+    /// Default of `--gpu-memory-utilization`.
+    pub gpu_memory_utilization: f64,
+    /// Whether the start-up check keeps one block back for the null block.
+    pub reserves_null_block: bool,
+    /// Whether sliding windows are charged the tokens of every batch in flight, or of one batch.
+    pub charges_in_flight_batches: bool,
+    /// How the logged token count is computed.
+    pub tokens: TokensRule,
+    /// Whether the estimate of CUDA graph memory is taken off the KV budget.
+    pub subtracts_cuda_graph_estimate: bool,
+}
+
+/// One change: from `since` on, `apply` holds.
+struct Change {
+    since: Version,
+    /// Where the rule was read or measured.
+    source: &'static str,
+    what: &'static str,
+    apply: fn(&mut Rules),
+}
+
+/// Rules before the first row: releases of the V1 engine up to 0.20.
+const OLDEST: Rules = Rules {
+    gpu_memory_utilization: 0.9,
+    reserves_null_block: false,
+    charges_in_flight_batches: false,
+    tokens: TokensRule::BlocksOverGroups,
+    subtracts_cuda_graph_estimate: false,
+};
+
+const CHANGES: [Change; 3] = [
+    Change {
+        since: Version::new(0, 21, 0),
+        source: "start-up logs of 0.20 and 0.21 for one pool: 585,168 and 1,251,446 tokens",
+        what: "the logged tokens are concurrency times length, not blocks over groups",
+        apply: |rules| rules.tokens = TokensRule::ConcurrencyTimesLength,
+    },
+    Change {
+        since: Version::new(0, 21, 0),
+        source: "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is on by default since 0.21",
+        what: "the CUDA graph estimate is taken off the KV budget",
+        apply: |rules| rules.subtracts_cuda_graph_estimate = true,
+    },
+    Change {
+        since: Version::new(0, 32, 0),
+        source: "vLLM 0.32.0, config/cache.py, config/vllm.py max_in_flight_tokens, v1/core/kv_cache_utils.py get_kv_cache_configs",
+        what: "utilization defaults to 0.92, windows are charged every batch in flight, the check reserves the null block (read in 0.32.0; the release that introduced each is not known)",
+        apply: |rules| {
+            rules.gpu_memory_utilization = 0.92;
+            rules.charges_in_flight_batches = true;
+            rules.reserves_null_block = true;
+        },
+    },
+];
+
+impl Rules {
+    /// The rules of a release; newer ones than known have the newest known rules.
+    pub fn of(version: Version) -> Self {
+        let mut rules = OLDEST;
+        for change in &CHANGES {
+            if version >= change.since {
+                (change.apply)(&mut rules);
+            }
+        }
+        rules
+    }
+
+    /// All known changes: since which release, what, and the source.
+    pub fn changes() -> impl Iterator<Item = (Version, &'static str, &'static str)> {
+        CHANGES
+            .iter()
+            .map(|change| (change.since, change.what, change.source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_parse_with_and_without_suffixes() {
+        for (text, version) in [
+            ("0.32.0", Version::new(0, 32, 0)),
+            ("v0.20", Version::new(0, 20, 0)),
+            ("0.32.1rc1", Version::new(0, 32, 1)),
+            ("0.11.0+cu128", Version::new(0, 11, 0)),
+            ("latest", Version::NEWEST),
+        ] {
+            assert_eq!(Version::parse(text).unwrap(), version, "{text}");
+        }
+        for text in ["", "32", "0.x", "zero", "0.99999999999"] {
+            assert!(Version::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_has_the_newest_known_rules() {
+        let future = Version::new(0, 99, 0);
+        assert!(future.is_newer_than_known());
+        assert_eq!(Rules::of(future), Rules::of(Version::NEWEST));
+        assert!(!Version::new(0, 32, 7).is_newer_than_known());
+        assert_eq!(
+            Rules::of(Version::new(0, 19, 0)).tokens,
+            TokensRule::BlocksOverGroups
+        );
+    }
+}
