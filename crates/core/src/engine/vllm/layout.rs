@@ -425,7 +425,7 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    /// Logged concurrency and tokens. The engine divides and multiplies 64-bit floats, and so does this.
+    /// Logged concurrency and tokens by the version's rule.
     fn capacity(
         &self,
         grouping: &Grouping,
@@ -437,23 +437,16 @@ impl<'a> Planner<'a> {
         if blocks_per_request == 0 {
             return Ok((None, None));
         }
-        let concurrency = num_blocks as f64 / blocks_per_request as f64;
+        let (tokens, concurrency) = logged_capacity(num_blocks, blocks_per_request, max_model_len)?;
         let tokens = match self.rules.tokens {
-            TokensRule::ConcurrencyTimesLength => concurrency * max_model_len as f64,
+            TokensRule::ConcurrencyTimesLength => tokens,
             TokensRule::BlocksOverGroups => {
                 let groups = grouping.groups.len().max(1) as u64;
-                return Ok((Some(concurrency), (num_blocks / groups).checked_mul(block_size)));
+                (num_blocks / groups)
+                    .checked_mul(block_size)
+                    .ok_or_else(|| Error::overflow("the capacity in tokens"))?
             }
         };
-        if tokens >= 9_007_199_254_740_992.0 {
-            return Err(Error::overflow("the capacity in tokens"));
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "non-negative and below 2^53; the engine truncates too"
-        )]
-        let tokens = tokens as u64;
         Ok((Some(concurrency), Some(tokens)))
     }
 

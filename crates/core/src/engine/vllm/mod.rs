@@ -15,6 +15,8 @@
 
 pub mod backend;
 pub mod block_size;
+#[cfg(test)]
+mod golden;
 pub mod gpu;
 pub mod group;
 pub mod kv_dtype;

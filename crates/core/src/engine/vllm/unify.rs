@@ -86,7 +86,24 @@ pub(crate) fn full_allocation_fallback(specs: &mut [Spec]) -> Result<bool> {
     Ok(promote_part(specs)? && is_uniform_type(specs.iter())?)
 }
 
+/// Whether the engine fails on full attention with several windows or chunks (`merge_window_sizes` raises).
+pub(crate) fn windows_clash(specs: &[Spec]) -> bool {
+    let mut first: (Option<u64>, Option<u64>) = (None, None);
+    let mut clash = false;
+    for spec in specs {
+        let SpecKind::Full { window, chunk } = spec.kind else {
+            return false;
+        };
+        clash |= window.is_some_and(|tokens| tokens != *first.0.get_or_insert(tokens));
+        clash |= chunk.is_some_and(|tokens| tokens != *first.1.get_or_insert(tokens));
+    }
+    clash
+}
+
 fn is_one_type(specs: &[Spec]) -> Result<bool> {
+    if windows_clash(specs) {
+        return Ok(false);
+    }
     Ok(specs.is_empty() || merge_all(specs).is_some() || is_uniform_type(specs.iter())?)
 }
 
@@ -99,6 +116,10 @@ fn promote_part(specs: &mut [Spec]) -> Result<bool> {
     if let Some(first) = full.next()
         && specs.iter().any(is_local)
     {
+        // The engine cannot rebuild a latent window as a latent that keeps all tokens.
+        if specs.iter().any(|spec| matches!(spec.kind, SpecKind::SlidingLatent { .. })) {
+            return Ok(false);
+        }
         let shared = specs
             .iter()
             .filter(|spec| spec.is_full_type())
