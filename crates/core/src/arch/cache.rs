@@ -147,6 +147,8 @@ pub enum State {
         dim: u64,
         /// Taps of the convolution.
         kernel: u64,
+        /// Whether the model's own kernel exports a checkpoint inside a prefill (Kimi-K3, GLM-5-Next; not Kimi-Linear).
+        checkpoint: bool,
         /// Element type of the convolution's state.
         conv: Option<Dtype>,
         /// Element type of the recurrent state.

@@ -583,6 +583,27 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// Tokens and concurrency as the engine logs them: 64-bit float division and product, truncated
+/// (`get_kv_cache_capacity`).
+pub(crate) fn logged_capacity(
+    num_blocks: u64,
+    blocks_per_request: u64,
+    max_model_len: u64,
+) -> Result<(u64, f64)> {
+    const EXACT: u64 = 1 << 53;
+    let concurrency = num_blocks as f64 / blocks_per_request as f64;
+    let tokens = concurrency * max_model_len as f64;
+    if num_blocks > EXACT || blocks_per_request > EXACT || max_model_len > EXACT || tokens >= EXACT as f64 {
+        return Err(Error::overflow("the capacity in tokens"));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "non-negative and below 2^53; the engine truncates too"
+    )]
+    Ok((tokens as u64, concurrency))
+}
+
 fn share(
     grouping: &Grouping,
     group: &Group,

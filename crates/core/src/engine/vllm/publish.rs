@@ -200,28 +200,22 @@ impl<'a> Publisher<'a> {
         if let Some(known) = self.served.iter().position(|served| served.demand == demand) {
             return Ok(known);
         }
-        let automatic = || {
-            select(self.gpu, &demand, None)
-                .or_else(|reason| match demand.block_size {
-                    // The numbers are still worth showing for the block size that the user named.
-                    Some(_) => select(
-                        self.gpu,
-                        &Demand {
-                            block_size: None,
-                            ..demand
-                        },
-                        None,
-                    )
-                    .map_err(|_| reason),
-                    None => Err(reason),
-                })
-                .map_err(|reason| Refusal::new(RefusalKind::AttentionBackend, reason))
-        };
-        let backend = match select(self.gpu, &demand, self.settings.attention_backend) {
+        let forced = self.settings.attention_backend;
+        let backend = match select(self.gpu, &demand, forced) {
             Ok(backend) => backend,
             Err(reason) => {
+                // The engine refuses. The numbers are still worth showing: with the backend that was named if it is
+                // made for this kind of layer, else with the one the engine would take by itself.
                 let refusal = Refusal::new(RefusalKind::AttentionBackend, reason);
-                let backend = automatic().map_err(|_| refusal.clone())?;
+                let kin = forced
+                    .filter(|named| named.is_latent() == demand.latent && named.is_sparse() == demand.sparse);
+                let any_block = Demand { block_size: None, ..demand };
+                let backend = match kin {
+                    Some(named) => named,
+                    None => select(self.gpu, &demand, None)
+                        .or_else(|_| select(self.gpu, &any_block, None))
+                        .map_err(|_| refusal.clone())?,
+                };
                 self.refusal.get_or_insert(refusal);
                 backend
             }
