@@ -69,5 +69,7 @@ with open(os.path.join(a.out, "vllm_configs.jsonl"), "w") as f:
         for value in config.values():
             if isinstance(value, dict):
                 value.pop("quantization_config", None)
-        f.write(json.dumps({"name": name[:-5], "config": config}, separators=(",", ":")) + "\n")
+        # As text: some files hold Python's Infinity, which is no JSON but what vLLM is given.
+        text = json.dumps(config, separators=(",", ":"))
+        f.write(json.dumps({"name": name[:-5], "class": config["architectures"][0], "config": text}) + "\n")
 print(len(rows), "rows", len(used), "configurations")

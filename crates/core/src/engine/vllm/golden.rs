@@ -35,11 +35,18 @@ fn tensor(value: &Value, index: usize) -> StateTensor {
 fn spec(value: &Value) -> Spec {
     let window = number(value, "window");
     let kind = match value["kind"].as_str().unwrap() {
-        "full" => SpecKind::Full { window: None, chunk: None },
-        "mla" => SpecKind::Latent { indexer: value["indexer"].as_bool().unwrap() },
+        "full" => SpecKind::Full {
+            window: None,
+            chunk: None,
+        },
+        "mla" => SpecKind::Latent {
+            indexer: value["indexer"].as_bool().unwrap(),
+        },
         "sliding" => SpecKind::Sliding { window, extra: 0 },
         "swmla" => SpecKind::SlidingLatent { window, extra: 0 },
-        "chunked" => SpecKind::Chunked { chunk: number(value, "chunk") },
+        "chunked" => SpecKind::Chunked {
+            chunk: number(value, "chunk"),
+        },
         "cross" => SpecKind::Cross,
         _ => SpecKind::State {
             shape: StateShape {
@@ -69,7 +76,9 @@ fn spec(value: &Value) -> Spec {
         kv_dtype: KvDtype::Auto,
         padded_page_bytes: value["padded"].as_u64(),
         page_alignment_bytes: value["align"].as_u64().unwrap_or(1),
-        stride: value["stride"]["kernel"].as_u64().map_or(StrideAlignment::Any, StrideAlignment::KernelBlock),
+        stride: value["stride"]["kernel"]
+            .as_u64()
+            .map_or(StrideAlignment::Any, StrideAlignment::KernelBlock),
         dcp_sharded: !matches!(kind, SpecKind::State { .. }),
     }
     .aligned()
@@ -117,8 +126,18 @@ fn computed(case: &Value) -> String {
         .iter()
         .map(|index| table[usize::try_from(index.as_u64().unwrap()).unwrap()])
         .collect();
-    let layers: Vec<u64> = case["stages"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-    let available: Vec<u64> = case["available"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    let layers: Vec<u64> = case["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap())
+        .collect();
+    let available: Vec<u64> = case["available"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap())
+        .collect();
     let memory_order = if case["block_outermost"].as_bool().unwrap() {
         MemoryOrder::BlockOutermost
     } else {
@@ -137,11 +156,10 @@ fn computed(case: &Value) -> String {
         dcp,
         align_states,
     };
-    let stages: Vec<std::ops::Range<u64>> = (0..available.len() as u64).map(|stage| stage..stage + 1).collect();
+    let stages: Vec<std::ops::Range<u64>> = (0..available.len() as u64)
+        .map(|stage| stage..stage + 1)
+        .collect();
     let pools = startup::pools(&grouping, &layers, &stages, &available, case["override"].as_u64()).unwrap();
-    if pools.iter().any(|pool| pool.kv_layers == 0) {
-        return "refused".to_owned();
-    }
     if case["auto"].as_bool().unwrap() {
         match startup::auto_length(&grouping, &context, &pools, true).unwrap() {
             Ok(length) => context.max_model_len = length,
@@ -154,19 +172,36 @@ fn computed(case: &Value) -> String {
             None => "refused".to_owned(),
         };
     }
+    if pools.iter().any(|pool| pool.kv_layers == 0) {
+        return "refused".to_owned();
+    }
     let num_blocks = pools.iter().map(|pool| pool.num_blocks).min().unwrap();
     let per_request = grouping.request_blocks(&context).unwrap();
     let (tokens, _) = super::layout::logged_capacity(num_blocks, per_request, context.max_model_len).unwrap();
     let caching = case["caching"].as_bool().unwrap();
-    let (scheduler, hash) = grouping.block_sizes(number(case, "block"), dcp, caching, align_states).unwrap();
+    let (scheduler, hash) = grouping
+        .block_sizes(number(case, "block"), dcp, caching, align_states)
+        .unwrap();
     let groups: Vec<String> = grouping
         .groups
         .iter()
         .map(|group| {
-            let members: Vec<usize> = group.layers.iter().copied().filter(|&cache| layers[cache] == 0).collect();
-            let shown = if members.is_empty() { group.layers.clone() } else { members.clone() };
+            let members: Vec<usize> = group
+                .layers
+                .iter()
+                .copied()
+                .filter(|&cache| layers[cache] == 0)
+                .collect();
+            let shown = if members.is_empty() {
+                group.layers.clone()
+            } else {
+                members.clone()
+            };
             let page = if group.uniform_type {
-                shown.iter().map(|&cache| grouping.specs[cache].page_bytes().unwrap()).sum()
+                shown
+                    .iter()
+                    .map(|&cache| grouping.specs[cache].page_bytes().unwrap())
+                    .sum()
             } else {
                 group.spec.page_bytes().unwrap()
             };
@@ -174,7 +209,10 @@ fn computed(case: &Value) -> String {
             format!("[{}]x{}@{page}", text.join(","), group.spec.block_size)
         })
         .collect();
-    let bytes: Vec<String> = pools.iter().map(|pool| pool.bytes_per_block.to_string()).collect();
+    let bytes: Vec<String> = pools
+        .iter()
+        .map(|pool| pool.bytes_per_block.to_string())
+        .collect();
     format!(
         "{num_blocks} blocks of [{}] for {}, {tokens} tokens, scheduler {scheduler} hash {hash}, {}",
         bytes.join(","),
@@ -192,9 +230,17 @@ fn random_layers_are_grouped_and_pooled_as_the_engine_does() {
         let (expected, computed) = (expected(&case), computed(&case));
         count += 1;
         if expected != computed {
-            wrong.push(format!("line {}:\n  vLLM   {expected}\n  kvwise {computed}", line + 1));
+            wrong.push(format!(
+                "line {}:\n  vLLM   {expected}\n  kvwise {computed}",
+                line + 1
+            ));
         }
     }
     assert!(count >= 250, "the golden file has lost cases");
-    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }

@@ -336,14 +336,6 @@ impl<'a> Planner<'a> {
             available_bytes,
             settings.num_gpu_blocks_override,
         )?;
-        if let Some(pool) = pools.iter().find(|pool| pool.kv_layers == 0)
-            && kv_layers > 0
-        {
-            return Ok(Err(Refusal::new(
-                RefusalKind::PipelineParallel,
-                format!("pipeline stage {} has no layer with a KV cache", pool.stage),
-            )));
-        }
         if !grouping.groups.is_empty() {
             let reserve = self.rules.reserves_null_block;
             if settings.max_model_len == MaxModelLen::Auto {
@@ -357,6 +349,13 @@ impl<'a> Planner<'a> {
             if let Err(refusal) = startup::check(&grouping, &context, &pools, reserve)? {
                 self.refused.get_or_insert(refusal);
             }
+        }
+        if let Some(pool) = pools.iter().find(|pool| pool.kv_layers == 0)
+            && kv_layers > 0
+        {
+            // The engine divides by the bytes of one block, which are 0.
+            let reason = format!("pipeline stage {} has no layer with a KV cache", pool.stage);
+            return Ok(Err(Refusal::new(RefusalKind::PipelineParallel, reason)));
         }
         let num_blocks = if grouping.groups.is_empty() {
             1

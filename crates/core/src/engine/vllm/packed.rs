@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_chunk_with_the_least_padding_is_taken_and_the_larger_of_equals() {
-        assert_eq!(least_padding(&[20, 21, 40], 20), 20);
+        assert_eq!(least_padding(&[20, 21, 40], 20), 21);
         assert_eq!(least_padding(&[4, 8, 12], 1), 4);
         assert_eq!(least_padding(&[5], 2), 5);
     }

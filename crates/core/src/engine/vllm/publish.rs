@@ -209,7 +209,10 @@ impl<'a> Publisher<'a> {
                 let refusal = Refusal::new(RefusalKind::AttentionBackend, reason);
                 let kin = forced
                     .filter(|named| named.is_latent() == demand.latent && named.is_sparse() == demand.sparse);
-                let any_block = Demand { block_size: None, ..demand };
+                let any_block = Demand {
+                    block_size: None,
+                    ..demand
+                };
                 let backend = match kin {
                     Some(named) => named,
                     None => select(self.gpu, &demand, None)

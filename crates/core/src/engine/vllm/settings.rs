@@ -302,7 +302,7 @@ mod tests {
             "-2",
             "1.5k",
             "99999999999999999999",
-            "9999999999999M",
+            "99999999999999M",
             "k",
         ] {
             assert!(MaxModelLen::parse(text).is_err(), "{text}");

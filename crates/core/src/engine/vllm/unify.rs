@@ -117,7 +117,10 @@ fn promote_part(specs: &mut [Spec]) -> Result<bool> {
         && specs.iter().any(is_local)
     {
         // The engine cannot rebuild a latent window as a latent that keeps all tokens.
-        if specs.iter().any(|spec| matches!(spec.kind, SpecKind::SlidingLatent { .. })) {
+        if specs
+            .iter()
+            .any(|spec| matches!(spec.kind, SpecKind::SlidingLatent { .. }))
+        {
             return Ok(false);
         }
         let shared = specs

@@ -1,0 +1,455 @@
+//! vLLM 0.32.0's own answers against ours: every golden row is equal, or a known difference with its reason.
+//!
+//! `golden/vllm_rows.jsonl` holds what vLLM's own code computed for `golden/vllm_configs.jsonl` (see
+//! `golden/README.md`). `golden/known_differences.tsv` lists what is not equal and why. With
+//! `KVWISE_WRITE_CONFORMANCE=1` the table of the documentation is written anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use kvwise_core::arch::family::{Reading, read};
+use kvwise_core::arch::{CacheKind, Config, Model, Parallel};
+use kvwise_core::dtype::Dtype;
+use kvwise_core::engine::vllm::{Backend, Gpu, KvDtype, Layout, MaxModelLen, Settings, layout};
+use serde_json::Value;
+
+const ROWS: &str = include_str!("golden/vllm_rows.jsonl");
+const CONFIGS: &str = include_str!("golden/vllm_configs.jsonl");
+const KNOWN: &str = include_str!("golden/known_differences.tsv");
+const PAGE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../docs/src/reference/conformance.md"
+);
+
+const H100: Gpu = Gpu {
+    major: 9,
+    minor: 0,
+    memory_bytes: 80 << 30,
+    a100: false,
+};
+
+/// One line of `known_differences.tsv`.
+struct Known {
+    /// Configuration name; `*` at the end matches the rest.
+    config: &'static str,
+    /// Setting label as in the table, or `*`.
+    setting: &'static str,
+    /// `kv` or `weights`.
+    part: &'static str,
+    reason: &'static str,
+}
+
+impl Known {
+    fn all() -> Vec<Self> {
+        KNOWN
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(|line| {
+                let cells: Vec<&str> = line.split('\t').collect();
+                let [config, setting, part, reason] = cells[..] else {
+                    panic!("known_differences.tsv: expected 4 cells in {line:?}");
+                };
+                Self {
+                    config,
+                    setting,
+                    part,
+                    reason,
+                }
+            })
+            .collect()
+    }
+
+    fn covers(&self, config: &str, setting: &str, part: &str) -> bool {
+        let name = match self.config.strip_suffix('*') {
+            Some(prefix) => config.starts_with(prefix),
+            None => config == self.config,
+        };
+        name && self.part == part && (self.setting == "*" || self.setting == setting)
+    }
+}
+
+/// A configuration as it was read.
+enum Subject {
+    Model(Box<Model>, String),
+    Unread(String, String),
+}
+
+fn subjects() -> BTreeMap<String, Subject> {
+    CONFIGS
+        .lines()
+        .map(|line| {
+            let entry: Value = serde_json::from_str(line).unwrap();
+            let name = entry["name"].as_str().unwrap().to_owned();
+            let class = entry["class"].as_str().unwrap().to_owned();
+            let text = entry["config"].as_str().unwrap();
+            let subject = match Config::parse(text.as_bytes()).and_then(|config| read(&name, &config)) {
+                Ok(Reading::Model(model)) => Subject::Model(model, class),
+                Ok(Reading::Refused(refusal)) => Subject::Unread(class, refusal.reason),
+                Err(error) => Subject::Unread(class, error.to_string()),
+            };
+            (name, subject)
+        })
+        .collect()
+}
+
+/// The column of the table that a row belongs to.
+fn setting(args: &Value) -> String {
+    let mut label = format!("TP {}", args["tp"].as_u64().unwrap_or(1));
+    if let Some(stages) = args["pp"].as_u64() {
+        let _ = write!(label, ", PP {stages}");
+    }
+    if let Some(dtype) = args["kv_dtype"].as_str() {
+        let _ = write!(label, ", {dtype}");
+    }
+    if args["no_prefix_caching"].as_bool() == Some(true) {
+        label.push_str(", no prefix caching");
+    }
+    if args["with_encoder"].as_bool() == Some(true) {
+        label.push_str(", with towers");
+    }
+    label
+}
+
+/// The settings the reference scripts used: `FLASHMLA` for latent attention without an indexer, what an H100 picks
+/// otherwise, 8192 batched tokens, asynchronous scheduling without pipeline stages.
+fn settings(args: &Value, model: &Model) -> Settings {
+    let dense_latent = model
+        .layers
+        .iter()
+        .flat_map(|layer| &layer.caches)
+        .any(|cache| matches!(cache.kind, CacheKind::Latent { sparse: false, .. }));
+    let stages = args["pp"].as_u64().unwrap_or(1);
+    Settings {
+        tensor_parallel_size: args["tp"].as_u64().unwrap_or(1),
+        pipeline_parallel_size: stages,
+        kv_cache_dtype: KvDtype::parse(args["kv_dtype"].as_str().unwrap_or("auto")).unwrap(),
+        max_model_len: args["max_model_len"]
+            .as_u64()
+            .map_or(MaxModelLen::Derived, MaxModelLen::Tokens),
+        max_num_batched_tokens: Some(8192),
+        max_num_seqs: Some(256),
+        async_scheduling: Some(stages == 1),
+        enable_prefix_caching: Some(args["no_prefix_caching"].as_bool() != Some(true)),
+        attention_backend: dense_latent.then_some(Backend::FlashMla),
+        ..Settings::default()
+    }
+}
+
+fn group_kind(wrapper: &str) -> &'static str {
+    match wrapper {
+        "FullAttention" => "full_attention",
+        "SlidingWindow" => "sliding_window",
+        "Mamba" => "mamba",
+        "MLAAttention" => "mla_attention",
+        "ChunkedLocalAttention" => "chunked_local_attention",
+        "CrossAttention" => "cross_attention",
+        "UniformType" => "uniform_type",
+        other => panic!("unknown group {other}"),
+    }
+}
+
+/// Fields in which our layout is not vLLM's, as `field: theirs, ours`.
+fn differences(row: &Value, ours: &Layout) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |field: &str, theirs: String, ours: String| {
+        if theirs != ours {
+            found.push(format!("{field}: vLLM {theirs}, ours {ours}"));
+        }
+    };
+    let optional = |value: Option<u64>| value.map_or("null".to_owned(), |n| n.to_string());
+    let bytes: Vec<u64> = ours.stages.iter().map(|stage| stage.bytes_per_block).collect();
+    compare(
+        "block_size",
+        row["block_size"].to_string(),
+        ours.block_size.to_string(),
+    );
+    compare(
+        "mamba_block_size",
+        row["mamba_block_size"].to_string(),
+        optional(ours.mamba_block_size),
+    );
+    compare(
+        "mamba_page_size_padded",
+        row["mamba_page_size_padded"].to_string(),
+        optional(ours.mamba_page_bytes_padded),
+    );
+    compare(
+        "kv_layers",
+        row["kv_layers"].to_string(),
+        ours.kv_layers.to_string(),
+    );
+    compare(
+        "bytes_per_block",
+        row["bytes_per_block"].to_string(),
+        format!("{bytes:?}").replace(' ', ""),
+    );
+    compare(
+        "num_blocks",
+        row["num_blocks"].to_string(),
+        ours.num_blocks.to_string(),
+    );
+    compare(
+        "capacity_tokens",
+        row["capacity_tokens"].to_string(),
+        optional(ours.capacity_tokens),
+    );
+    compare(
+        "scheduler_block_size",
+        row["scheduler_block_size"].to_string(),
+        ours.scheduler_block_size.to_string(),
+    );
+    compare(
+        "hash_block_size",
+        row["hash_block_size"].to_string(),
+        ours.hash_block_size.to_string(),
+    );
+    if row["max_concurrency"].as_f64() != ours.max_concurrency {
+        compare(
+            "max_concurrency",
+            row["max_concurrency"].to_string(),
+            format!("{:?}", ours.max_concurrency),
+        );
+    }
+    let theirs: Vec<String> = row["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| {
+            let kind = group_kind(group[1].as_str().unwrap());
+            let page = if kind == "uniform_type" {
+                Value::from(0)
+            } else {
+                group[3].clone()
+            };
+            format!("{} {kind} {} {page} {}", group[0], group[2], group[4])
+        })
+        .collect();
+    let own: Vec<String> = ours
+        .groups
+        .iter()
+        .map(|group| {
+            let page = if group.kind == "uniform_type" {
+                0
+            } else {
+                group.page_bytes
+            };
+            format!(
+                "{} {} {} {page} {}",
+                group.layers, group.kind, group.block_size, group.blocks_per_request
+            )
+        })
+        .collect();
+    compare("groups", theirs.join("; "), own.join("; "));
+    found
+}
+
+/// Differences of one row: in the cache, and in the weights.
+fn row_differences(row: &Value, model: &Model) -> (Vec<String>, Vec<String>) {
+    let args = &row["args"];
+    let settings = settings(args, model);
+    let outcome = match layout(
+        model,
+        &settings,
+        H100,
+        &[args["available_bytes"].as_u64().unwrap()],
+    ) {
+        Ok(outcome) => outcome,
+        Err(error) => return (vec![format!("error: {error}")], Vec::new()),
+    };
+    if row["refused"].as_bool() == Some(true) {
+        let accepted = outcome.refused.is_none();
+        return (
+            accepted
+                .then(|| "vLLM refuses, we do not".to_owned())
+                .into_iter()
+                .collect(),
+            Vec::new(),
+        );
+    }
+    // The reference scripts stand in for every backend, so its limits are not part of the comparison.
+    let kv = match &outcome.layout {
+        Some(ours) => differences(row, ours),
+        None => vec![format!("refused: {:?}", outcome.refused)],
+    };
+    let parallel = Parallel {
+        pp: settings.pipeline_parallel_size,
+        ..Parallel::tensor(settings.tensor_parallel_size)
+    };
+    let towers = args["with_encoder"].as_bool() == Some(true);
+    let weights: Vec<String> = (0..parallel.pp)
+        .map(
+            |stage| match model.weight_bytes(stage, &parallel, Dtype::Bf16, towers) {
+                Ok(bytes) => bytes.to_string(),
+                Err(error) => error.to_string(),
+            },
+        )
+        .collect();
+    let own = format!("[{}]", weights.join(","));
+    let theirs = row["weight_bytes_per_rank"].to_string();
+    let weights = (theirs != own).then(|| format!("weight_bytes_per_rank: vLLM {theirs}, ours {own}"));
+    (kv, weights.into_iter().collect())
+}
+
+/// Tally of one cell of the table.
+#[derive(Default)]
+struct Cell {
+    rows: usize,
+    exact_kv: usize,
+    exact_weights: usize,
+}
+
+struct Report {
+    /// Inequalities that no known difference covers.
+    unexpected: Vec<String>,
+    /// Known differences that cover nothing any more.
+    stale: Vec<String>,
+    /// Architecture, then setting.
+    cells: BTreeMap<String, BTreeMap<String, Cell>>,
+    /// Architecture and the reasons of its differences.
+    reasons: BTreeMap<String, BTreeSet<String>>,
+    rows: usize,
+    exact_kv: usize,
+    exact_weights: usize,
+}
+
+fn report() -> Report {
+    let subjects = subjects();
+    let known = Known::all();
+    let mut used = vec![false; known.len()];
+    let mut report = Report {
+        unexpected: Vec::new(),
+        stale: Vec::new(),
+        cells: BTreeMap::new(),
+        reasons: BTreeMap::new(),
+        rows: 0,
+        exact_kv: 0,
+        exact_weights: 0,
+    };
+    for line in ROWS.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let name = row["config"].as_str().unwrap();
+        let label = setting(&row["args"]);
+        let (class, kv, weights) = match &subjects[name] {
+            Subject::Model(model, class) => {
+                let (kv, weights) = row_differences(&row, model);
+                (class, kv, weights)
+            }
+            Subject::Unread(class, reason) => {
+                let text = vec![format!("not read: {reason}")];
+                (class, text.clone(), text)
+            }
+        };
+        let cell = report
+            .cells
+            .entry(class.clone())
+            .or_default()
+            .entry(label.clone())
+            .or_default();
+        cell.rows += 1;
+        report.rows += 1;
+        for (part, found) in [("kv", kv), ("weights", weights)] {
+            if found.is_empty() {
+                let count = if part == "kv" {
+                    &mut cell.exact_kv
+                } else {
+                    &mut cell.exact_weights
+                };
+                *count += 1;
+                *(if part == "kv" {
+                    &mut report.exact_kv
+                } else {
+                    &mut report.exact_weights
+                }) += 1;
+                continue;
+            }
+            match known.iter().position(|one| one.covers(name, &label, part)) {
+                Some(index) => {
+                    used[index] = true;
+                    let reason = format!("{part}: {}", known[index].reason);
+                    report.reasons.entry(class.clone()).or_default().insert(reason);
+                }
+                None => report
+                    .unexpected
+                    .push(format!("{name} [{label}] {part}: {}", found.join("; "))),
+            }
+        }
+    }
+    for (one, used) in known.iter().zip(used) {
+        if !used {
+            report
+                .stale
+                .push(format!("{} [{}] {}", one.config, one.setting, one.part));
+        }
+    }
+    report
+}
+
+/// The documentation's table.
+fn page(report: &Report) -> String {
+    let labels: BTreeSet<&String> = report.cells.values().flat_map(BTreeMap::keys).collect();
+    let mut text = format!(
+        "# Conformance with vLLM 0.32.0\n\n\
+         Generated by `KVWISE_WRITE_CONFORMANCE=1 cargo test -p kvwise-core --test conformance`; do not edit.\n\n\
+         Each row of the golden data is what vLLM's own code computed for one configuration and setting, with {} rows\n\
+         in all. The cache is exact in {} of them: block sizes, groups, bytes per block, number of blocks, tokens and\n\
+         concurrency are equal. The weight bytes of every rank are equal in {}. A cell shows exact/all rows of the\n\
+         cache, then of the weights; `=` stands for all.\n\n",
+        report.rows, report.exact_kv, report.exact_weights
+    );
+    let _ = write!(text, "| architecture |");
+    for label in &labels {
+        let _ = write!(text, " {label} |");
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---|".repeat(labels.len()));
+    text.push('\n');
+    for (class, cells) in &report.cells {
+        let _ = write!(text, "| {class} |");
+        for label in &labels {
+            let cell = cells.get(*label).map_or(String::new(), |cell| {
+                let show = |exact: usize| {
+                    if exact == cell.rows {
+                        "=".to_owned()
+                    } else {
+                        format!("{exact}/{}", cell.rows)
+                    }
+                };
+                format!("{} {}", show(cell.exact_kv), show(cell.exact_weights))
+            });
+            let _ = write!(text, " {cell} |");
+        }
+        text.push('\n');
+    }
+    text.push_str("\n## Known differences\n\n");
+    for (class, reasons) in &report.reasons {
+        for reason in reasons {
+            let _ = writeln!(text, "- {class}, {reason}");
+        }
+    }
+    text
+}
+
+#[test]
+fn every_golden_row_equals_vllm_or_is_a_known_difference() {
+    let report = report();
+    if std::env::var_os("KVWISE_WRITE_CONFORMANCE").is_some() {
+        let path = std::path::Path::new(PAGE);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, page(&report)).unwrap();
+    }
+    assert!(report.rows >= 1000, "golden rows have been lost: {}", report.rows);
+    assert!(
+        report.unexpected.is_empty(),
+        "{} inequalities ({} of {} rows are exact in the cache, {} in the weights):\n{}",
+        report.unexpected.len(),
+        report.exact_kv,
+        report.rows,
+        report.exact_weights,
+        report.unexpected.join("\n")
+    );
+    assert!(
+        report.stale.is_empty(),
+        "known differences that are equal now, take them off the list:\n{}",
+        report.stale.join("\n")
+    );
+}
