@@ -59,6 +59,9 @@ pub enum CacheKind {
     Indexer {
         /// Bytes of one entry (`index_head_dim + index_head_dim / 128 * 4`).
         bytes_per_token: u64,
+        /// Tokens in a block of the kernel that reads it, which every attention layer beside it must take too:
+        /// 64, or 128 in MiniMax-M3.
+        kernel_block: u64,
     },
     /// DeepSeek-V4 attention: a sliding window of latents, for `ratio` > 1 also one state per `ratio` tokens with its
     /// compressor's window, and for `ratio` 4 an indexer. One of these a layer stands for all of them: an engine

@@ -29,7 +29,14 @@ impl Config {
                 bytes.len()
             )));
         }
-        match serde_json::from_slice(bytes) {
+        let parsed = match serde_json::from_slice(bytes) {
+            Err(first) => match without_non_finite(bytes) {
+                Some(cleaned) => serde_json::from_slice(&cleaned).map_err(|_| first),
+                None => Err(first),
+            },
+            parsed => parsed,
+        };
+        match parsed {
             Ok(Value::Object(map)) => Ok(Self {
                 path: String::new(),
                 map,
@@ -290,5 +297,51 @@ impl Config {
             shown.push_str("...");
         }
         Error::input(format!("{} is {shown}, expected {expected}", self.name(key)))
+    }
+}
+
+/// The text with Python's `NaN`, `Infinity` and `-Infinity` outside of strings replaced by `null`, as published
+/// files of state-space models have them (`time_step_limit`); `None` if there are none.
+fn without_non_finite(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut cleaned = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    let (mut in_string, mut replaced) = (false, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let word = [b"-Infinity".as_slice(), b"Infinity", b"NaN"]
+            .into_iter()
+            .find(|word| !in_string && rest.starts_with(word));
+        if let Some(word) = word {
+            cleaned.extend_from_slice(b"null");
+            rest = &rest[word.len()..];
+            replaced = true;
+            continue;
+        }
+        cleaned.push(byte);
+        rest = after;
+        if in_string && byte == b'\\' {
+            if let Some((&escaped, after)) = rest.split_first() {
+                cleaned.push(escaped);
+                rest = after;
+            }
+        } else if byte == b'"' {
+            in_string = !in_string;
+        }
+    }
+    replaced.then_some(cleaned)
+}
+
+#[cfg(test)]
+mod non_finite {
+    use super::Config;
+
+    #[test]
+    fn infinity_as_python_writes_it_counts_as_missing_outside_of_strings() {
+        let text = r#"{"time_step_limit": [0.0, Infinity], "x": -Infinity, "y": NaN, "name": "Infinity \" NaN", "n": 3}"#;
+        let config = Config::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.f64("x").unwrap(), None);
+        assert_eq!(config.f64("y").unwrap(), None);
+        assert_eq!(config.str("name").unwrap(), Some("Infinity \" NaN"));
+        assert_eq!(config.u64("n").unwrap(), Some(3));
+        assert!(Config::parse(b"{\"a\": Infinit}").is_err());
     }
 }

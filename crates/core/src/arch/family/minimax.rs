@@ -70,6 +70,7 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
                 // 16 bits an element, whatever --kv-cache-dtype says.
                 kind: CacheKind::Indexer {
                     bytes_per_token: 2 * index_dim,
+                    kernel_block: 128,
                 },
             });
             for w in &mut layer.weights {

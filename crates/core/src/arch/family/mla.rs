@@ -97,6 +97,7 @@ impl Mla {
                 name: format!("{}.indexer.k_cache", self.path),
                 kind: CacheKind::Indexer {
                     bytes_per_token: indexer.bytes_per_token(),
+                    kernel_block: 64,
                 },
             });
         }

@@ -28,6 +28,8 @@ pub enum Backend {
     FlashInferMlaSparseSm120,
     /// Storage of the sparse indexer; cannot be selected.
     Indexer,
+    /// Storage and sparse attention of MiniMax-M3; cannot be selected.
+    MinimaxIndexer,
     /// DeepSeek-V4's own; cannot be selected.
     DeepseekV4,
 }
@@ -141,6 +143,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Indexer => "DEEPSEEK_V32_INDEXER",
+            Self::MinimaxIndexer => "MINIMAX_M3_SPARSE",
             Self::DeepseekV4 => "FLASHMLA_SPARSE_DSV4",
             other => NAMES
                 .iter()
@@ -192,7 +195,7 @@ impl Backend {
             Self::FlashInferMla | Self::TokenspeedMla => {
                 &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)]
             }
-            Self::CutlassMla => &[KernelBlock::Exactly(128)],
+            Self::CutlassMla | Self::MinimaxIndexer => &[KernelBlock::Exactly(128)],
             Self::FlashMlaSparse if gpu.major == 10 && !demand.kv_dtype.is_16_bit() => {
                 &[KernelBlock::Exactly(64)]
             }
@@ -296,9 +299,12 @@ impl Backend {
     fn supports_capability(self, gpu: Gpu) -> bool {
         match self {
             Self::FlashAttn | Self::FlashInfer => gpu.major >= 8 && gpu.major <= 12,
-            Self::TritonAttn | Self::FlexAttention | Self::TurboQuant | Self::TritonMla | Self::Indexer => {
-                true
-            }
+            Self::TritonAttn
+            | Self::FlexAttention
+            | Self::TurboQuant
+            | Self::TritonMla
+            | Self::Indexer
+            | Self::MinimaxIndexer => true,
             Self::FlashAttnMla
             | Self::FlashMla
             | Self::FlashAttnMlaSparse
@@ -333,6 +339,7 @@ impl Backend {
             | Self::FlashInferMlaSparse
             | Self::FlashInferMlaSparseSm120
             | Self::Indexer
+            | Self::MinimaxIndexer
             | Self::DeepseekV4 => size > 0,
         }
     }
@@ -374,7 +381,7 @@ impl Backend {
             }
             Self::FlashInferMlaSparseSm90 => matches!(dtype, KvDtype::Auto | KvDtype::Bfloat16) || fp8_e4m3,
             Self::FlashInferMlaSparseSm120 => matches!(dtype, KvDtype::Auto | KvDtype::Fp8DsMla) || fp8_e4m3,
-            Self::Indexer | Self::DeepseekV4 => true,
+            Self::Indexer | Self::MinimaxIndexer | Self::DeepseekV4 => true,
         }
     }
 

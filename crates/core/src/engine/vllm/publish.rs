@@ -340,7 +340,15 @@ impl<'a> Publisher<'a> {
                     }
                 })
             }
-            CacheKind::Indexer { bytes_per_token } => {
+            CacheKind::Indexer {
+                bytes_per_token,
+                kernel_block,
+            } => {
+                let backend = if *kernel_block == 128 {
+                    Backend::MinimaxIndexer
+                } else {
+                    Backend::Indexer
+                };
                 let demand = Demand {
                     latent: true,
                     sparse: false,
@@ -356,7 +364,7 @@ impl<'a> Publisher<'a> {
                 };
                 Ok(Part::Indexer {
                     bytes: *bytes_per_token,
-                    served: self.fixed(demand, Backend::Indexer),
+                    served: self.fixed(demand, backend),
                 })
             }
             CacheKind::Compressed {
