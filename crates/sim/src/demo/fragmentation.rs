@@ -241,7 +241,7 @@ pub fn fragmentation(
 }
 
 fn log_normal(name: &str, mean: f64, sigma: f64) -> Result<LogNormal<f64>> {
-    if !(mean.is_finite() && mean >= 1.0 && mean <= 1e9) {
+    if !(1.0..=1e9).contains(&mean) {
         return Err(Error::input(format!(
             "{name} is {mean}, expected a number from 1 to 1e9"
         )));

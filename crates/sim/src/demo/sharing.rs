@@ -116,7 +116,7 @@ pub fn sharing(scenario: Scenario, requests: u32, block_size: u32) -> Result<Sha
     Ok(answer)
 }
 
-struct Prompt {
+struct Served {
     /// Prompt and answer.
     tokens: Vec<u32>,
     prompt_len: usize,
@@ -124,7 +124,7 @@ struct Prompt {
     new_tokens: u64,
 }
 
-fn prompts(scenario: Scenario, requests: u32) -> Result<Vec<Prompt>> {
+fn prompts(scenario: Scenario, requests: u32) -> Result<Vec<Served>> {
     let (common, own, answer) = match scenario {
         Scenario::SystemPrompt {
             system_tokens,
@@ -179,7 +179,7 @@ fn prompts(scenario: Scenario, requests: u32) -> Result<Vec<Prompt>> {
         }
         let shared = if number == 0 { 0 } else { common };
         let new_tokens = per_turn + common - shared;
-        made.push(Prompt {
+        made.push(Served {
             tokens,
             prompt_len,
             new_tokens,
