@@ -368,6 +368,7 @@ fn eviction(slots: &[u32]) -> Eviction {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn of_cache(error: kvwise_cache::Error) -> Error {
     let kind = match error.kind() {
         kvwise_cache::ErrorKind::Overflow => ErrorKind::Overflow,
