@@ -3,5 +3,6 @@
 //! Everything here is a pure function of its arguments: no clock, file, socket or thread-dependent order.
 
 pub mod demo;
+pub mod replay;
 pub mod sched;
 pub mod trace;

@@ -1,0 +1,3 @@
+//! Traces through an engine's scheduler and cache, event for event.
+
+pub mod vllm;
