@@ -176,8 +176,8 @@ impl Backend {
     /// under `v1/attention/backends`, vLLM 0.32.0).
     pub fn kernel_blocks(self, gpu: Gpu, demand: &Demand) -> &'static [KernelBlock] {
         match self {
-            Self::FlashAttn if self.flash_attn_page(gpu, demand) == 64 => &[KernelBlock::Exactly(64)],
-            Self::FlashAttn if self.flash_attn_page(gpu, demand) == 128 => &[KernelBlock::Exactly(128)],
+            Self::FlashAttn if flash_attn_page(gpu, demand) == 64 => &[KernelBlock::Exactly(64)],
+            Self::FlashAttn if flash_attn_page(gpu, demand) == 128 => &[KernelBlock::Exactly(128)],
             Self::FlashAttn
             | Self::TritonAttn
             | Self::FlexAttention
@@ -225,20 +225,6 @@ impl Backend {
             .map(|kernel| kernel.smallest())
             .min()
             .unwrap_or(default)
-    }
-
-    /// Page that `FlashAttention` 4 fixes: 64 for head size 512 with an 8-bit cache on Hopper, 128 for head size 256
-    /// on Blackwell (`v1/attention/backends/flash_attn.py`); 16 otherwise.
-    fn flash_attn_page(self, gpu: Gpu, demand: &Demand) -> u64 {
-        let fp8 = matches!(demand.kv_dtype, KvDtype::Fp8 | KvDtype::Fp8E4m3);
-        if gpu.major == 9 && demand.head_size == 512 && fp8 {
-            64
-        } else if gpu.major == 10 && demand.head_size == 256 && demand.kv_dtype.is_16_bit() && demand.dcp == 1
-        {
-            128
-        } else {
-            16
-        }
     }
 
     /// Why it cannot serve this kind of layer, in the engine's words; `None` if it can.
@@ -405,6 +391,19 @@ impl Backend {
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Page that `FlashAttention` 4 fixes: 64 for head size 512 with an 8-bit cache on Hopper, 128 for head size 256
+/// on Blackwell (`v1/attention/backends/flash_attn.py`); 16 otherwise.
+fn flash_attn_page(gpu: Gpu, demand: &Demand) -> u64 {
+    let fp8 = matches!(demand.kv_dtype, KvDtype::Fp8 | KvDtype::Fp8E4m3);
+    if gpu.major == 9 && demand.head_size == 512 && fp8 {
+        64
+    } else if gpu.major == 10 && demand.head_size == 256 && demand.kv_dtype.is_16_bit() && demand.dcp == 1 {
+        128
+    } else {
+        16
     }
 }
 

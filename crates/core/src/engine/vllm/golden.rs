@@ -145,9 +145,9 @@ fn computed(case: &Value) -> String {
     };
     let dcp = number(case, "dcp");
     let align_states = case["mode"].as_str() == Some("align");
-    let grouping = match group(specs, memory_order, case["disable_hybrid"].as_bool().unwrap()).unwrap() {
-        Ok(grouping) => grouping,
-        Err(_) => return "refused".to_owned(),
+    let disable_hybrid = case["disable_hybrid"].as_bool().unwrap();
+    let Ok(grouping) = group(specs, memory_order, disable_hybrid).unwrap() else {
+        return "refused".to_owned();
     };
     let mut context = RequestContext {
         max_model_len: number(case, "length"),

@@ -238,8 +238,8 @@ impl fmt::Display for KvDtype {
     }
 }
 
-/// The cache type that a checkpoint's `quantization_config` asks for, which `auto` follows: ModelOpt's
-/// `kv_cache_quant_algo`/`kv_cache_scheme` and llm-compressor's `kv_cache_scheme`.
+/// The cache type that a checkpoint's `quantization_config` asks for, which `auto` follows:
+/// `modelopt`'s `kv_cache_quant_algo`/`kv_cache_scheme` and llm-compressor's `kv_cache_scheme`.
 ///
 /// Sources (vLLM 0.32.0): `utils/torch_utils.py` `get_kv_cache_quant_algo_string`,
 /// `model_executor/layers/attention/attention.py`.

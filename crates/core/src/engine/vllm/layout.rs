@@ -652,11 +652,7 @@ impl Layout {
     /// If the blocks of one request overflow.
     pub fn whole_requests_at(&self, tokens: u64) -> Result<u64> {
         let blocks = self.request_blocks_at(tokens)?;
-        Ok(if blocks == 0 {
-            0
-        } else {
-            self.num_blocks.saturating_sub(1) / blocks
-        })
+        Ok(self.num_blocks.saturating_sub(1).checked_div(blocks).unwrap_or(0))
     }
 
     /// Longest request of which `requests` fit at once, at most the model's length; 0 if none does.

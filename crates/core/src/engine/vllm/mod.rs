@@ -22,6 +22,8 @@ pub mod group;
 pub mod kv_dtype;
 mod layout;
 mod packed;
+#[cfg(test)]
+mod properties;
 pub mod publish;
 pub mod refusal;
 pub mod request;

@@ -113,6 +113,9 @@ impl Speculative {
     ///
     /// A multi-token-prediction module repeats the target's decoder layer with attention over all tokens, so its
     /// caches are those of the last such layer.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where the target has no such layers, or the drafter's model is missing.
     pub fn layers(&self, target: &Model) -> Result<Vec<Layer>, Refusal> {
         let refuse = |reason: String| Err(Refusal::new(RefusalKind::Speculative, reason));
         if self.method == Method::Mtp {

@@ -239,7 +239,7 @@ mod tests {
         let one = StateShape::of(&state, &context(1)).unwrap().unwrap();
         assert_eq!(one.first.shape, [3, 4096 + 256, 1]);
         let two = StateShape::of(&state, &context(2)).unwrap().unwrap();
-        assert_eq!(two.first.shape, [3, (4096 + 2 * 2 * 128) / 2, 1]);
+        assert_eq!(two.first.shape, [3, 2304, 1]);
         assert_eq!(two.second.unwrap().shape, [32, 64, 128]);
         assert_eq!(two.bytes().unwrap(), 3 * 2304 * 2 + 32 * 64 * 128 * 4);
         assert!(StateShape::of(&state, &context(3)).unwrap().is_err());
