@@ -6,5 +6,6 @@ pub mod arch;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod quant;
 
 pub use error::{Error, ErrorKind, Result};

@@ -167,7 +167,11 @@ pub(crate) fn qwen3_moe(t: &Text) -> Result<Decoder> {
     d.attends = super::qwen::windows(t)?;
     d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);
-    d.build_moe(&qwen_moe(t)?, &stepped(t)?)
+    let moe = Moe {
+        router_quantizable: true,
+        ..qwen_moe(t)?
+    };
+    d.build_moe(&moe, &stepped(t)?)
 }
 
 /// Qwen's experts, with a gated shared expert where `shared_expert_intermediate_size` is positive.

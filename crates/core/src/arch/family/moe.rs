@@ -28,6 +28,8 @@ pub struct Moe {
     pub router_dtype: Option<Dtype>,
     /// Whether the router has a bias.
     pub router_bias: bool,
+    /// Whether the engine quantises the router where the checkpoint does (most classes keep it as it is).
+    pub router_quantizable: bool,
     /// Name of a float32 vector that corrects the scores, if there is one.
     pub correction: Option<&'static str>,
     /// Routed experts.
@@ -52,6 +54,7 @@ impl Moe {
             router: "gate",
             router_dtype: None,
             router_bias: false,
+            router_quantizable: false,
             correction: None,
             experts,
             top_k,
@@ -112,6 +115,7 @@ impl Moe {
         .bias(self.router_bias)
         .unquantized();
         router.dtype = self.router_dtype;
+        router.quantizable = self.router_quantizable;
         let mut all = vec![router];
         if let Some(name) = self.correction {
             let vector = Weight::tensor(format!("{path}.{name}"), Role::Router, &[self.experts], None);

@@ -1,0 +1,379 @@
+//! Quantised weights: what a checkpoint's `quantization_config` or `--quantization` makes of each module.
+//!
+//! [`Quantization::read`] understands the formats that vLLM 0.32.0 loads (`fp8`, `AWQ`, `GPTQ`,
+//! `compressed-tensors`, `ModelOpt`, `MXFP4`); [`Quantization::named`] those it makes on load. Each module asks
+//! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
+
+mod compressed_tensors;
+mod modelopt;
+mod scheme;
+mod select;
+
+pub use scheme::{InputScale, Layout, Mxfp4Padding, Packed, Scheme};
+
+use crate::arch::{CacheKind, Config, Model, Op, Parallel, Weight};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+use select::{Ignore, Match};
+
+/// How a model's weights are quantised.
+#[derive(Debug, Clone)]
+pub struct Quantization {
+    name: String,
+    rule: Rule,
+    /// Scales that the engine keeps beside each attention layer's cache.
+    cache_scales: CacheScales,
+    padding: Mxfp4Padding,
+}
+
+/// Which scheme a module gets.
+#[derive(Debug, Clone)]
+enum Rule {
+    /// One scheme for all that is not ignored.
+    Uniform {
+        scheme: Scheme,
+        ignore: Ignore,
+        head: bool,
+        experts_only: bool,
+    },
+    /// A scheme by target (llm-compressor).
+    Groups(compressed_tensors::Groups),
+    /// A scheme by module (`ModelOpt`'s mixed precision).
+    Listed(modelopt::Listed),
+}
+
+/// Parameters that the engine registers with each attention layer (vLLM 0.32.0, `BaseKVCacheMethod` and
+/// `CompressedTensorsKVCacheMethod`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CacheScales {
+    None,
+    /// Four scalars in the model's element type; `latent` says whether latent attention has them too.
+    Four {
+        latent: bool,
+    },
+    /// Three float32 scales and three zero points in the model's element type.
+    ThreeWithZeros,
+}
+
+impl CacheScales {
+    fn bytes(self, model: Dtype) -> Result<u64> {
+        match self {
+            Self::None => Ok(0),
+            Self::Four { .. } => model.bytes(4),
+            Self::ThreeWithZeros => Ok(Dtype::F32.bytes(3)? + model.bytes(3)?),
+        }
+    }
+}
+
+/// Block size of fp8 checkpoints where none is given.
+const BLOCK: (u64, u64) = (128, 128);
+
+impl Quantization {
+    /// What the configuration says, `None` without a `quantization_config`.
+    ///
+    /// # Errors
+    /// If the method is not one that the engine knows, or one of its values cannot be used.
+    pub fn read(file: &Config) -> Result<Option<Self>> {
+        let mut found = None;
+        for part in ["", "text_config", "llm_config", "language_config"] {
+            let holder = if part.is_empty() {
+                Some(file.clone())
+            } else {
+                file.sub(part)?
+            };
+            if let Some(holder) = holder {
+                for key in ["quantization_config", "compression_config"] {
+                    if found.is_none() {
+                        found = holder.sub(key)?;
+                    }
+                }
+            }
+        }
+        let Some(q) = found else {
+            return Ok(None);
+        };
+        let method = q.str("quant_method")?.unwrap_or_default().to_ascii_lowercase();
+        let producer = match q.sub("producer")? {
+            Some(p) => p.str("name")?.unwrap_or_default().to_owned(),
+            None => String::new(),
+        };
+        let read = match method.as_str() {
+            "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q)?,
+            "fp8" | "deepseek_v4_fp8" => fp8(&q)?,
+            "awq" | "awq_marlin" => packed(&q, Layout::Awq)?,
+            "gptq" | "gptq_marlin" | "auto_gptq" => packed(&q, Layout::Gptq)?,
+            "compressed-tensors" => compressed_tensors::read(&q)?,
+            "modelopt" | "modelopt_fp4" | "modelopt_mixed" | "modelopt_mxfp8" | "mxfp8" => {
+                modelopt::read(&q)?
+            }
+            "mxfp4" | "gpt_oss_mxfp4" => mxfp4(&q)?,
+            // The engine takes files without a method by their producer; without that they are not quantised.
+            "" if producer == "modelopt" && q.get("quant_method").is_some() => modelopt::read(&q)?,
+            "" => return Ok(None),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{} is {other:?}, which vLLM 0.32.0 does not load",
+                    q.name("quant_method")
+                ))
+                .hint("use a checkpoint in fp8, AWQ, GPTQ, compressed-tensors, ModelOpt or MXFP4 format"));
+            }
+        };
+        Ok(Some(read))
+    }
+
+    /// A format made on load or assumed for a configuration without one: the engine's names `fp8_per_tensor`,
+    /// `fp8_per_block`, `fp8_per_channel`, `mxfp8`, `int8_per_channel_weight_only`, and the plain `fp8`, `nvfp4`,
+    /// `mxfp4`, `awq`, `gptq`, `int8`.
+    ///
+    /// # Errors
+    /// If the name is none of these.
+    pub fn named(name: &str) -> Result<Self> {
+        let group = |layout, zeros| {
+            Scheme::Packed(Packed {
+                bits: 4,
+                group: Some(128),
+                zeros,
+                layout,
+            })
+        };
+        let scheme = match name.to_ascii_lowercase().as_str() {
+            "fp8" | "fp8_per_tensor" => Scheme::Fp8OnLoad,
+            "fp8_per_channel" => Scheme::Fp8Channel { static_input: false },
+            "fp8_per_block" => Scheme::Fp8Block {
+                outputs: BLOCK.0,
+                inputs: BLOCK.1,
+            },
+            "mxfp8" => Scheme::Mxfp8,
+            "int8" | "int8_per_channel_weight_only" => Scheme::Int8 {
+                per_channel: true,
+                static_input: false,
+            },
+            "nvfp4" | "nvfp4_per_token" | "modelopt_fp4" => Scheme::Nvfp4(InputScale::F32),
+            "mxfp4" => Scheme::Mxfp4,
+            "awq" | "awq_marlin" => group(Layout::Awq, true),
+            "gptq" | "gptq_marlin" => group(Layout::Gptq, true),
+            other => {
+                return Err(Error::input(format!(
+                    "--quantization is {other:?}, expected auto, none, fp8, fp8_per_block, fp8_per_channel, mxfp8, \
+                     int8, nvfp4, mxfp4, awq or gptq"
+                )));
+            }
+        };
+        Ok(Self::uniform(
+            name,
+            scheme,
+            Ignore::new(Match::Exact, &[])?,
+            CacheScales::None,
+        ))
+    }
+
+    fn uniform(name: &str, scheme: Scheme, ignore: Ignore, cache_scales: CacheScales) -> Self {
+        Self {
+            name: name.to_owned(),
+            rule: Rule::Uniform {
+                scheme,
+                ignore,
+                head: false,
+                experts_only: false,
+            },
+            cache_scales,
+            padding: Mxfp4Padding::TRITON,
+        }
+    }
+
+    /// The method's name as the checkpoint or the user spells it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same with the padding of the kernel that runs 4-bit block-scaled experts on the GPU at hand.
+    #[must_use]
+    pub fn with_mxfp4_padding(mut self, padding: Mxfp4Padding) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// The scheme of the module at `path` (as [`Model::stage_weights`] names it), `None` where it stays in its own
+    /// element type.
+    pub fn scheme(&self, path: &str, weight: &Weight) -> Option<Scheme> {
+        let is_head = matches!(weight.op, Op::Vocab { .. });
+        let is_experts = matches!(weight.op, Op::Experts { .. });
+        if !weight.quantizable || matches!(weight.op, Op::Tensor { .. }) {
+            return None;
+        }
+        // Embeddings are looked up, not multiplied: only an output head can be quantised.
+        if is_head && weight.role != crate::arch::Role::Head {
+            return None;
+        }
+        let path = select::canonical(path);
+        match &self.rule {
+            Rule::Uniform {
+                scheme,
+                ignore,
+                head,
+                experts_only,
+            } => {
+                let wanted = if is_head {
+                    *head
+                } else {
+                    is_experts || !*experts_only
+                };
+                (wanted && !ignore.skips(&path)).then_some(*scheme)
+            }
+            Rule::Groups(groups) => groups.scheme(&path, is_head, is_experts),
+            Rule::Listed(listed) => listed.scheme(&path, is_experts),
+        }
+    }
+
+    /// Bytes of all copies of a module on one rank.
+    ///
+    /// # Errors
+    /// As [`Weight::shard`] and [`Scheme::bytes`].
+    pub fn bytes(&self, path: &str, weight: &Weight, parallel: &Parallel, model: Dtype) -> Result<u64> {
+        let Some(scheme) = self.scheme(path, weight) else {
+            return weight.bytes(parallel, model);
+        };
+        let one = scheme.bytes(&weight.name, &weight.shard(parallel)?, model, self.padding)?;
+        one.checked_mul(weight.count)
+            .ok_or_else(|| Error::overflow(format_args!("the size of {path}")))
+    }
+}
+
+impl Model {
+    /// Bytes of weights on one tensor-parallel rank of a pipeline stage, quantised; otherwise as
+    /// [`Model::weight_bytes`].
+    ///
+    /// # Errors
+    /// As [`Model::weight_bytes`], and if the quantisation cannot cut a module as the engine would.
+    pub fn quantized_weight_bytes(
+        &self,
+        stage: u64,
+        parallel: &Parallel,
+        dtype: Dtype,
+        towers: bool,
+        quantization: &Quantization,
+    ) -> Result<u64> {
+        let overflow = || Error::overflow("the size of the weights");
+        let mut total =
+            self.stage_weights(stage, parallel, towers)?
+                .try_fold(0u64, |total, (path, weight)| {
+                    let bytes = quantization
+                        .bytes(&path, weight, parallel, dtype)
+                        .map_err(|e| e.at(&path))?;
+                    total.checked_add(bytes).ok_or_else(overflow)
+                })?;
+        let latent = matches!(quantization.cache_scales, CacheScales::Four { latent: true });
+        let range = parallel.stage_layers(stage, self.layers.len() as u64)?;
+        for (_, layer) in (0u64..).zip(&self.layers).filter(|(i, _)| range.contains(i)) {
+            for cache in &layer.caches {
+                let has = match cache.kind {
+                    CacheKind::Full(_)
+                    | CacheKind::Sliding { .. }
+                    | CacheKind::Chunked { .. }
+                    | CacheKind::Cross(_) => true,
+                    CacheKind::Latent { .. } => latent,
+                    _ => false,
+                };
+                if has {
+                    total = total
+                        .checked_add(quantization.cache_scales.bytes(dtype)?)
+                        .ok_or_else(overflow)?;
+                }
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// The names in the first of several keys that holds a list.
+fn names<'a>(q: &'a Config, keys: &[&str]) -> Result<Vec<&'a str>> {
+    for key in keys {
+        if let Some(list) = q.strs(key)?.filter(|l| !l.is_empty()) {
+            return Ok(list);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// vLLM 0.32.0, `Fp8Config`.
+fn fp8(q: &Config) -> Result<Quantization> {
+    let static_input = match q.str("activation_scheme")?.unwrap_or("dynamic") {
+        "dynamic" => false,
+        "static" => true,
+        other => {
+            return Err(Error::input(format!(
+                "{} is {other:?}, expected dynamic or static",
+                q.name("activation_scheme")
+            )));
+        }
+    };
+    let scheme = match q.u64s("weight_block_size")? {
+        None => Scheme::Fp8Tensor { static_input },
+        Some(block) => match block[..] {
+            [outputs, inputs] if outputs > 0 && inputs > 0 => Scheme::Fp8Block { outputs, inputs },
+            _ => {
+                return Err(Error::input(format!(
+                    "{} is {block:?}, expected two positive integers",
+                    q.name("weight_block_size")
+                )));
+            }
+        },
+    };
+    let ignore = Ignore::new(
+        Match::Exact,
+        &names(q, &["ignored_layers", "modules_to_not_convert"])?,
+    )?;
+    Ok(Quantization::uniform(
+        "fp8",
+        scheme,
+        ignore,
+        CacheScales::Four { latent: false },
+    ))
+}
+
+/// AWQ and GPTQ (vLLM 0.32.0, `auto_awq.py` and `auto_gptq.py`).
+fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
+    let bits = q.first_u64(&["bits", "w_bit", "wbits"])?.unwrap_or(4);
+    if !matches!(bits, 4 | 8) {
+        return Err(Error::input(format!(
+            "{} is {bits}, expected 4 or 8",
+            q.name("bits")
+        )));
+    }
+    // -1 means one scale an output.
+    let group = match q.get("group_size").or(q.get("q_group_size")) {
+        None => Some(128),
+        Some(v) if v.as_i64() == Some(-1) => None,
+        Some(_) => Some(q.positive(&["group_size", "q_group_size"])?),
+    };
+    let (zeros, list, name) = match layout {
+        Layout::Awq => (
+            q.flag("zero_point", true)?,
+            names(q, &["modules_to_not_convert"])?,
+            "awq",
+        ),
+        _ => (true, Vec::new(), "gptq"),
+    };
+    let scheme = Scheme::Packed(Packed {
+        bits,
+        group,
+        zeros,
+        layout,
+    });
+    let ignore = Ignore::new(Match::Part, &list)?;
+    let mut read = Quantization::uniform(name, scheme, ignore, CacheScales::None);
+    if let Rule::Uniform { head, .. } = &mut read.rule {
+        *head = q.flag("lm_head", false)?;
+    }
+    Ok(read)
+}
+
+/// gpt-oss (vLLM 0.32.0, `mxfp4.py`): experts alone.
+fn mxfp4(q: &Config) -> Result<Quantization> {
+    let ignore = Ignore::new(Match::Wildcard, &names(q, &["modules_to_not_convert"])?)?;
+    let mut read = Quantization::uniform("mxfp4", Scheme::Mxfp4, ignore, CacheScales::None);
+    if let Rule::Uniform { experts_only, .. } = &mut read.rule {
+        *experts_only = true;
+    }
+    Ok(read)
+}

@@ -1,0 +1,380 @@
+//! Bytes of one module's shard under each number format, as the engine's quantisation methods allocate it.
+
+use crate::arch::Shard;
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// How the parameters of a module are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// 8-bit floats and a float32 scale for each fused part, for static activations also an input scale each.
+    Fp8Tensor {
+        /// Whether activations have a scale in the checkpoint.
+        static_input: bool,
+    },
+    /// 8-bit floats and a float32 scale for every output (llm-compressor's `channel` strategy).
+    Fp8Channel {
+        /// Whether activations have a scale in the checkpoint.
+        static_input: bool,
+    },
+    /// 8-bit floats made on load with one float32 scale for the module (`--quantization fp8_per_tensor`).
+    Fp8OnLoad,
+    /// 8-bit floats and a float32 scale for every block of outputs times inputs.
+    Fp8Block {
+        /// Outputs in a block.
+        outputs: u64,
+        /// Inputs in a block.
+        inputs: u64,
+    },
+    /// 8-bit floats and one 8-bit power-of-two scale for every 32 inputs.
+    Mxfp8,
+    /// 8-bit integers and a float32 scale for every output, or for every fused part.
+    Int8 {
+        /// Whether every output has its own scale.
+        per_channel: bool,
+        /// Whether activations have a scale in the checkpoint.
+        static_input: bool,
+    },
+    /// Integers packed in 32-bit words.
+    Packed(Packed),
+    /// 4-bit floats, an 8-bit float scale for every 16 inputs, a float32 scale for each fused part.
+    Nvfp4(InputScale),
+    /// 4-bit floats and one 8-bit power-of-two scale for every 32 inputs.
+    Mxfp4,
+}
+
+/// What a 4-bit float scheme registers for activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InputScale {
+    /// Nothing.
+    None,
+    /// A float32 for each fused part.
+    F32,
+    /// One in the model's element type for each fused part, dropped after loading.
+    Model,
+}
+
+/// Integers packed in 32-bit words, with scales in the model's element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Packed {
+    /// Bits of one integer.
+    pub bits: u64,
+    /// Inputs that share a scale; `None` for one scale an output.
+    pub group: Option<u64>,
+    /// Whether packed zero points are there.
+    pub zeros: bool,
+    /// Whose layout: it decides what lies beside the packed words.
+    pub layout: Layout,
+}
+
+/// Whose layout packed integers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `AutoAWQ`.
+    Awq,
+    /// `AutoGPTQ`: zero points always, expert biases always.
+    Gptq,
+    /// llm-compressor: two 64-bit numbers with the unpacked shape.
+    CompressedTensors,
+}
+
+/// Rows and columns to which the kernel of 4-bit block-scaled experts pads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mxfp4Padding {
+    /// Multiple of the model width.
+    pub hidden: u64,
+    /// Multiple of an expert's width on one rank.
+    pub intermediate: u64,
+}
+
+impl Mxfp4Padding {
+    /// The Triton kernels that vLLM 0.32.0 takes on compute capability 9.x.
+    pub const TRITON: Self = Self {
+        hidden: 1,
+        intermediate: 64,
+    };
+    /// The `TensorRT-LLM` kernels that it takes on 10.x.
+    pub const TRTLLM: Self = Self {
+        hidden: 256,
+        intermediate: 128,
+    };
+    /// Marlin, where no other kernel supports the GPU.
+    pub const MARLIN: Self = Self {
+        hidden: 256,
+        intermediate: 128,
+    };
+}
+
+/// A running total of bytes that never wraps.
+struct Sum<'a> {
+    what: &'a str,
+    bytes: u64,
+}
+
+impl Sum<'_> {
+    fn add(&mut self, dtype: Dtype, shape: &[u64]) -> Result<()> {
+        let overflow = || Error::overflow(format_args!("the size of {}", self.what));
+        let count = shape
+            .iter()
+            .try_fold(1u64, |p, &n| p.checked_mul(n))
+            .ok_or_else(overflow)?;
+        self.bytes = self.bytes.checked_add(dtype.bytes(count)?).ok_or_else(overflow)?;
+        Ok(())
+    }
+}
+
+/// A size that has to be a multiple of another.
+fn groups(what: &str, size: u64, group: u64) -> Result<u64> {
+    if group > 0 && size.is_multiple_of(group) {
+        return Ok(size / group);
+    }
+    Err(Error::unsupported(format!(
+        "{what}: {size} inputs on a rank are no multiple of the quantisation group of {group}"
+    ))
+    .hint("choose a smaller tensor-parallel size"))
+}
+
+impl Scheme {
+    /// Bytes of one rank's shard. `model` is the model's element type, in which biases and some scales stay.
+    ///
+    /// # Errors
+    /// If the scheme cannot cut the shard as the engine would, or a size leaves 64 bits.
+    pub fn bytes(self, what: &str, shard: &Shard, model: Dtype, padding: Mxfp4Padding) -> Result<u64> {
+        let mut sum = Sum { what, bytes: 0 };
+        match shard {
+            Shard::Linear {
+                inputs,
+                outputs,
+                bias,
+                inputs_full,
+            } => {
+                self.linear(&mut sum, *inputs, outputs, *inputs_full, model)?;
+                sum.add(model, &[*bias])?;
+            }
+            Shard::Vocab { rows, width, bias } => {
+                self.linear(&mut sum, *width, &[*rows], *width, model)?;
+                sum.add(model, &[*bias])?;
+            }
+            Shard::Experts {
+                experts,
+                hidden,
+                intermediate,
+                parts,
+                bias,
+            } => {
+                let gptq = matches!(
+                    self,
+                    Self::Packed(Packed {
+                        layout: Layout::Gptq,
+                        ..
+                    })
+                );
+                let (hidden, intermediate) = if self == Self::Mxfp4 {
+                    let up = |n: u64, to: u64| {
+                        n.checked_next_multiple_of(to.max(1))
+                            .ok_or_else(|| Error::overflow(format_args!("the padded size of {what}")))
+                    };
+                    (
+                        up(*hidden, padding.hidden)?,
+                        up(*intermediate, padding.intermediate)?,
+                    )
+                } else {
+                    (*hidden, *intermediate)
+                };
+                self.experts(&mut sum, *experts, hidden, intermediate, *parts, model)?;
+                if *bias || gptq {
+                    sum.add(model, &[*experts, *parts, intermediate])?;
+                    sum.add(model, &[*experts, hidden])?;
+                }
+            }
+            Shard::Plain { elements } => sum.add(model, &[*elements])?,
+        }
+        Ok(sum.bytes)
+    }
+
+    fn linear(self, sum: &mut Sum, k: u64, outputs: &[u64], k_full: u64, model: Dtype) -> Result<()> {
+        let what = sum.what;
+        let n = outputs
+            .iter()
+            .try_fold(0u64, |t, &o| t.checked_add(o))
+            .ok_or_else(|| Error::overflow(format_args!("the size of {what}")))?;
+        let parts = outputs.len() as u64;
+        match self {
+            Self::Fp8Tensor { static_input } => {
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::F32, &[parts])?;
+                if static_input {
+                    sum.add(Dtype::F32, &[parts])?;
+                }
+            }
+            Self::Fp8Channel { static_input } => {
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::F32, &[n])?;
+                if static_input {
+                    sum.add(Dtype::F32, &[parts])?;
+                }
+            }
+            Self::Fp8OnLoad => {
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::F32, &[1])?;
+            }
+            Self::Fp8Block {
+                outputs: bn,
+                inputs: bk,
+            } => {
+                if k != k_full {
+                    groups(what, k, bk)?;
+                }
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::F32, &[n.div_ceil(bn), k.div_ceil(bk)])?;
+            }
+            Self::Mxfp8 => {
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::U8, &[n, groups(what, k, 32)?])?;
+            }
+            Self::Int8 {
+                per_channel,
+                static_input,
+            } => {
+                sum.add(Dtype::I8, &[n, k])?;
+                sum.add(Dtype::F32, &[if per_channel { n } else { parts }])?;
+                if static_input {
+                    sum.add(Dtype::F32, &[1])?;
+                }
+            }
+            Self::Packed(p) => {
+                let per_word = 32 / p.bits;
+                // Without groups a row-parallel module keeps one scale a whole row on every rank.
+                let scales = match p.group {
+                    Some(g) => groups(what, k, g)?,
+                    None => 1,
+                };
+                if p.layout == Layout::CompressedTensors {
+                    sum.add(Dtype::I32, &[n, k.div_ceil(per_word)])?;
+                    sum.add(Dtype::I64, &[2])?;
+                } else {
+                    sum.add(Dtype::I32, &[k, groups(what, n, per_word)?])?;
+                }
+                sum.add(model, &[scales, n])?;
+                if p.zeros {
+                    sum.add(Dtype::I32, &[scales, n.div_ceil(per_word)])?;
+                }
+            }
+            Self::Nvfp4(input) => {
+                sum.add(Dtype::U8, &[n, k / 2])?;
+                sum.add(Dtype::F8E4m3, &[n, groups(what, k, 16)?])?;
+                sum.add(Dtype::F32, &[parts])?;
+                match input {
+                    InputScale::None => {}
+                    InputScale::F32 => sum.add(Dtype::F32, &[parts])?,
+                    InputScale::Model => sum.add(model, &[parts])?,
+                }
+            }
+            Self::Mxfp4 => {
+                sum.add(Dtype::U8, &[n, k / 2])?;
+                sum.add(Dtype::U8, &[n, groups(what, k, 32)?])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn experts(self, sum: &mut Sum, e: u64, hidden: u64, width: u64, parts: u64, model: Dtype) -> Result<()> {
+        let what = sum.what;
+        // Both projections: outputs times inputs.
+        let up = parts
+            .checked_mul(width)
+            .ok_or_else(|| Error::overflow(format_args!("the size of {what}")))?;
+        let both = [(up, hidden), (hidden, width)];
+        match self {
+            Self::Fp8Tensor { static_input } => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                }
+                // A scale for each of gate and up, and one for down; activations have one each.
+                sum.add(Dtype::F32, &[e, parts + 1])?;
+                if static_input {
+                    sum.add(Dtype::F32, &[e, 2])?;
+                }
+            }
+            Self::Fp8Channel { static_input } => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                    sum.add(Dtype::F32, &[e, n])?;
+                }
+                if static_input {
+                    sum.add(Dtype::F32, &[e, 2])?;
+                }
+            }
+            Self::Fp8OnLoad => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                }
+                sum.add(Dtype::F32, &[e, 2])?;
+            }
+            Self::Fp8Block {
+                outputs: bn,
+                inputs: bk,
+            } => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                }
+                sum.add(Dtype::F32, &[e, parts, width.div_ceil(bn), hidden.div_ceil(bk)])?;
+                sum.add(Dtype::F32, &[e, hidden.div_ceil(bn), width.div_ceil(bk)])?;
+            }
+            Self::Mxfp8 => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                    sum.add(Dtype::U8, &[e, n, groups(what, k, 32)?])?;
+                }
+            }
+            Self::Int8 { static_input, .. } => {
+                for (n, k) in both {
+                    sum.add(Dtype::I8, &[e, n, k])?;
+                    sum.add(Dtype::F32, &[e, n])?;
+                }
+                if static_input {
+                    sum.add(Dtype::F32, &[e, 2])?;
+                }
+            }
+            Self::Packed(p) => {
+                let per_word = 32 / p.bits;
+                for (n, k) in both {
+                    let scales = match p.group {
+                        Some(g) => groups(what, k, g)?,
+                        None => 1,
+                    };
+                    let words = if p.layout == Layout::Awq {
+                        [k, n / per_word]
+                    } else {
+                        [k / per_word, n]
+                    };
+                    sum.add(Dtype::I32, &[e, words[0], words[1]])?;
+                    sum.add(model, &[e, scales, n])?;
+                    if p.zeros {
+                        sum.add(Dtype::I32, &[e, scales, n / per_word])?;
+                    }
+                    if p.layout == Layout::CompressedTensors {
+                        // The unpacked shape, in the model's element type here.
+                        sum.add(model, &[e, 2])?;
+                    }
+                }
+            }
+            Self::Nvfp4(_) => {
+                for (n, k) in both {
+                    sum.add(Dtype::U8, &[e, n, k / 2])?;
+                    sum.add(Dtype::F8E4m3, &[e, n, groups(what, k, 16)?])?;
+                }
+                sum.add(Dtype::F32, &[e, parts + 1])?;
+                // Experts register input scales whatever the activations are.
+                sum.add(Dtype::F32, &[e, parts + 1])?;
+            }
+            Self::Mxfp4 => {
+                for (n, k) in both {
+                    sum.add(Dtype::U8, &[e, n, k / 2])?;
+                    sum.add(Dtype::U8, &[e, n, k / 32])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
