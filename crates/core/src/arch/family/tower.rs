@@ -390,7 +390,7 @@ fn mistral3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// LLaVA (vLLM 0.32.0, `llava.py`) with a CLIP or Pixtral tower, cut after `vision_feature_layer`.
+/// `LLaVA` (vLLM 0.32.0, `llava.py`) with a CLIP or Pixtral tower, cut after `vision_feature_layer`.
 fn llava(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let hidden = vision.dim("hidden_size")?;
     let text = t.hidden()?;
