@@ -1,19 +1,263 @@
-//! Llama and the dense models that differ from it in a bias, a norm or a window.
+//! Llama and the dense models that differ from it in a bias, a norm, a gate or a window.
 
-use super::dense::{Decoder, Dense};
-use super::text::Text;
+use super::dense::{Decoder, Dense, FOUR_NORMS, Mlp, Norm, QkNorm, part};
+use super::text::{Attend, Text};
 use crate::Result;
+use crate::arch::{Place, Role, Weight};
 
-/// Llama with the options its class has (vLLM 0.32.0, `llama.py`): `attention_bias` or `bias` for all four
+/// The options that Llama's class has (vLLM 0.32.0, `llama.py`): `attention_bias` or `bias` for all four
 /// projections, `qkv_bias` for the first three alone, `mlp_bias`.
-///
-/// # Errors
-/// If a size is missing or out of range.
-pub(crate) fn llama(t: &Text) -> Result<Decoder> {
+pub(crate) fn base(t: &Text) -> Result<Dense> {
     let mut d = Dense::llama(t)?;
     let bias = t.config.flag("attention_bias", false)? || t.config.flag("bias", false)?;
     d.attention.o_bias = bias;
     d.attention.qkv_bias = t.config.flag("qkv_bias", bias)?;
     d.mlp.bias = t.config.flag("mlp_bias", false)?;
+    Ok(d)
+}
+
+/// Llama itself, and classes that vLLM serves with it.
+pub(crate) fn llama(t: &Text) -> Result<Decoder> {
+    base(t)?.build()
+}
+
+/// LLaVA-NeXT's language model: the wrapper keeps one vector for line ends of images beside it.
+pub(crate) fn with_image_newline(t: &Text) -> Result<Decoder> {
+    let mut decoder = super::language_model(t)?;
+    let newline = Weight::tensor("image_newline", Role::Tower, &[t.hidden()?], None);
+    decoder.outside.push(part(Place::Every, vec![newline]));
+    Ok(decoder)
+}
+
+/// TeleChat2 (vLLM 0.32.0, `telechat2.py`): biases on the output and down projections alone.
+pub(crate) fn telechat2(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::with_mlp(t, Mlp::gated(t.first_dim(&["ffn_hidden_size", "intermediate_size"])?))?;
+    d.attention.o_bias = true;
+    let mlp = d.mlp;
+    d.build_with(|_, layer| {
+        layer.weights.extend(mlp.weights(d.hidden).into_iter().map(|w| {
+            let down = w.name.ends_with("down_proj");
+            w.bias(down)
+        }));
+        Ok(())
+    })
+}
+
+/// Granite (vLLM 0.32.0, `granite.py`); with `layer_types` every head also has a sink.
+pub(crate) fn granite(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    let layered = t.layer_types()?.is_some() || t.model_type()?.ends_with("_swa");
+    if t.layer_types()?.is_none() && layered {
+        d.attends = t.attends_where(|i| i.is_multiple_of(4))?;
+    }
+    let sinks = t.config.flag("attention_sinks", layered)?;
+    d.build_with(|_, layer| {
+        layer.weights.extend(d.mlp.weights(d.hidden));
+        if sinks {
+            layer.weights.push(Weight::tensor("self_attn.sinks", Role::Norm, &[d.attention.heads], Some(0)));
+        }
+        Ok(())
+    })
+}
+
+/// Orion (vLLM 0.32.0, `orion.py`): layer norms with a shift.
+pub(crate) fn orion(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// InternLM2 (vLLM 0.32.0, `internlm2.py`), which ignores bias options.
+pub(crate) fn plain(t: &Text) -> Result<Decoder> {
+    Dense::llama(t)?.build()
+}
+
+/// EXAONE 4 (vLLM 0.32.0, `exaone4.py`): norms after both parts, norms of queries and keys.
+pub(crate) fn exaone4(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    d.attends = exaone_windows(t)?;
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.build()
+}
+
+/// Windows of EXAONE 4 and its mixture of experts: every fourth layer is full, or as `sliding_window_pattern` says.
+pub(crate) fn exaone_windows(t: &Text) -> Result<Vec<Attend>> {
+    if t.layer_types()?.is_some() {
+        return t.attends(None);
+    }
+    let pattern = match t.config.get("sliding_window_pattern") {
+        Some(serde_json::Value::String(letters)) => letters.len() as u64,
+        Some(_) => t.config.dim("sliding_window_pattern")?,
+        None => 4,
+    };
+    t.attends(Some(pattern))
+}
+
+/// Nemotron (vLLM 0.32.0, `nemotron.py`): no gate, layer norms with a shift.
+pub(crate) fn nemotron(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// StableLM (vLLM 0.32.0, `stablelm.py`).
+pub(crate) fn stablelm(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attention.qkv_bias = t.config.flag("use_qkv_bias", false)?;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// Cohere and Cohere2 (vLLM 0.32.0, `commandr.py`): one norm a layer, head always tied, and a window that counts
+/// the token itself.
+pub(crate) fn cohere(t: &Text) -> Result<Dense> {
+    let mut d = Dense::llama(t)?;
+    d.norms = &["input_layernorm"];
+    d.ends.tied = true;
+    if t.config.flag("use_qk_norm", false)? {
+        d.attention.qk_norm = QkNorm::Split(Norm::Scale);
+    }
+    if t.model_type()?.starts_with("cohere2") {
+        d.attends = match t.layer_types()? {
+            Some(_) => t.attends(None)?,
+            None => t.attends(Some(t.config.dim_or("sliding_window_pattern", 4)?.max(1)))?,
+        };
+        for attend in &mut d.attends {
+            if let Attend::Sliding(window) = attend {
+                *window += 1;
+            }
+        }
+    }
+    Ok(d)
+}
+
+/// Cohere and Cohere2 without experts.
+pub(crate) fn cohere_dense(t: &Text) -> Result<Decoder> {
+    cohere(t)?.build()
+}
+
+/// GLM-4 (vLLM 0.32.0, `glm4.py`): norms before and after both parts.
+pub(crate) fn glm4(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.norms = FOUR_NORMS;
+    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    d.build()
+}
+
+/// ChatGLM (vLLM 0.32.0, `chatglm.py`).
+pub(crate) fn chatglm(t: &Text) -> Result<Decoder> {
+    let c = &t.config;
+    let mut d = Dense::with_mlp(t, Mlp::gated(c.dim("ffn_hidden_size")?))?;
+    let linear_bias = c.flag("add_bias_linear", false)?;
+    d.attention.path = "self_attention";
+    d.attention.head_dim = t.hidden()? / t.heads()?.max(1);
+    d.attention.head_dim_v = d.attention.head_dim;
+    if !c.flag("multi_query_attention", false)? {
+        d.attention.kv_heads = d.attention.heads;
+    }
+    d.attention.qkv_bias = linear_bias || c.flag("add_qkv_bias", false)?;
+    d.attention.o_bias = linear_bias;
+    d.mlp.bias = linear_bias;
+    d.norm = if c.flag("rmsnorm", true)? { Norm::Scale } else { Norm::ScaleAndShift };
+    d.ends.vocab = c.dim("padded_vocab_size")?;
+    d.ends.final_norm = if c.flag("post_layer_norm", true)? { d.norm } else { Norm::None };
+    d.layers_path = "transformer.encoder.layers";
+    d.build()
+}
+
+/// HyperCLOVA X (vLLM 0.32.0, `hyperclovax.py`).
+pub(crate) fn hyperclovax(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    if t.config.flag("use_post_norm", false)? {
+        d.norms = &["input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2"];
+    }
+    d.build()
+}
+
+/// Apertus (vLLM 0.32.0, `apertus.py`): no gate, two learned numbers in the activation.
+pub(crate) fn apertus(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    d.mlp.gated = false;
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.norms = &["attention_layernorm", "feedforward_layernorm"];
+    d.build_with(|_, layer| {
+        layer.weights.extend(d.mlp.weights(d.hidden));
+        layer.weights.push(Weight::norm("mlp.act_fn", 2));
+        Ok(())
+    })
+}
+
+/// Muse Glimmer (vLLM 0.32.0, `muse_glimmer.py`): an output gate in attention, every fourth layer full.
+pub(crate) fn muse_glimmer(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    d.norms = FOUR_NORMS;
+    if t.layer_types()?.is_none() {
+        d.attends = t.attends(Some(4))?;
+    }
+    let gate = d.attention.heads * d.attention.head_dim;
+    d.build_with(|_, layer| {
+        layer.weights.extend(d.mlp.weights(d.hidden));
+        layer.weights.push(Weight::column("self_attn.output_gate_proj", Role::Attention, d.hidden, &[gate]));
+        Ok(())
+    })
+}
+
+/// PLaMo 3 (vLLM 0.32.0, `plamo3.py`): windows from `interleaved_sliding_window`, else every eighth layer full.
+pub(crate) fn plamo3(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attention.path = "mixer";
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.norms = &["pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm"];
+    d.layers_path = "model.layers.layers";
+    d.attends = match interleaved_windows(t)? {
+        Some(attends) => attends,
+        None => t.attends(Some(t.config.dim_or("sliding_window_pattern", 8)?.max(1)))?,
+    };
+    d.build()
+}
+
+/// Windows listed in `interleaved_sliding_window`, repeated over the layers; null is full attention.
+pub(crate) fn interleaved_windows(t: &Text) -> Result<Option<Vec<Attend>>> {
+    let layers = t.layers()?;
+    let key = "interleaved_sliding_window";
+    let windows: Vec<Option<u64>> = match t.config.get(key) {
+        None => return Ok(None),
+        Some(serde_json::Value::Array(list)) => list
+            .iter()
+            .map(|value| match value {
+                serde_json::Value::Null => Ok(None),
+                _ => value.as_u64().map(Some).ok_or_else(|| {
+                    crate::Error::input(format!(
+                        "{} holds {value}, expected windows in tokens or null",
+                        t.config.name(key)
+                    ))
+                }),
+            })
+            .collect::<Result<_>>()?,
+        Some(_) => vec![Some(t.config.dim(key)?)],
+    };
+    if windows.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(
+        windows
+            .iter()
+            .cycle()
+            .zip(0..layers)
+            .map(|(window, _)| window.filter(|&w| w > 0).map_or(Attend::Full, Attend::Sliding))
+            .collect(),
+    ))
+}
+
+/// openPangu Embedded (vLLM 0.32.0, `openpangu.py`): `bias` is for all four projections of attention.
+pub(crate) fn pangu_embedded(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    if let Some(attends) = interleaved_windows(t)? {
+        d.attends = attends;
+    }
     d.build()
 }

@@ -6,6 +6,8 @@
 mod deepseek;
 pub(crate) mod defaults;
 pub mod dense;
+mod generic;
+mod gpt;
 mod llama;
 mod llama4;
 mod mimo_v2;
@@ -129,6 +131,11 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
         }
         _ => Err(Error::unsupported(refusal::reason(&text.class))),
     }
+}
+
+/// The decoder of a wrapper's language model, for wrappers that add something to it.
+pub(crate) fn language_model(text: &Text) -> Result<Decoder> {
+    decoder(&text.inner(&inner_class(text)?)?, 1)
 }
 
 /// The class of a wrapper's language model (vLLM 0.32.0, `with_hf_config` in `vllm/config/vllm.py`).

@@ -280,6 +280,20 @@ impl Text {
             .collect()
     }
 
+    /// What each layer attends to where `full` tells the full layers of a model without `layer_types`.
+    ///
+    /// # Errors
+    /// If the number of layers or the window is wrong.
+    pub fn attends_where(&self, full: impl Fn(u64) -> bool) -> Result<Vec<Attend>> {
+        let window = self.window()?;
+        Ok((0..self.layers()?)
+            .map(|i| match window {
+                Some(w) if !full(i) => Attend::Sliding(w),
+                _ => Attend::Full,
+            })
+            .collect())
+    }
+
     /// The element type that the configuration asks for (vLLM 0.32.0, `get_torch_dtype`).
     ///
     /// # Errors

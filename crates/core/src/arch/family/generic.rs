@@ -1,0 +1,344 @@
+//! Classes that vLLM 0.32.0 has no module of its own for and builds from the Transformers library
+//! (`vllm/model_executor/models/transformers`). It replaces linear layers by parallel ones where the class's
+//! configuration has a tensor-parallel plan; without a plan every rank holds them whole, while heads of the cache
+//! are divided all the same.
+
+use super::dense::{Attention, Decoder, Dense, FOUR_NORMS, Mlp, Norm, QkNorm, part};
+use super::text::{Attend, Text};
+use super::{llama, qwen};
+use crate::arch::{Op, Place, Role, Split, Weight};
+use crate::{Error, Result};
+
+/// Makes every linear layer of a decoder whole on every rank: the class has no tensor-parallel plan.
+fn replicate(decoder: &mut Decoder) {
+    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        match &mut weight.op {
+            Op::Linear { split, .. } => *split = Split::Replicated,
+            Op::Qkv {
+                inputs,
+                heads,
+                kv_heads,
+                head_dim,
+                head_dim_v,
+                bias,
+            } => {
+                let outputs = [*heads * *head_dim, *kv_heads * *head_dim, *kv_heads * *head_dim_v];
+                let (inputs, bias) = (*inputs, *bias);
+                weight.op = Weight::replicated("", Role::Attention, inputs, &outputs).bias(bias).op;
+            }
+            Op::Tensor { split, .. } => *split = None,
+            Op::Experts { .. } | Op::Vocab { .. } => {}
+        }
+    }
+}
+
+/// Llama-like classes: Arcee (no gate), Seed-OSS (separate output bias), Helium, CWM, SmolLM3, Mistral-like.
+pub(crate) fn llama_like(t: &Text) -> Result<Decoder> {
+    let mut d = llama::base(t)?;
+    d.mlp.gated = t.model_type()? != "arcee";
+    d.attention.o_bias = match t.model_type()? {
+        "seed_oss" => t.config.flag("attention_out_bias", false)?,
+        "helium" | "glm" => false,
+        _ => d.attention.o_bias,
+    };
+    match t.model_type()? {
+        "cwm" if t.layer_types()?.is_none() => d.attends = t.attends_where(|i| i.is_multiple_of(4))?,
+        "smollm3" => d.attends = qwen::windows(t)?,
+        _ => {}
+    }
+    d.build()
+}
+
+/// Jais-2: no gate, biases, layer norms with a shift.
+pub(crate) fn jais2(t: &Text) -> Result<Decoder> {
+    let mut d = llama::base(t)?;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// OLMo (norms learn nothing), OLMo-2 and OLMo-3 (norms after both parts and over all queries and keys).
+pub(crate) fn olmo(t: &Text) -> Result<Decoder> {
+    olmo_base(t)?.build()
+}
+
+/// What OLMo models share, for their mixture of experts too.
+pub(crate) fn olmo_base(t: &Text) -> Result<Dense> {
+    let mut d = llama::base(t)?;
+    match t.model_type()? {
+        "olmo" => {
+            d.norm = Norm::None;
+            d.ends.final_norm = Norm::None;
+        }
+        kind => {
+            d.norms = &["post_attention_layernorm", "post_feedforward_layernorm"];
+            // The class asks for these norms whole on every rank, but the fused attention divides them.
+            d.attention.qk_norm = QkNorm::Split(Norm::Scale);
+            if kind == "olmo3" && t.layer_types()?.is_none() {
+                d.attends = t.attends(Some(4))?;
+            }
+        }
+    }
+    Ok(d)
+}
+
+/// Starcoder2: no gate, layer norms with a shift, `use_bias` everywhere.
+pub(crate) fn starcoder2(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    let bias = t.config.flag("use_bias", true)?;
+    d.attention.qkv_bias = bias;
+    d.attention.o_bias = bias;
+    d.mlp.bias = bias;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// Phi-1, Phi-1.5 and Phi-2: attention and feed-forward share one norm. The head's bias is dropped.
+pub(crate) fn phi(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attention.qkv_bias = true;
+    d.attention.o_bias = true;
+    d.mlp.bias = true;
+    d.mlp.gated = false;
+    d.norms = &["input_layernorm"];
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    if t.config.flag("qk_layernorm", false)? {
+        d.attention.qk_norm = QkNorm::Head(Norm::ScaleAndShift);
+    }
+    d.build()
+}
+
+/// GPT-NeoX.
+pub(crate) fn gpt_neox(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    let bias = t.config.flag("attention_bias", true)?;
+    d.attention.path = "attention";
+    d.attention.qkv_bias = bias;
+    d.attention.o_bias = bias;
+    d.mlp.bias = true;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.build()
+}
+
+/// GPT-BigCode: its plan divides attention's first projection only where the rest stays whole.
+pub(crate) fn gpt_bigcode(t: &Text) -> Result<Decoder> {
+    let mlp = Mlp {
+        path: "mlp",
+        width: t.config.dim_or("n_inner", 4 * t.hidden()?)?,
+        gated: false,
+        bias: true,
+    };
+    let mut d = Dense::with_mlp(t, mlp)?;
+    let multi_query = t.config.flag("multi_query", true)?;
+    d.attention.path = "attn";
+    d.attention.kv_heads = if multi_query { 1 } else { d.attention.heads };
+    d.attention.qkv_bias = true;
+    d.attention.o_bias = true;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.ends.positions = t.first_dim(&["n_positions", "max_position_embeddings"])?;
+    d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
+    d.layers_path = "transformer.h";
+    let mut decoder = d.build()?;
+    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        if let Op::Linear { split, .. } = &mut weight.op {
+            if weight.name.starts_with("mlp") {
+                *split = Split::Replicated;
+            }
+        }
+    }
+    decoder.kv_heads = Some(d.attention.kv_heads);
+    Ok(decoder)
+}
+
+/// BioGPT: no plan; positions have two extra rows.
+pub(crate) fn biogpt(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attention.qkv_bias = true;
+    d.attention.o_bias = true;
+    d.mlp.bias = true;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.ends.positions = t.config.dim("max_position_embeddings")? + 2;
+    d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
+    let mut decoder = d.build()?;
+    replicate(&mut decoder);
+    Ok(decoder)
+}
+
+/// CTRL: no plan, and the head's bias is dropped.
+pub(crate) fn ctrl(t: &Text) -> Result<Decoder> {
+    let mlp = Mlp {
+        path: "ffn",
+        width: t.config.dim("dff")?,
+        gated: false,
+        bias: true,
+    };
+    let mut d = Dense::with_mlp(t, mlp)?;
+    d.attention.path = "multi_head_attention";
+    d.attention.qkv_bias = true;
+    d.attention.o_bias = true;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
+    d.layers_path = "model.h";
+    let mut decoder = d.build()?;
+    replicate(&mut decoder);
+    Ok(decoder)
+}
+
+/// Persimmon: no plan; norms of queries and keys learn a shift too.
+pub(crate) fn persimmon(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.attention.qkv_bias = true;
+    d.attention.o_bias = true;
+    d.mlp.bias = true;
+    d.mlp.gated = false;
+    d.norm = Norm::ScaleAndShift;
+    d.ends.final_norm = Norm::ScaleAndShift;
+    if t.config.flag("qk_layernorm", true)? {
+        d.attention.qk_norm = QkNorm::Head(Norm::ScaleAndShift);
+    }
+    let mut decoder = d.build()?;
+    replicate(&mut decoder);
+    Ok(decoder)
+}
+
+/// Moshi's decoder: no plan, one row of the embedding beyond the vocabulary.
+pub(crate) fn moshi(t: &Text) -> Result<Decoder> {
+    let width = t.config.dim("ffn_dim")?;
+    let mut d = Dense::with_mlp(t, Mlp::gated(width / 2))?;
+    let vocab = d.ends.vocab;
+    d.ends.tied = false;
+    let mut decoder = d.build()?;
+    for part in &mut decoder.outside {
+        for weight in &mut part.weights {
+            if let (Role::Embedding, Op::Vocab { rows, .. }) = (weight.role, &mut weight.op) {
+                *rows = vocab + 1;
+            }
+        }
+    }
+    replicate(&mut decoder);
+    Ok(decoder)
+}
+
+/// BitNet: norms inside of both parts. Its plan divides key/value heads and refuses where they do not divide.
+pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
+    let d = llama::base(t)?;
+    d.build_with(|_, layer| {
+        layer.weights.extend(d.mlp.weights(d.hidden));
+        layer.weights.push(Weight::norm("self_attn.attn_sub_norm", d.hidden));
+        layer.weights.push(Weight::norm("mlp.ffn_sub_norm", d.mlp.width));
+        Ok(())
+    })
+}
+
+/// Doge: a learned decay a key/value head, gates of the residual stream.
+pub(crate) fn doge(t: &Text) -> Result<Decoder> {
+    if t.config.flag("is_moe", false)? {
+        return Err(Error::unsupported("Doge with experts (is_moe) has no reader yet"));
+    }
+    let mut d = llama::base(t)?;
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    let kv_heads = d.attention.kv_heads;
+    let kv_width = kv_heads * d.attention.head_dim;
+    d.build_with(|_, layer| {
+        layer.weights.extend(d.mlp.weights(d.hidden));
+        layer.weights.push(Weight::norm("input_residual", d.hidden));
+        layer.weights.push(Weight::norm("post_attention_residual", d.hidden));
+        layer.weights.push(Weight::tensor("self_attn.A", Role::Attention, &[kv_heads], Some(0)));
+        layer.weights.push(Weight::row("self_attn.dt_proj", Role::Attention, kv_width, kv_heads));
+        Ok(())
+    })
+}
+
+/// NanoChat: no gate, and norms learn nothing.
+pub(crate) fn nanochat(t: &Text) -> Result<Decoder> {
+    let mut d = llama::base(t)?;
+    d.mlp.gated = false;
+    d.norm = Norm::None;
+    d.ends.final_norm = Norm::None;
+    d.build()
+}
+
+/// `VaultGemma`: Gemma-2's windows with norms before each part alone.
+pub(crate) fn vaultgemma(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    let bias = t.config.flag("attention_bias", false)?;
+    d.attention.qkv_bias = bias;
+    d.attention.o_bias = bias;
+    d.norms = &["input_layernorm", "pre_feedforward_layernorm"];
+    if t.layer_types()?.is_none() {
+        d.attends = t.attends(Some(2))?;
+    }
+    d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
+    d.build()
+}
+
+/// The text model of Gemma-4 Unified: full layers with their own heads, no per-layer inputs.
+pub(crate) fn gemma4_unified(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::llama(t)?;
+    d.norms = FOUR_NORMS;
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    if t.layer_types()?.is_none() {
+        d.attends = t.attends(Some(6))?;
+    }
+    let full = Attention {
+        head_dim: t.config.dim_or("global_head_dim", d.attention.head_dim)?,
+        head_dim_v: t.config.dim_or("global_head_dim", d.attention.head_dim)?,
+        kv_heads: t.config.dim_or("num_global_key_value_heads", d.attention.kv_heads)?,
+        ..d.attention.clone()
+    };
+    let global = Dense {
+        attention: full,
+        ..d.clone()
+    };
+    let mut decoder = d.build()?;
+    for (i, layer) in decoder.layers.iter_mut().enumerate() {
+        if d.attends.get(i) == Some(&Attend::Full) {
+            *layer = global.layer(i);
+            layer.weights.extend(global.mlp.weights(global.hidden));
+        }
+    }
+    Ok(decoder)
+}
+
+/// ModernBERT's decoder: every third layer full, the others a window of half of `local_attention`; no plan.
+pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
+    let c = &t.config;
+    let mut d = Dense::llama(t)?;
+    let window = c.dim("local_attention")? / 2;
+    let every = c.dim_or("global_attn_every_n_layers", 3)?.max(1);
+    d.attends = match t.layer_types()? {
+        Some(types) => types
+            .iter()
+            .map(|kind| if *kind == "sliding_attention" { Attend::Sliding(window) } else { Attend::Full })
+            .collect(),
+        None => (0..t.layers()?)
+            .map(|i| if i.is_multiple_of(every) { Attend::Full } else { Attend::Sliding(window) })
+            .collect(),
+    };
+    let bias = c.flag("attention_bias", false)?;
+    d.attention.qkv_bias = bias;
+    d.attention.o_bias = bias;
+    d.mlp.bias = c.flag("mlp_bias", false)?;
+    d.norm = if c.flag("norm_bias", false)? { Norm::ScaleAndShift } else { Norm::Scale };
+    d.norms = &["mlp_norm"];
+    d.ends.final_norm = d.norm;
+    let mut decoder = d.build()?;
+    // The first layer takes the embedding's norm instead of one of its own.
+    for layer in decoder.layers.iter_mut().skip(1) {
+        layer.weights.extend(d.norm.weights("attn_norm", d.hidden));
+    }
+    let norm = d.norm.weights("model.embeddings.norm", d.hidden);
+    decoder.outside.push(part(Place::First, norm.into_iter().collect()));
+    replicate(&mut decoder);
+    Ok(decoder)
+}
