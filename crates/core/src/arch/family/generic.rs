@@ -3,7 +3,7 @@
 //! configuration has a tensor-parallel plan; without a plan every rank holds them whole, while heads of the cache
 //! are divided all the same.
 
-use super::dense::{Attention, Decoder, Dense, FOUR_NORMS, Mlp, Norm, QkNorm, part};
+use super::dense::{Decoder, Dense, Mlp, Norm, QkNorm, part};
 use super::text::{Attend, Text};
 use super::{llama, qwen};
 use crate::arch::{Op, Place, Role, Split, Weight};
@@ -24,7 +24,9 @@ fn replicate(decoder: &mut Decoder) {
             } => {
                 let outputs = [*heads * *head_dim, *kv_heads * *head_dim, *kv_heads * *head_dim_v];
                 let (inputs, bias) = (*inputs, *bias);
-                weight.op = Weight::replicated("", Role::Attention, inputs, &outputs).bias(bias).op;
+                weight.op = Weight::replicated("", Role::Attention, inputs, &outputs)
+                    .bias(bias)
+                    .op;
             }
             Op::Tensor { split, .. } => *split = None,
             Op::Experts { .. } | Op::Vocab { .. } => {}
@@ -234,7 +236,9 @@ pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
     let d = llama::base(t)?;
     d.build_with(|_, layer| {
         layer.weights.extend(d.mlp.weights(d.hidden));
-        layer.weights.push(Weight::norm("self_attn.attn_sub_norm", d.hidden));
+        layer
+            .weights
+            .push(Weight::norm("self_attn.attn_sub_norm", d.hidden));
         layer.weights.push(Weight::norm("mlp.ffn_sub_norm", d.mlp.width));
         Ok(())
     })
@@ -252,9 +256,21 @@ pub(crate) fn doge(t: &Text) -> Result<Decoder> {
     d.build_with(|_, layer| {
         layer.weights.extend(d.mlp.weights(d.hidden));
         layer.weights.push(Weight::norm("input_residual", d.hidden));
-        layer.weights.push(Weight::norm("post_attention_residual", d.hidden));
-        layer.weights.push(Weight::tensor("self_attn.A", Role::Attention, &[kv_heads], Some(0)));
-        layer.weights.push(Weight::row("self_attn.dt_proj", Role::Attention, kv_width, kv_heads));
+        layer
+            .weights
+            .push(Weight::norm("post_attention_residual", d.hidden));
+        layer.weights.push(Weight::tensor(
+            "self_attn.A",
+            Role::Attention,
+            &[kv_heads],
+            Some(0),
+        ));
+        layer.weights.push(Weight::row(
+            "self_attn.dt_proj",
+            Role::Attention,
+            kv_width,
+            kv_heads,
+        ));
         Ok(())
     })
 }
@@ -282,34 +298,6 @@ pub(crate) fn vaultgemma(t: &Text) -> Result<Decoder> {
     d.build()
 }
 
-/// The text model of Gemma-4 Unified: full layers with their own heads, no per-layer inputs.
-pub(crate) fn gemma4_unified(t: &Text) -> Result<Decoder> {
-    let mut d = Dense::llama(t)?;
-    d.norms = FOUR_NORMS;
-    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
-    if t.layer_types()?.is_none() {
-        d.attends = t.attends(Some(6))?;
-    }
-    let full = Attention {
-        head_dim: t.config.dim_or("global_head_dim", d.attention.head_dim)?,
-        head_dim_v: t.config.dim_or("global_head_dim", d.attention.head_dim)?,
-        kv_heads: t.config.dim_or("num_global_key_value_heads", d.attention.kv_heads)?,
-        ..d.attention.clone()
-    };
-    let global = Dense {
-        attention: full,
-        ..d.clone()
-    };
-    let mut decoder = d.build()?;
-    for (i, layer) in decoder.layers.iter_mut().enumerate() {
-        if d.attends.get(i) == Some(&Attend::Full) {
-            *layer = global.layer(i);
-            layer.weights.extend(global.mlp.weights(global.hidden));
-        }
-    }
-    Ok(decoder)
-}
-
 /// ModernBERT's decoder: every third layer full, the others a window of half of `local_attention`; no plan.
 pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
     let c = &t.config;
@@ -319,17 +307,33 @@ pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
     d.attends = match t.layer_types()? {
         Some(types) => types
             .iter()
-            .map(|kind| if *kind == "sliding_attention" { Attend::Sliding(window) } else { Attend::Full })
+            .map(|kind| {
+                if *kind == "sliding_attention" {
+                    Attend::Sliding(window)
+                } else {
+                    Attend::Full
+                }
+            })
             .collect(),
         None => (0..t.layers()?)
-            .map(|i| if i.is_multiple_of(every) { Attend::Full } else { Attend::Sliding(window) })
+            .map(|i| {
+                if i.is_multiple_of(every) {
+                    Attend::Full
+                } else {
+                    Attend::Sliding(window)
+                }
+            })
             .collect(),
     };
     let bias = c.flag("attention_bias", false)?;
     d.attention.qkv_bias = bias;
     d.attention.o_bias = bias;
     d.mlp.bias = c.flag("mlp_bias", false)?;
-    d.norm = if c.flag("norm_bias", false)? { Norm::ScaleAndShift } else { Norm::Scale };
+    d.norm = if c.flag("norm_bias", false)? {
+        Norm::ScaleAndShift
+    } else {
+        Norm::Scale
+    };
     d.norms = &["mlp_norm"];
     d.ends.final_norm = d.norm;
     let mut decoder = d.build()?;
@@ -338,7 +342,9 @@ pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
         layer.weights.extend(d.norm.weights("attn_norm", d.hidden));
     }
     let norm = d.norm.weights("model.embeddings.norm", d.hidden);
-    decoder.outside.push(part(Place::First, norm.into_iter().collect()));
+    decoder
+        .outside
+        .push(part(Place::First, norm.into_iter().collect()));
     replicate(&mut decoder);
     Ok(decoder)
 }

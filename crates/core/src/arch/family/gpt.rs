@@ -54,7 +54,9 @@ pub(crate) fn bloom(t: &Text) -> Result<Decoder> {
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
     let mut decoder = d.build()?;
     let norm = Norm::ScaleAndShift.weights("transformer.word_embeddings_layernorm", d.hidden);
-    decoder.outside.push(part(Place::First, norm.into_iter().collect()));
+    decoder
+        .outside
+        .push(part(Place::First, norm.into_iter().collect()));
     Ok(decoder)
 }
 

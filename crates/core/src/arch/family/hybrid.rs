@@ -189,7 +189,12 @@ pub(crate) fn granite_hybrid(t: &Text) -> Result<Decoder> {
         ssm: None,
     };
     let experts = c.dim_or("num_local_experts", 0)?;
-    let moe = Moe::new("block_sparse_moe", experts, c.dim_or("num_experts_per_tok", 0)?, t.intermediate()?);
+    let moe = Moe::new(
+        "block_sparse_moe",
+        experts,
+        c.dim_or("num_experts_per_tok", 0)?,
+        t.intermediate()?,
+    );
     let shared = c.dim_or("shared_intermediate_size", 0)?;
     let listed = kinds(t, &["layer_types", "layers_block_type"])?;
     if let Some(list) = &listed {
@@ -214,11 +219,20 @@ pub(crate) fn granite_hybrid(t: &Text) -> Result<Decoder> {
             }
             if shared > 0 {
                 let into = [shared, shared];
-                layer.weights.push(Weight::column("shared_mlp.input_linear", Role::Mlp, hidden, &into));
-                layer.weights.push(Weight::row("shared_mlp.output_linear", Role::Mlp, shared, hidden));
+                layer.weights.push(Weight::column(
+                    "shared_mlp.input_linear",
+                    Role::Mlp,
+                    hidden,
+                    &into,
+                ));
+                layer
+                    .weights
+                    .push(Weight::row("shared_mlp.output_linear", Role::Mlp, shared, hidden));
             }
             layer.weights.push(Weight::norm("input_layernorm", hidden));
-            layer.weights.push(Weight::norm("post_attention_layernorm", hidden));
+            layer
+                .weights
+                .push(Weight::norm("post_attention_layernorm", hidden));
             layer
         })
         .collect();
@@ -275,11 +289,20 @@ pub(crate) fn zamba2(t: &Text) -> Result<Decoder> {
         if let Some(pass) = hybrid.iter().position(|&h| h == i) {
             let pass = pass as u64;
             layer.caches.push(attention.cache(Attend::Full));
-            layer.weights.push(Weight::replicated("linear", Role::Attention, hidden, &[hidden]));
+            layer
+                .weights
+                .push(Weight::replicated("linear", Role::Attention, hidden, &[hidden]));
             if pass < blocks {
                 // The first pass through a shared transformer holds it, with the adapters of all its passes.
-                let mine = (pass..passes).step_by(usize::try_from(blocks).unwrap_or(1)).count() as u64;
-                layer.weights.extend(shared_transformer(&attention, hidden, width, c.flag("add_bias_linear", false)?));
+                let mine = (pass..passes)
+                    .step_by(usize::try_from(blocks).unwrap_or(1))
+                    .count() as u64;
+                layer.weights.extend(shared_transformer(
+                    &attention,
+                    hidden,
+                    width,
+                    c.flag("add_bias_linear", false)?,
+                ));
                 let lora = |name: &str, inputs: u64, outputs: &[u64]| {
                     [
                         Weight::column(format!("{name}.A"), Role::Attention, inputs, &[rank]).times(mine),
@@ -316,7 +339,13 @@ fn shared_transformer(attention: &Attention, hidden: u64, width: u64, bias: bool
         ..Mlp::gated(width)
     };
     let mut weights = vec![
-        Weight::qkv(format!("{path}.qkv_proj"), wide, attention.heads, attention.heads, attention.head_dim),
+        Weight::qkv(
+            format!("{path}.qkv_proj"),
+            wide,
+            attention.heads,
+            attention.heads,
+            attention.head_dim,
+        ),
         Weight::row(format!("{path}.o_proj"), Role::Attention, wide, hidden),
         Weight::norm("shared_transformer.input_layernorm", wide),
         Weight::norm("shared_transformer.pre_ff_layernorm", hidden),
@@ -328,9 +357,18 @@ fn shared_transformer(attention: &Attention, hidden: u64, width: u64, bias: bool
 fn zamba2_hybrid_layers(t: &Text) -> Result<Vec<u64>> {
     let layers = t.layers()?;
     let ids: Vec<u64> = match kinds(t, &["layers_block_type", "layer_types"])? {
-        Some(list) => list.iter().zip(0..layers).filter(|(kind, _)| **kind == "hybrid").map(|(_, i)| i).collect(),
+        Some(list) => list
+            .iter()
+            .zip(0..layers)
+            .filter(|(kind, _)| **kind == "hybrid")
+            .map(|(_, i)| i)
+            .collect(),
         // The class's own pattern (transformers 5.19.0, `configuration_zamba2.py`).
-        None => (6..layers.min(43)).step_by(6).chain([47, 51]).filter(|&i| i < layers).collect(),
+        None => (6..layers.min(43))
+            .step_by(6)
+            .chain([47, 51])
+            .filter(|&i| i < layers)
+            .collect(),
     };
     Ok(match t.config.u64s("hybrid_layer_ids")? {
         Some(listed) if t.config.get("layers_block_type").is_none() => listed,
@@ -450,7 +488,10 @@ fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
             super::text::MAX_LAYERS
         )));
     }
-    match letters.iter().find(|letter| !matches!(letter, 'M' | '*' | 'E' | '-')) {
+    match letters
+        .iter()
+        .find(|letter| !matches!(letter, 'M' | '*' | 'E' | '-'))
+    {
         Some(other) => Err(wrong(&other.to_string())),
         None => Ok(letters),
     }
@@ -475,12 +516,15 @@ fn nemotron_h_experts(t: &Text, hidden: u64) -> Result<Vec<Weight>> {
         // Routed experts work in a narrower space; the shared expert and the router do not.
         for weight in &mut weights {
             if weight.role == Role::Experts {
-                *weight = Weight::experts("mixer.experts", moe.experts, moe.top_k, latent, moe.width).ungated();
+                *weight =
+                    Weight::experts("mixer.experts", moe.experts, moe.top_k, latent, moe.width).ungated();
             }
         }
         let bias = c.flag("mlp_bias", false)?;
-        weights.push(Weight::replicated("mixer.fc1_latent_proj", Role::Experts, hidden, &[latent]).bias(bias));
-        weights.push(Weight::replicated("mixer.fc2_latent_proj", Role::Experts, latent, &[hidden]).bias(bias));
+        weights
+            .push(Weight::replicated("mixer.fc1_latent_proj", Role::Experts, hidden, &[latent]).bias(bias));
+        weights
+            .push(Weight::replicated("mixer.fc2_latent_proj", Role::Experts, latent, &[hidden]).bias(bias));
     }
     Ok(weights)
 }
@@ -495,12 +539,25 @@ pub(crate) fn lfm2(t: &Text) -> Result<Decoder> {
     let bias = c.flag("conv_bias", false)?;
     let experts = c.dim_or("num_experts", 0)?;
     let moe_model = experts > 0 && c.get("moe_intermediate_size").is_some();
-    let conv_width = if moe_model { hidden } else { c.dim_or("conv_dim", hidden)? };
-    let width = if moe_model { t.intermediate()? } else { lfm2_width(t)? };
+    let conv_width = if moe_model {
+        hidden
+    } else {
+        c.dim_or("conv_dim", hidden)?
+    };
+    let width = if moe_model {
+        t.intermediate()?
+    } else {
+        lfm2_width(t)?
+    };
     let mlp = Mlp::gated(width);
     let mut moe = None;
     if moe_model {
-        let m = Moe::new("feed_forward", experts, c.dim("num_experts_per_tok")?, c.dim("moe_intermediate_size")?);
+        let m = Moe::new(
+            "feed_forward",
+            experts,
+            c.dim("num_experts_per_tok")?,
+            c.dim("moe_intermediate_size")?,
+        );
         moe = Some(if c.flag("use_expert_bias", true)? {
             m.corrected("gate.e_score_correction_bias")
         } else {
@@ -562,4 +619,3 @@ fn lfm2_width(t: &Text) -> Result<u64> {
     let scaled = scaled as u64;
     Ok(scaled.next_multiple_of(c.dim("block_multiple_of")?))
 }
-

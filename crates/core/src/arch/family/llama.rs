@@ -31,7 +31,10 @@ pub(crate) fn with_image_newline(t: &Text) -> Result<Decoder> {
 
 /// TeleChat2 (vLLM 0.32.0, `telechat2.py`): biases on the output and down projections alone.
 pub(crate) fn telechat2(t: &Text) -> Result<Decoder> {
-    let mut d = Dense::with_mlp(t, Mlp::gated(t.first_dim(&["ffn_hidden_size", "intermediate_size"])?))?;
+    let mut d = Dense::with_mlp(
+        t,
+        Mlp::gated(t.first_dim(&["ffn_hidden_size", "intermediate_size"])?),
+    )?;
     d.attention.o_bias = true;
     let mlp = d.mlp;
     d.build_with(|_, layer| {
@@ -54,7 +57,12 @@ pub(crate) fn granite(t: &Text) -> Result<Decoder> {
     d.build_with(|_, layer| {
         layer.weights.extend(d.mlp.weights(d.hidden));
         if sinks {
-            layer.weights.push(Weight::tensor("self_attn.sinks", Role::Norm, &[d.attention.heads], Some(0)));
+            layer.weights.push(Weight::tensor(
+                "self_attn.sinks",
+                Role::Norm,
+                &[d.attention.heads],
+                Some(0),
+            ));
         }
         Ok(())
     })
@@ -162,9 +170,17 @@ pub(crate) fn chatglm(t: &Text) -> Result<Decoder> {
     d.attention.qkv_bias = linear_bias || c.flag("add_qkv_bias", false)?;
     d.attention.o_bias = linear_bias;
     d.mlp.bias = linear_bias;
-    d.norm = if c.flag("rmsnorm", true)? { Norm::Scale } else { Norm::ScaleAndShift };
+    d.norm = if c.flag("rmsnorm", true)? {
+        Norm::Scale
+    } else {
+        Norm::ScaleAndShift
+    };
     d.ends.vocab = c.dim("padded_vocab_size")?;
-    d.ends.final_norm = if c.flag("post_layer_norm", true)? { d.norm } else { Norm::None };
+    d.ends.final_norm = if c.flag("post_layer_norm", true)? {
+        d.norm
+    } else {
+        Norm::None
+    };
     d.layers_path = "transformer.encoder.layers";
     d.build()
 }
@@ -173,7 +189,12 @@ pub(crate) fn chatglm(t: &Text) -> Result<Decoder> {
 pub(crate) fn hyperclovax(t: &Text) -> Result<Decoder> {
     let mut d = base(t)?;
     if t.config.flag("use_post_norm", false)? {
-        d.norms = &["input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2"];
+        d.norms = &[
+            "input_layernorm",
+            "post_attention_layernorm",
+            "post_norm1",
+            "post_norm2",
+        ];
     }
     d.build()
 }
@@ -201,7 +222,12 @@ pub(crate) fn muse_glimmer(t: &Text) -> Result<Decoder> {
     let gate = d.attention.heads * d.attention.head_dim;
     d.build_with(|_, layer| {
         layer.weights.extend(d.mlp.weights(d.hidden));
-        layer.weights.push(Weight::column("self_attn.output_gate_proj", Role::Attention, d.hidden, &[gate]));
+        layer.weights.push(Weight::column(
+            "self_attn.output_gate_proj",
+            Role::Attention,
+            d.hidden,
+            &[gate],
+        ));
         Ok(())
     })
 }
@@ -211,7 +237,12 @@ pub(crate) fn plamo3(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
     d.attention.path = "mixer";
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);
-    d.norms = &["pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm"];
+    d.norms = &[
+        "pre_mixer_norm",
+        "post_mixer_norm",
+        "pre_mlp_norm",
+        "post_mlp_norm",
+    ];
     d.layers_path = "model.layers.layers";
     d.attends = match interleaved_windows(t)? {
         Some(attends) => attends,

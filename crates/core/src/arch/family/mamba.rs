@@ -54,7 +54,12 @@ impl Mamba1 {
                 .bias(self.conv_bias)
                 .unquantized(),
             Weight::column(name("in_proj"), Role::Attention, hidden, &[inner, inner]).bias(self.bias),
-            Weight::row(name("x_proj"), Role::Attention, inner, self.dt_rank + 2 * self.state),
+            Weight::row(
+                name("x_proj"),
+                Role::Attention,
+                inner,
+                self.dt_rank + 2 * self.state,
+            ),
             Weight::column(name("dt_proj"), Role::Attention, self.dt_rank, &[inner]).bias(true),
             Weight::row(name("out_proj"), Role::Attention, inner, hidden).bias(self.bias),
         ];
@@ -124,9 +129,14 @@ impl Mamba2 {
             Weight::tensor(name("A"), Role::State, &[self.heads], Some(0)).of(Dtype::F32),
             Weight::tensor(name("D"), Role::State, &[self.heads], Some(0)),
             Weight::tensor(name("dt_bias"), Role::State, &[self.heads], Some(0)),
-            Weight::parts(name("conv1d"), Role::State, self.kernel, vec![inner, groups, groups])
-                .bias(self.conv_bias)
-                .unquantized(),
+            Weight::parts(
+                name("conv1d"),
+                Role::State,
+                self.kernel,
+                vec![inner, groups, groups],
+            )
+            .bias(self.conv_bias)
+            .unquantized(),
             Weight::parts(
                 name("in_proj"),
                 Role::Attention,
@@ -148,7 +158,10 @@ pub(crate) fn short_conv(path: &str, hidden: u64, width: u64, kernel: u64, bias:
     Layer {
         caches: vec![Cache {
             name: path.to_owned(),
-            kind: CacheKind::State(State::ShortConv { hidden: width, kernel }),
+            kind: CacheKind::State(State::ShortConv {
+                hidden: width,
+                kernel,
+            }),
         }],
         weights: vec![
             Weight::column(format!("{path}.conv"), Role::State, kernel, &[width])

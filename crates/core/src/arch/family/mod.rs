@@ -5,11 +5,15 @@
 
 mod deepseek;
 pub(crate) mod defaults;
+mod delta;
 pub mod dense;
+mod gemma;
 mod generic;
 mod gpt;
+mod hybrid;
 mod llama;
 mod llama4;
+mod mamba;
 mod mimo_v2;
 mod minimax;
 mod mixtral;
@@ -19,10 +23,12 @@ mod qwen;
 mod refusal;
 mod registry;
 mod shared_moe;
+mod special;
 mod stages;
 mod step;
 pub mod text;
 mod tower;
+mod whisper;
 
 pub use dense::Decoder;
 pub use refusal::Refusal;
