@@ -213,10 +213,11 @@ pub(crate) fn olmo(t: &Text) -> Result<Decoder> {
     d.attention.qk_norm = QkNorm::Whole(Norm::Scale);
     d.norms = &["post_attention_layernorm", "post_feedforward_layernorm"];
     let mut attends = attending(t)?;
-    if t.layer_types()?.is_none() && !attends.contains(&true) {
-        if let Some(last) = attends.last_mut() {
-            *last = true;
-        }
+    if t.layer_types()?.is_none()
+        && !attends.contains(&true)
+        && let Some(last) = attends.last_mut()
+    {
+        *last = true;
     }
     let hidden = d.hidden;
     let mut decoder = d.build()?;
@@ -243,6 +244,7 @@ fn kda_cache(path: &str, heads: u64, dim: u64, kernel: u64) -> Cache {
             heads,
             dim,
             kernel,
+            checkpoint: false,
             conv: None,
             ssm: None,
         }),

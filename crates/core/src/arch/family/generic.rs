@@ -75,8 +75,7 @@ pub(crate) fn olmo_base(t: &Text) -> Result<Dense> {
         }
         kind => {
             d.norms = &["post_attention_layernorm", "post_feedforward_layernorm"];
-            // The class asks for these norms whole on every rank, but the fused attention divides them.
-            d.attention.qk_norm = QkNorm::Split(Norm::Scale);
+            d.attention.qk_norm = QkNorm::Whole(Norm::Scale);
             if kind == "olmo3" && t.layer_types()?.is_none() {
                 d.attends = t.attends(Some(4))?;
             }
@@ -149,17 +148,17 @@ pub(crate) fn gpt_bigcode(t: &Text) -> Result<Decoder> {
     d.layers_path = "transformer.h";
     let mut decoder = d.build()?;
     for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
-        if let Op::Linear { split, .. } = &mut weight.op {
-            if weight.name.starts_with("mlp") {
-                *split = Split::Replicated;
-            }
+        if let Op::Linear { split, .. } = &mut weight.op
+            && weight.name.starts_with("mlp")
+        {
+            *split = Split::Replicated;
         }
     }
     decoder.kv_heads = Some(d.attention.kv_heads);
     Ok(decoder)
 }
 
-/// BioGPT: no plan; positions have two extra rows.
+/// BioGPT: no plan, save for keys and values; positions have two extra rows.
 pub(crate) fn biogpt(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
     d.attention.qkv_bias = true;
@@ -172,6 +171,18 @@ pub(crate) fn biogpt(t: &Text) -> Result<Decoder> {
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
     let mut decoder = d.build()?;
     replicate(&mut decoder);
+    // The backend fuses keys and values by itself, and divides what it fuses.
+    let (inputs, heads) = (d.hidden, &d.attention);
+    let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+    for layer in &mut decoder.layers {
+        layer.weights.retain(|w| !w.name.ends_with("qkv_proj"));
+        layer
+            .weights
+            .push(Weight::replicated("self_attn.q_proj", Role::Attention, inputs, &[queries]).bias(true));
+        layer.weights.push(
+            Weight::column("self_attn.merged_kv_proj", Role::Attention, inputs, &[keys, keys]).bias(true),
+        );
+    }
     Ok(decoder)
 }
 
@@ -259,12 +270,9 @@ pub(crate) fn doge(t: &Text) -> Result<Decoder> {
         layer
             .weights
             .push(Weight::norm("post_attention_residual", d.hidden));
-        layer.weights.push(Weight::tensor(
-            "self_attn.A",
-            Role::Attention,
-            &[kv_heads],
-            Some(0),
-        ));
+        layer
+            .weights
+            .push(Weight::tensor("self_attn.A", Role::Attention, &[kv_heads], None));
         layer.weights.push(Weight::row(
             "self_attn.dt_proj",
             Role::Attention,

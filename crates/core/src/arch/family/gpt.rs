@@ -91,7 +91,10 @@ pub(crate) fn opt(t: &Text) -> Result<Decoder> {
 /// the model's element type and knows no window.
 pub(crate) fn falcon(t: &Text) -> Result<Decoder> {
     let c = &t.config;
-    let new = c.flag("new_decoder_architecture", false)?;
+    // The class of the oldest files (vLLM 0.32.0, `transformers_utils/configs/falcon.py`) knows Falcon-40B by its
+    // width.
+    let oldest = t.model_type()?.starts_with("RefinedWeb");
+    let new = c.flag("new_decoder_architecture", false)? || (oldest && t.hidden()? == 8192);
     let width = c.dim_or("ffn_hidden_size", 4 * t.hidden()?)?;
     let mut d = base(t, width)?;
     let bias = c.flag("bias", false)?;

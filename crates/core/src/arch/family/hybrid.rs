@@ -384,35 +384,13 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     attention.path = "mixer";
     attention.qkv_bias = c.flag("attention_bias", false)?;
     attention.o_bias = attention.qkv_bias;
-    let (heads, head_dim) = (c.dim("mamba_num_heads")?, c.dim("mamba_head_dim")?);
-    let inner = heads
-        .checked_mul(head_dim)
-        .filter(|&n| n <= crate::arch::config::MAX_DIMENSION)
-        .ok_or_else(|| Error::overflow("mamba_num_heads times mamba_head_dim"))?;
-    let ssm = match c.str("mamba_ssm_cache_dtype")? {
-        None => Some(Dtype::F32),
-        Some("auto") => None,
-        Some(name) => Some(Dtype::parse(name).ok_or_else(|| {
-            Error::input(format!(
-                "{} is {name:?}, expected a type such as float32 or bfloat16",
-                c.name("mamba_ssm_cache_dtype")
-            ))
-        })?),
-    };
-    let mixer = Mamba2 {
-        path: "mixer",
-        inner,
-        groups: first_dim(t, &["mamba_n_groups", "n_groups"])?,
-        heads,
-        head_dim,
-        state: c.dim("ssm_state_size")?,
-        kernel: first_dim(t, &["mamba_d_conv", "conv_kernel"])?,
-        conv_bias: c.flag("mamba_conv_bias", c.flag("use_conv_bias", true)?)?,
-        bias: c.flag("use_bias", false)?,
-        norm: true,
-        ssm,
-    };
     let letters = nemotron_h_pattern(t)?;
+    // Files without a state layer need not describe one.
+    let mixer = if letters.contains(&'M') {
+        Some(nemotron_h_mixer(t)?)
+    } else {
+        None
+    };
     let widths = match c.get("intermediate_size") {
         Some(serde_json::Value::Array(_)) => c.u64s("intermediate_size")?.unwrap_or_default(),
         _ => vec![c.dim_or("intermediate_size", 0)?],
@@ -423,8 +401,10 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
         let mut layer = Layer::default();
         match kind {
             'M' => {
-                layer.caches.push(mixer.cache());
-                layer.weights = mixer.weights(hidden);
+                if let Some(mixer) = &mixer {
+                    layer.caches.push(mixer.cache());
+                    layer.weights = mixer.weights(hidden);
+                }
             }
             '*' => {
                 layer.caches.push(attention.cache(Attend::Full));
@@ -453,6 +433,39 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
 
 fn first_dim(t: &Text, keys: &[&str]) -> Result<u64> {
     t.first_dim(keys)
+}
+
+/// The state layers of Nemotron-H.
+fn nemotron_h_mixer(t: &Text) -> Result<Mamba2> {
+    let c = &t.config;
+    let (heads, head_dim) = (c.dim("mamba_num_heads")?, c.dim("mamba_head_dim")?);
+    let inner = heads
+        .checked_mul(head_dim)
+        .filter(|&n| n <= crate::arch::config::MAX_DIMENSION)
+        .ok_or_else(|| Error::overflow("mamba_num_heads times mamba_head_dim"))?;
+    let ssm = match c.str("mamba_ssm_cache_dtype")? {
+        None => Some(Dtype::F32),
+        Some("auto") => None,
+        Some(name) => Some(Dtype::parse(name).ok_or_else(|| {
+            Error::input(format!(
+                "{} is {name:?}, expected a type such as float32 or bfloat16",
+                c.name("mamba_ssm_cache_dtype")
+            ))
+        })?),
+    };
+    Ok(Mamba2 {
+        path: "mixer",
+        inner,
+        groups: first_dim(t, &["mamba_n_groups", "n_groups"])?,
+        heads,
+        head_dim,
+        state: c.dim("ssm_state_size")?,
+        kernel: first_dim(t, &["mamba_d_conv", "conv_kernel"])?,
+        conv_bias: c.flag("mamba_conv_bias", c.flag("use_conv_bias", true)?)?,
+        bias: c.flag("use_bias", false)?,
+        norm: true,
+        ssm,
+    })
 }
 
 /// One letter a layer: `M` state, `*` attention, `E` experts, `-` feed-forward.

@@ -21,6 +21,43 @@ pub(crate) fn llama(t: &Text) -> Result<Decoder> {
     base(t)?.build()
 }
 
+/// BLIP-2's language model: the wrapper keeps its query tokens beside it.
+pub(crate) fn with_query_tokens(t: &Text) -> Result<Decoder> {
+    let mut decoder = super::language_model(t)?;
+    let former = t.top.sub("qformer_config")?;
+    let width = match &former {
+        Some(former) => former.dim_or("hidden_size", 768)?,
+        None => 768,
+    };
+    let tokens = t.top.dim_or("num_query_tokens", 32)?;
+    let queries = Weight::tensor("query_tokens", Role::Tower, &[1, tokens, width], None);
+    decoder.outside.push(part(Place::Every, vec![queries]));
+    Ok(decoder)
+}
+
+/// MiniCPM-V and MiniCPM-o (vLLM 0.32.0, `minicpmv.py`, `minicpmo.py`): the version tells the language model.
+pub(crate) fn minicpm_v(t: &Text) -> Result<Decoder> {
+    let audio = t.class == "MiniCPMO";
+    let version = match t.top.get("version") {
+        None if audio => "2.6".to_owned(),
+        None if t.hidden()? == 2304 => "2.0".to_owned(),
+        None => "2.5".to_owned(),
+        Some(value) => value.to_string().trim_matches('"').to_owned(),
+    };
+    let class = match version.as_str() {
+        "2.0" => "MiniCPMForCausalLM",
+        "2.5" | "4" | "4.0" => "LlamaForCausalLM",
+        "2.6" => "Qwen2ForCausalLM",
+        "4.5" => "Qwen3ForCausalLM",
+        other => {
+            return Err(crate::Error::unsupported(format!(
+                "Currently, MiniCPMV only supports versions 2.0, 2.5, 2.6, 4.0 and 4.5. Got version: {other}"
+            )));
+        }
+    };
+    super::decoder(&t.inner(class)?, 1)
+}
+
 /// LLaVA-NeXT's language model: the wrapper keeps one vector for line ends of images beside it.
 pub(crate) fn with_image_newline(t: &Text) -> Result<Decoder> {
     let mut decoder = super::language_model(t)?;

@@ -3,7 +3,6 @@
 use super::dense::{Attention, Decoder, Dense, Ends, Mlp, Norm, QkNorm, part};
 use super::generic;
 use super::llama;
-use super::mixtral;
 use super::moe::Moe;
 use super::text::{Attend, Text};
 use crate::arch::{Cache, CacheKind, Heads, Layer, Place, Role, Weight};
@@ -70,7 +69,7 @@ pub(crate) fn hrm(t: &Text) -> Result<Decoder> {
     })
 }
 
-/// IQuest `LoopCoder` (vLLM 0.32.0, `iquest_loopcoder.py`): later passes see a window beside the first pass's cache.
+/// `IQuest` LoopCoder (vLLM 0.32.0, `iquest_loopcoder.py`): later passes see a window beside the first pass's cache.
 pub(crate) fn loopcoder(t: &Text) -> Result<Decoder> {
     let d = Dense::llama(t)?;
     let loops = passes(t, "loop_num", 2)?;
@@ -203,7 +202,15 @@ fn nas_width(ffn: &crate::arch::Config, hidden: u64) -> Result<u64> {
 /// MiniCPM, dense or with experts (vLLM 0.32.0, `minicpm.py`).
 pub(crate) fn minicpm(t: &Text) -> Result<Decoder> {
     if t.config.dim_or("num_experts", 0)? > 0 {
-        return mixtral::minicpm(t);
+        let mut d = Dense::llama(t)?;
+        d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
+        let moe = Moe::new(
+            "mlp",
+            t.config.dim("num_experts")?,
+            t.config.dim("num_experts_per_tok")?,
+            d.mlp.width,
+        );
+        return d.build_moe(&moe, &[]);
     }
     let mut d = Dense::llama(t)?;
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;

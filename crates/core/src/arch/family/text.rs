@@ -351,13 +351,14 @@ impl Text {
         let mut factor = 1.0;
         for part in &rope {
             let kind = part.str("rope_type")?.or(part.str("type")?).unwrap_or("default");
-            if kind == "longrope" {
+            // The oldest files call it by the name of its paper's symbol.
+            if matches!(kind, "longrope" | "su") {
                 let original = self.config.u64("original_max_position_embeddings")?;
                 return Ok(Some(original.unwrap_or(length)));
             }
             if !matches!(
                 kind,
-                "su" | "llama3" | "yarn" | "deepseek_yarn" | "deepseek_llama_scaling"
+                "llama3" | "yarn" | "deepseek_yarn" | "deepseek_llama_scaling"
             ) {
                 factor = part.f64("factor")?.unwrap_or(factor);
             }
@@ -389,7 +390,7 @@ impl Text {
 /// A length times a scaling factor, rounded down.
 fn scaled(length: u64, factor: f64, place: &str) -> Result<u64> {
     let product = length as f64 * factor;
-    if !(product >= 1.0 && product < 9.0e15) {
+    if !(1.0..9.0e15).contains(&product) {
         return Err(Error::input(format!(
             "{place}.factor is {factor}, which makes the longest sequence {product} tokens"
         )));
