@@ -1,0 +1,559 @@
+//! Reads the files that the Python probe writes (`probe/PID-N.jsonl`), incrementally and exactly once.
+//!
+//! How far a file was read is stored in the same transaction as what was read, so a recorder that is killed goes on
+//! where it stopped. A line without its end is left for the next round: the writer may still be at it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::Path;
+
+use kvwise_core::{Error, Result};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde_json::Value;
+
+use super::store::{PROBE_FOLDER, sql};
+
+/// Longest line that is read; longer ones are skipped and counted as bad.
+const MAX_LINE_BYTES: usize = 16 << 20;
+/// Most bytes taken from one file in one round, so that one transaction stays small.
+const MAX_ROUND_BYTES: u64 = 8 << 20;
+
+/// What one round found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Records stored.
+    pub records: u64,
+    /// Lines that could not be read.
+    pub bad_lines: u64,
+}
+
+/// Takes in what is new in every file of the probe. Call it again until nothing is left.
+///
+/// # Errors
+/// If a file or the database cannot be read or written.
+pub fn ingest(db: &mut Connection, folder: &Path) -> Result<Progress> {
+    let probe = folder.join(PROBE_FOLDER);
+    let Ok(entries) = std::fs::read_dir(&probe) else {
+        return Ok(Progress::default());
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| n.ends_with(".jsonl"))
+        .collect();
+    names.sort();
+    let mut total = Progress::default();
+    for name in names {
+        let progress = ingest_file(db, &probe.join(&name), &name)?;
+        total.bytes += progress.bytes;
+        total.records += progress.records;
+        total.bad_lines += progress.bad_lines;
+    }
+    Ok(total)
+}
+
+/// Takes in everything that is there now.
+///
+/// # Errors
+/// As [`ingest`].
+pub fn ingest_all(db: &mut Connection, folder: &Path) -> Result<Progress> {
+    let mut total = Progress::default();
+    loop {
+        let round = ingest(db, folder)?;
+        if round.bytes == 0 {
+            return Ok(total);
+        }
+        total.bytes += round.bytes;
+        total.records += round.records;
+        total.bad_lines += round.bad_lines;
+    }
+}
+
+fn ingest_file(db: &mut Connection, path: &Path, name: &str) -> Result<Progress> {
+    let fail = |e: std::io::Error| Error::io(format!("{}: {e}", path.display()));
+    let known: Option<(i64, i64)> = db
+        .query_row("SELECT id, bytes_read FROM process WHERE file = ?", [name], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
+        .optional()
+        .map_err(sql)?;
+    let mut file = File::open(path).map_err(fail)?;
+    let size = file.metadata().map_err(fail)?.len();
+    let offset = known.map_or(0, |k| u64::try_from(k.1).unwrap_or(0));
+    if size <= offset {
+        return Ok(Progress::default());
+    }
+    file.seek(SeekFrom::Start(offset)).map_err(fail)?;
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let tx = db.transaction().map_err(sql)?;
+    let mut progress = Progress::default();
+    let mut process = match known {
+        Some((id, _)) => Some(load_process(&tx, id)?),
+        None => None,
+    };
+    let mut line = Vec::new();
+    while progress.bytes < MAX_ROUND_BYTES {
+        line.clear();
+        let read = read_line(&mut reader, &mut line).map_err(fail)?;
+        if read == 0 {
+            break; // nothing more, or a line that is still being written
+        }
+        progress.bytes += read as u64;
+        let value: Option<Value> = serde_json::from_slice(&line).ok();
+        match (&mut process, value) {
+            (None, Some(Value::Object(header))) => {
+                process = Some(new_process(&tx, name, &header)?);
+            }
+            (Some(process), Some(Value::Array(record))) => match store(&tx, process, &record) {
+                Ok(true) => progress.records += 1,
+                Ok(false) => progress.bad_lines += 1,
+                Err(e) => return Err(e),
+            },
+            _ => progress.bad_lines += 1,
+        }
+    }
+    if let Some(process) = process {
+        let read = i64::try_from(offset + progress.bytes).unwrap_or(i64::MAX);
+        tx.execute(
+            "UPDATE process SET bytes_read = ?, records = records + ?, bad_lines = bad_lines + ?, ended = ? WHERE id = ?",
+            params![read, progress.records.cast_signed(), progress.bad_lines.cast_signed(), process.ended, process.id],
+        )
+        .map_err(sql)?;
+        tx.commit().map_err(sql)?;
+        return Ok(progress);
+    }
+    // no header yet: read it again later
+    Ok(Progress::default())
+}
+
+/// Appends one whole line without its end; returns its length with the end, 0 if there is no whole line.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut length = 0;
+    loop {
+        let available = reader.fill_buf()?;
+        if available.is_empty() {
+            return Ok(0);
+        }
+        let end = available.iter().position(|b| *b == b'\n');
+        let taken = end.map_or(available.len(), |e| e + 1);
+        if line.len() + taken <= MAX_LINE_BYTES {
+            line.extend_from_slice(available.get(..end.unwrap_or(taken)).unwrap_or_default());
+        }
+        length += taken;
+        reader.consume(taken);
+        if end.is_some() {
+            return Ok(length);
+        }
+    }
+}
+
+struct Process {
+    id: i64,
+    mono_ns: i64,
+    unix_ns: i64,
+    ended: bool,
+}
+
+impl Process {
+    /// Monotonic nanoseconds of the process to microseconds since 1970.
+    fn time_us(&self, value: Option<&Value>) -> Option<i64> {
+        let mono = value?.as_i64()?;
+        Some((self.unix_ns.checked_add(mono.checked_sub(self.mono_ns)?)?).div_euclid(1000))
+    }
+}
+
+fn load_process(tx: &Transaction<'_>, id: i64) -> Result<Process> {
+    let (header, ended): (String, bool) = tx
+        .query_row("SELECT header, ended FROM process WHERE id = ?", [id], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
+        .map_err(sql)?;
+    let header: Value = serde_json::from_str(&header)
+        .map_err(|e| Error::input(format!("session.sqlite: process {id}: broken header: {e}")))?;
+    Ok(Process {
+        id,
+        mono_ns: header["mono_ns"].as_i64().unwrap_or(0),
+        unix_ns: header["unix_ns"].as_i64().unwrap_or(0),
+        ended,
+    })
+}
+
+fn new_process(tx: &Transaction<'_>, name: &str, header: &serde_json::Map<String, Value>) -> Result<Process> {
+    let int = |key: &str| header.get(key).and_then(Value::as_i64).unwrap_or(0);
+    let json = Value::Object(header.clone()).to_string();
+    tx.execute(
+        "INSERT INTO process (file, pid, start_us, header, bytes_read, records, bad_lines, ended) \
+         VALUES (?, ?, ?, ?, 0, 0, 0, 0)",
+        params![name, int("pid"), int("unix_ns").div_euclid(1000), json],
+    )
+    .map_err(sql)?;
+    Ok(Process {
+        id: tx.last_insert_rowid(),
+        mono_ns: int("mono_ns"),
+        unix_ns: int("unix_ns"),
+        ended: false,
+    })
+}
+
+/// Stores one record; `false` if it is not one that this program knows.
+fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value]) -> Result<bool> {
+    let Some(kind) = record.first().and_then(Value::as_str) else {
+        return Ok(false);
+    };
+    let Some(t_us) = process.time_us(record.get(1)) else {
+        return Ok(false);
+    };
+    let id = process.id;
+    let int = |i: usize| record.get(i).and_then(Value::as_i64);
+    let text = |i: usize| record.get(i).and_then(Value::as_str);
+    let list = |i: usize| record.get(i).and_then(Value::as_array);
+    let run = |sql_text: &str, values: &[&dyn rusqlite::ToSql]| -> Result<bool> {
+        tx.prepare_cached(sql_text)
+            .and_then(|mut s| s.execute(values))
+            .map(|_| true)
+            .map_err(sql)
+    };
+    match kind {
+        "s" => {
+            let Some(step) = int(2) else { return Ok(false) };
+            run(
+                "INSERT INTO step VALUES (?1, ?2, 0, 1, ?3, ?4, ?4, ?5, ?5, ?6, ?7, ?7, ?8, ?9, ?9, ?10)",
+                &[
+                    &id,
+                    &t_us,
+                    &step,
+                    &int(3),
+                    &int(4),
+                    &int(5),
+                    &int(6),
+                    &int(7),
+                    &int(8),
+                    &int(9),
+                ],
+            )
+        }
+        "a" | "f" | "t" | "e" | "c" => {
+            let kind = match kind {
+                "a" => "alloc",
+                "f" => "free",
+                "t" => "hit",
+                "e" => "evict",
+                _ => "clear",
+            };
+            let blocks = record.get(3).map_or_else(|| "[]".to_owned(), Value::to_string);
+            let Some(pool) = int(2) else { return Ok(false) };
+            run(
+                "INSERT INTO block_event VALUES (?, ?, ?, ?, ?)",
+                &[&id, &pool, &t_us, &kind, &blocks],
+            )
+        }
+        "x" => {
+            let (Some(pool), Some(blocks)) = (int(2), list(3)) else {
+                return Ok(false);
+            };
+            let columns = [list(4), list(5), list(6), list(7)];
+            for (i, block) in blocks.iter().enumerate() {
+                let at = |c: usize| columns[c].and_then(|l| l.get(i)).and_then(Value::as_i64);
+                let (Some(block), Some(life), Some(idle)) = (block.as_i64(), at(0), at(1)) else {
+                    return Ok(false);
+                };
+                run(
+                    "INSERT INTO eviction VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    &[
+                        &id,
+                        &pool,
+                        &t_us,
+                        &block,
+                        &life,
+                        &idle,
+                        &at(2).unwrap_or(0),
+                        &at(3).unwrap_or(0),
+                    ],
+                )?;
+            }
+            Ok(true)
+        }
+        "q" => {
+            let (Some(request), Some(step), Some(prompt)) = (int(2), int(3), int(4)) else {
+                return Ok(false);
+            };
+            run(
+                "INSERT OR IGNORE INTO request (process_id, request, arrival_us, arrival_step, prompt_tokens, max_tokens, \
+                 priority) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                &[
+                    &id,
+                    &request,
+                    &t_us,
+                    &step,
+                    &prompt,
+                    &int(5),
+                    &int(6).unwrap_or(0),
+                ],
+            )
+        }
+        "r" => {
+            let hashes = text(7).and_then(decode_hashes);
+            run(
+                "UPDATE request SET finish_us = ?3, output_tokens = ?4, preemptions = ?5, reason = ?6, \
+                 hash_block_tokens = ?7, hash_ids = ?8 WHERE process_id = ?1 AND request = ?2",
+                &[&id, &int(2), &t_us, &int(3), &int(4), &text(5), &int(6), &hashes],
+            )
+        }
+        "h" => run(
+            "INSERT INTO admission VALUES (?, ?, ?, ?, ?, ?, ?)",
+            &[
+                &id,
+                &t_us,
+                &int(3).unwrap_or(-1),
+                &int(2).unwrap_or(-1),
+                &int(4).unwrap_or(0),
+                &int(5).unwrap_or(0),
+                &int(6).unwrap_or(0),
+            ],
+        ),
+        "v" => run(
+            "INSERT INTO preemption VALUES (?, ?, ?, ?, ?)",
+            &[
+                &id,
+                &t_us,
+                &int(3).unwrap_or(-1),
+                &int(2).unwrap_or(-1),
+                &int(4).unwrap_or(-1),
+            ],
+        ),
+        "p" => {
+            let (Some(pool), Some(blocks)) = (int(2), int(3)) else {
+                return Ok(false);
+            };
+            run(
+                "INSERT OR REPLACE INTO pool VALUES (?, ?, ?, ?, ?, ?)",
+                &[&id, &pool, &t_us, &blocks, &int(4).unwrap_or(0), &int(5)],
+            )
+        }
+        "T" => totals(tx, id, t_us, record.get(2)),
+        "g" => run(
+            "INSERT INTO graph_capture VALUES (?, ?, ?, ?, ?, ?, ?)",
+            &[
+                &id,
+                &t_us,
+                &text(2).unwrap_or(""),
+                &int(3),
+                &int(4),
+                &flag(record.get(5)),
+                &flag(record.get(6)),
+            ],
+        ),
+        "G" => {
+            for row in list(2).into_iter().flatten() {
+                let at = |i: usize| row.get(i).and_then(Value::as_i64);
+                // NULL in a primary key would be another row each time: piecewise graphs have no request count
+                run(
+                    "INSERT OR REPLACE INTO graph_use VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    &[
+                        &id,
+                        &row.get(0).and_then(Value::as_str).unwrap_or(""),
+                        &at(1).unwrap_or(-1),
+                        &at(2).unwrap_or(-1),
+                        &flag(row.get(3)).unwrap_or(false),
+                        &flag(row.get(4)).unwrap_or(false),
+                        &at(5).unwrap_or(0),
+                    ],
+                )?;
+            }
+            Ok(true)
+        }
+        "d" => run(
+            "INSERT INTO graph_timeline VALUES (?, ?, ?, ?)",
+            &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
+        ),
+        "m" => run(
+            "INSERT INTO memory VALUES (?, ?, ?, ?)",
+            &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
+        ),
+        "S" => run(
+            "INSERT INTO settings VALUES (?, ?, ?)",
+            &[
+                &id,
+                &t_us,
+                &record.get(2).map(Value::to_string).unwrap_or_default(),
+            ],
+        ),
+        "n" => run(
+            "INSERT INTO note VALUES (?, ?, ?, ?)",
+            &[&id, &t_us, &text(2).unwrap_or(""), &text(3).unwrap_or("")],
+        ),
+        "end" => {
+            process.ended = true;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+fn flag(value: Option<&Value>) -> Option<bool> {
+    match value? {
+        Value::Bool(b) => Some(*b),
+        Value::Number(n) => Some(n.as_i64() != Some(0)),
+        _ => None,
+    }
+}
+
+fn totals(tx: &Transaction<'_>, id: i64, t_us: i64, values: Option<&Value>) -> Result<bool> {
+    let Some(Value::Object(values)) = values else {
+        return Ok(false);
+    };
+    let get = |key: &str| values.get(key).and_then(Value::as_i64).unwrap_or(0);
+    tx.prepare_cached(
+        "INSERT OR REPLACE INTO probe_total VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![
+            id,
+            t_us,
+            get("allocated_blocks"),
+            get("freed_blocks"),
+            get("hit_blocks"),
+            get("evicted_blocks"),
+            get("query_tokens"),
+            get("hit_tokens"),
+            get("resumed_query_tokens"),
+            get("resumed_hit_tokens"),
+            get("preemptions"),
+            get("finished_requests"),
+            get("steps"),
+            get("lost_records"),
+            get("errors")
+        ])
+    })
+    .map(|_| true)
+    .map_err(sql)
+}
+
+/// Base64 of six bytes for each block, as a JSON list of integers.
+fn decode_hashes(text: &str) -> Option<String> {
+    let bytes = base64(text)?;
+    let ids: Vec<u64> = bytes
+        .chunks_exact(6)
+        .map(|c| c.iter().fold(0, |id, b| id << 8 | u64::from(*b)))
+        .collect();
+    serde_json::to_string(&ids).ok()
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digit = |c: u8| {
+        Some(match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        })
+    };
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    // six-byte hashes fill whole groups of four digits: there is no padding
+    if text.len() % 4 != 0 {
+        return None;
+    }
+    for group in text.as_bytes().chunks_exact(4) {
+        let mut bits = 0u32;
+        for c in group {
+            bits = bits << 6 | u32::from(digit(*c)?);
+        }
+        out.extend_from_slice(bits.to_be_bytes().get(1..)?);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::schema;
+    use std::io::Write;
+
+    const HEADER: &str = r#"{"kvwise_probe":"1","pid":7,"mono_ns":1000000000,"unix_ns":1700000001000000000}"#;
+
+    fn database() -> Connection {
+        let mut db = Connection::open_in_memory().expect("memory");
+        schema::create(&mut db).expect("tables");
+        db
+    }
+
+    fn count(db: &Connection, table: &str) -> i64 {
+        db.query_row(&format!("SELECT COUNT(*) FROM {table}"), [], |r| r.get(0))
+            .expect("a table")
+    }
+
+    #[test]
+    fn records_arrive_once_also_when_the_file_grows_and_a_line_is_torn() {
+        let folder = tempfile::tempdir().expect("folder");
+        let probe = folder.path().join(PROBE_FOLDER);
+        std::fs::create_dir(&probe).expect("folder");
+        let mut file = File::create(probe.join("7-0.jsonl")).expect("file");
+        let mut db = database();
+        write!(file, "{HEADER}\n[\"a\",2000000000,0,[1,2,3]]\n[\"f\",30000").expect("write");
+        let first = ingest_all(&mut db, folder.path()).expect("read");
+        assert_eq!((first.records, first.bad_lines), (1, 0));
+        writeln!(
+            file,
+            "00000,0,[3]]\nnonsense\n[\"unknown\",1]\n[\"end\",4000000000]"
+        )
+        .expect("write");
+        let second = ingest_all(&mut db, folder.path()).expect("read");
+        assert_eq!((second.records, second.bad_lines), (2, 2));
+        assert_eq!(
+            ingest_all(&mut db, folder.path()).expect("read"),
+            Progress::default()
+        );
+        assert_eq!(count(&db, "block_event"), 2);
+        let (t_us, blocks): (i64, String) = db
+            .query_row(
+                "SELECT t_us, blocks FROM block_event WHERE kind = 'alloc'",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?)),
+            )
+            .expect("a row");
+        assert_eq!((t_us, blocks.as_str()), (1_700_000_002_000_000, "[1,2,3]"));
+        let ended: bool = db
+            .query_row("SELECT ended FROM process", [], |r| r.get(0))
+            .expect("a row");
+        assert!(ended);
+    }
+
+    #[test]
+    fn hashes_come_back_as_the_integers_they_were() {
+        // python: base64.b64encode(bytes([0,0,0,0,0,1]) + bytes([255]*6))
+        assert_eq!(
+            decode_hashes("AAAAAAAB////////").as_deref(),
+            Some("[1,281474976710655]")
+        );
+        assert_eq!(decode_hashes(""), Some("[]".to_owned()));
+        assert_eq!(decode_hashes("AA=="), None);
+    }
+
+    #[test]
+    fn records_of_the_wrong_shape_are_counted_not_stored() {
+        let folder = tempfile::tempdir().expect("folder");
+        let probe = folder.path().join(PROBE_FOLDER);
+        std::fs::create_dir(&probe).expect("folder");
+        let lines = [
+            "[]",
+            "[1]",
+            "[\"a\"]",
+            "[\"a\",\"x\"]",
+            "[\"x\",1,0,[1],[],[],[],[]]",
+            "[\"T\",1,7]",
+            "{}",
+        ];
+        std::fs::write(
+            probe.join("1-0.jsonl"),
+            format!("{HEADER}\n{}\n", lines.join("\n")),
+        )
+        .expect("write");
+        let mut db = database();
+        let progress = ingest_all(&mut db, folder.path()).expect("read");
+        assert_eq!((progress.records, progress.bad_lines), (0, 7));
+    }
+}
