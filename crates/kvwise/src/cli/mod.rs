@@ -1,5 +1,14 @@
 //! The words of the command line: one file a command, clap types only here.
 
+pub mod advise;
+pub mod attach;
+pub mod duration;
+pub mod export;
+pub mod probe_path;
+pub mod report;
+pub mod run;
+pub mod watch;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,7 +29,15 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Attach(attach::AttachArgs),
+    Run(run::RunArgs),
+    ProbePath(probe_path::ProbePathArgs),
+    Watch(watch::WatchArgs),
+    Report(report::ReportArgs),
+    Advise(advise::AdviseArgs),
+    Export(export::ExportArgs),
+}
 
 /// Parses the command line, runs the command and reports its exit status.
 pub fn main() -> ExitCode {
@@ -39,6 +56,14 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             printer.note("kvwise: see `kvwise --help`");
             Ok(ExitStatus::Success)
         }
-        Some(command) => match *command {},
+        Some(command) => match command {
+            Command::Attach(args) => attach::run(args, printer),
+            Command::Run(args) => run::run(args, printer),
+            Command::ProbePath(args) => probe_path::run(args, printer),
+            Command::Watch(args) => watch::run(args, printer),
+            Command::Report(args) => report::run(args, printer),
+            Command::Advise(args) => advise::run(args, printer),
+            Command::Export(args) => export::run(args, printer),
+        },
     }
 }

@@ -1,1 +1,5 @@
 //! Plain structs of every answer, rendered as table, JSON, CSV, Markdown or HTML.
+
+pub mod session;
+pub mod time;
+pub mod watch;

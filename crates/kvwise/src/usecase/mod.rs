@@ -1,1 +1,7 @@
 //! The order of steps behind each command; no printing here.
+
+pub mod attach;
+pub mod export;
+pub mod probe;
+pub mod session;
+pub mod watch;

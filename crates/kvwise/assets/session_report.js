@@ -1,0 +1,68 @@
+(function () {
+  "use strict";
+  var report = JSON.parse(document.getElementById("report").textContent);
+  var style = getComputedStyle(document.documentElement);
+  function colour(name) { return style.getPropertyValue(name).trim(); }
+  var sync = uPlot.sync("time");
+
+  function axis(extra) {
+    return Object.assign({ stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 },
+      ticks: { stroke: colour("--line"), width: 1 } }, extra || {});
+  }
+
+  function chart(parent, title, time, lines, percent) {
+    var known = lines.filter(function (l) { return l.data && l.data.some(function (v) { return v !== null; }); });
+    if (!known.length) { return; }
+    var box = document.createElement("div");
+    box.className = "chart";
+    parent.appendChild(box);
+    function show(v) { return v === null || v === undefined ? "–" : percent ? (v * 100).toFixed(1) + " %" : +v.toFixed(2) + ""; }
+    var plot = new uPlot({
+      width: parent.clientWidth || 1000, height: 190, title: title, cursor: { sync: { key: sync.key } },
+      scales: percent ? { y: { range: [0, 1] } } : { y: { range: function (u, low, high) { return [0, high > 0 ? high * 1.05 : 1]; } } },
+      axes: [axis(), axis({ size: 64, values: function (u, all) { return all.map(function (v) { return percent ? Math.round(v * 100) + " %" : v; }); } })],
+      series: [{}].concat(known.map(function (l) {
+        return { label: l.label, stroke: colour(l.colour), width: l.thin ? 1 : 1.6, dash: l.thin ? [4, 3] : [],
+          points: { show: false }, value: function (u, v) { return show(v); } };
+      }))
+    }, [time].concat(known.map(function (l) { return l.data; })), box);
+    window.addEventListener("resize", function () { plot.setSize({ width: parent.clientWidth, height: 190 }); });
+  }
+
+  report.engines.forEach(function (e, i) {
+    var s = e.series, parent = document.getElementById("engine-charts-" + i);
+    chart(parent, "KV pool held by requests", s.t_s, [
+      { label: "usage", data: s.usage_ratio, colour: "--a" },
+      { label: "largest", data: s.usage_ratio_max, colour: "--b", thin: true }], true);
+    chart(parent, "Requests", s.t_s, [
+      { label: "running", data: s.running_requests, colour: "--a" },
+      { label: "waiting", data: s.waiting_requests, colour: "--b" }]);
+    chart(parent, "Prefix hit rate", s.t_s, [{ label: "tokens found", data: s.prefix_hit_rate, colour: "--c" }], true);
+    chart(parent, "Tokens a second", s.t_s, [
+      { label: "generated", data: s.generation_tokens_per_s, colour: "--a" },
+      { label: "prompt", data: s.prompt_tokens_per_s, colour: "--c" }]);
+    if (s.preemptions_per_s.some(function (v) { return v > 0; })) {
+      chart(parent, "Preemptions a second", s.t_s, [{ label: "preemptions", data: s.preemptions_per_s, colour: "--b" }]);
+    }
+  });
+
+  report.probes.forEach(function (p, i) {
+    var s = p.series, parent = document.getElementById("probe-charts-" + i);
+    chart(parent, "Blocks in use", s.t_s, [{ label: "blocks", data: s.used_blocks, colour: "--a" }]);
+    chart(parent, "Requests", s.t_s, [
+      { label: "running", data: s.running, colour: "--a" }, { label: "waiting", data: s.waiting, colour: "--b" }]);
+    chart(parent, "Tokens of a step", s.t_s, [{ label: "tokens", data: s.tokens, colour: "--c" }]);
+    var map = p.block_map, canvas = document.getElementById("block-map-" + i);
+    if (!map || !canvas) { return; }
+    canvas.width = map.rows[0].length;
+    canvas.height = map.rows.length;
+    var context = canvas.getContext("2d");
+    context.fillStyle = colour("--a");
+    map.rows.forEach(function (row, y) {
+      for (var x = 0; x < row.length; x++) {
+        context.globalAlpha = (row.charCodeAt(x) - 48) / 9;
+        context.fillRect(x, y, 1, 1);
+      }
+    });
+  });
+})();

@@ -1,0 +1,180 @@
+//! The live view: drawn on a terminal, or printed once.
+
+use std::fmt::Write as _;
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Paragraph, Sparkline};
+
+use crate::usecase::watch::{EngineState, Target, generated, prompted};
+
+/// Rows that one engine needs.
+const ENGINE_ROWS: u16 = 9;
+
+fn percent(v: Option<f64>) -> String {
+    v.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", v * 100.0))
+}
+
+fn plain(v: Option<f64>) -> String {
+    v.map_or_else(|| "–".to_owned(), |v| format!("{v:.0}"))
+}
+
+fn millis(v: Option<f64>) -> String {
+    v.map_or_else(|| "–".to_owned(), |v| format!("{:.0} ms", v * 1000.0))
+}
+
+/// The figures of one engine, as `(name, value)`.
+fn figures(e: &EngineState) -> Vec<(&'static str, String)> {
+    let now = e.now();
+    vec![
+        ("usage", percent(now.usage)),
+        ("running", plain(now.running)),
+        ("waiting", plain(now.waiting)),
+        ("hit rate", percent(e.hit_rate())),
+        ("generated/s", plain(generated(e))),
+        ("prompt/s", plain(prompted(e))),
+        ("preemptions/min", plain(e.preemptions())),
+        ("ttft p50", millis(e.quantile("ttft_s", 0.5))),
+        ("ttft p99", millis(e.quantile("ttft_s", 0.99))),
+        ("itl p50", millis(e.quantile("itl_s", 0.5))),
+        ("itl p99", millis(e.quantile("itl_s", 0.99))),
+    ]
+}
+
+/// One print of everything, for scripts.
+pub fn once(targets: &[Target]) -> String {
+    let mut out = String::new();
+    for target in targets {
+        if let Some(error) = &target.error {
+            let _ = writeln!(out, "{}: {error}", target.name);
+        }
+        for engine in target.engines.values() {
+            let _ = writeln!(out, "{} ({})", engine.name, target.name);
+            if let Some(c) = engine.capacity_tokens {
+                let _ = writeln!(out, "  {:16} {c:.0} tokens", "pool");
+            }
+            for (name, value) in figures(engine) {
+                let _ = writeln!(out, "  {name:16} {value}");
+            }
+            for trouble in engine.troubles() {
+                let _ = writeln!(out, "  ! {trouble}");
+            }
+        }
+    }
+    out
+}
+
+/// Draws everything; `first` is the first engine shown where not all fit.
+pub fn draw(frame: &mut Frame<'_>, targets: &[Target], first: usize) {
+    let area = frame.area();
+    let [head, body, foot] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)]).areas(area);
+    let engines: Vec<(&Target, Option<&EngineState>)> = targets
+        .iter()
+        .flat_map(|t| {
+            let failed = t.error.is_some() && t.engines.is_empty();
+            t.engines
+                .values()
+                .map(move |e| (t, Some(e)))
+                .chain(failed.then_some((t, None)))
+        })
+        .collect();
+    let title = format!(" kvwise watch   {} engine(s)", engines.len());
+    frame.render_widget(
+        Paragraph::new(title).style(Style::default().add_modifier(Modifier::BOLD)),
+        head,
+    );
+    frame.render_widget(
+        Paragraph::new(" q quit   up/down scroll   rates over the last minute"),
+        foot,
+    );
+    let fit = usize::from((body.height / ENGINE_ROWS).max(1));
+    let first = first.min(engines.len().saturating_sub(fit));
+    let mut y = body.y;
+    for (target, engine) in engines.iter().skip(first) {
+        let height = ENGINE_ROWS.min(body.bottom().saturating_sub(y));
+        if height < 3 {
+            break;
+        }
+        let area = Rect::new(body.x, y, body.width, height);
+        match engine {
+            Some(engine) => draw_engine(frame, area, target, engine),
+            None => {
+                let text = target.error.clone().unwrap_or_default();
+                let block = Block::default()
+                    .borders(Borders::ALL)
+                    .title(format!(" {} ", target.name));
+                frame.render_widget(
+                    Paragraph::new(text)
+                        .style(Style::default().fg(Color::Red))
+                        .block(block),
+                    area,
+                );
+            }
+        }
+        y += height;
+    }
+}
+
+fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &EngineState) {
+    let title = format!(" {} ({}) ", engine.name, target.name);
+    let block = Block::default().borders(Borders::ALL).title(title);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let [left, right] =
+        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(inner);
+    let mut lines: Vec<Line<'_>> = figures(engine)
+        .chunks(2)
+        .map(|pair| {
+            let mut spans = Vec::new();
+            for (name, value) in pair {
+                spans.push(Span::styled(
+                    format!("{name:>15} "),
+                    Style::default().fg(Color::DarkGray),
+                ));
+                spans.push(Span::raw(format!("{value:<10}")));
+            }
+            Line::from(spans)
+        })
+        .collect();
+    if let Some(error) = &target.error {
+        lines.insert(0, Line::styled(error.clone(), Style::default().fg(Color::Red)));
+    }
+    for trouble in engine.troubles() {
+        lines.insert(
+            0,
+            Line::styled(format!("! {trouble}"), Style::default().fg(Color::Yellow)),
+        );
+    }
+    frame.render_widget(Paragraph::new(lines), left);
+    let [usage_area, queue_area] =
+        Layout::vertical([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(right);
+    // the newest points at the right edge
+    let width = usize::from(right.width);
+    let history: Vec<_> = engine.history.iter().rev().take(width).rev().collect();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to small positive numbers"
+    )]
+    let whole = |v: Option<f64>, scale: f64| (v.unwrap_or(0.0) * scale).clamp(0.0, 1e9) as u64;
+    let usage: Vec<u64> = history.iter().map(|m| whole(m.usage, 1000.0)).collect();
+    frame.render_widget(
+        Sparkline::default()
+            .block(Block::default().title("KV usage (full height is 100 %)"))
+            .max(1000)
+            .style(Style::default().fg(Color::Blue))
+            .data(&usage),
+        usage_area,
+    );
+    let waiting: Vec<u64> = history.iter().map(|m| whole(m.waiting, 1.0)).collect();
+    frame.render_widget(
+        Sparkline::default()
+            .block(Block::default().title("waiting"))
+            .style(Style::default().fg(Color::Yellow))
+            .data(&waiting),
+        queue_area,
+    );
+}

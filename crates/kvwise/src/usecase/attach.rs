@@ -1,0 +1,331 @@
+//! Recording servers from their metrics: one thread for each server scrapes, one writes.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use kvwise_core::{Error, Result};
+use kvwise_io::prometheus::api::PrometheusServer;
+use kvwise_io::prometheus::engine::{Snapshot, Vocabulary};
+use kvwise_io::prometheus::scrape::Scraper;
+use kvwise_io::prometheus::text;
+use kvwise_io::session::Session;
+use kvwise_io::session::record::Recorder;
+use kvwise_io::session::store::{Clock, Metadata};
+
+use crate::report::time;
+
+/// Time between two commits: what a kill can lose.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two rounds of thinning out.
+const THIN_OUT_INTERVAL: Duration = Duration::from_secs(60);
+/// History asked of a Prometheus server in one query.
+const HISTORY_WINDOW: Duration = Duration::from_secs(300);
+
+/// What to record.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    /// Servers.
+    pub urls: Vec<String>,
+    /// How long; until stopped if absent.
+    pub duration: Option<Duration>,
+    /// Between two scrapes of a server.
+    pub interval: Duration,
+    /// How long a server may take to answer.
+    pub timeout: Duration,
+    /// Where to.
+    pub folder: PathBuf,
+}
+
+/// What was recorded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Scrapes that brought something.
+    pub scrapes: u64,
+    /// Scrapes that failed.
+    pub failures: u64,
+    /// Engine instances seen.
+    pub engines: usize,
+}
+
+/// A folder name made of the current time.
+pub fn default_folder() -> PathBuf {
+    PathBuf::from(format!("kvwise_{}", time::compact(Clock::default().now_us())))
+}
+
+/// One scrape: page, parsed, understood.
+///
+/// # Errors
+/// If the server cannot be reached or its page is not an engine's metrics.
+pub fn scrape(scraper: &Scraper, vocabulary: &Vocabulary) -> Result<Vec<Snapshot>> {
+    let body = scraper.fetch()?;
+    understand(&body, vocabulary).map_err(|e| e.at(scraper.url()))
+}
+
+fn understand(body: &str, vocabulary: &Vocabulary) -> Result<Vec<Snapshot>> {
+    let page = text::parse(body)?;
+    let snapshots = vocabulary.snapshots(&page);
+    if snapshots.is_empty() {
+        let first = page.samples.first().map_or("", |s| s.name);
+        return Err(Error::input(format!(
+            "{} samples, but none of vLLM, SGLang or llama.cpp (the first is {first})",
+            page.samples.len()
+        ))
+        .hint("is this the port of the inference server itself?"));
+    }
+    Ok(snapshots)
+}
+
+enum Message {
+    Scraped(usize, i64, Vec<Snapshot>),
+    Failed(usize, i64, String),
+}
+
+/// Records until the duration is over or `stop` is set.
+///
+/// # Errors
+/// If not a single server can be scraped at the start, or the recording cannot be written.
+pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> Result<Summary> {
+    let vocabulary = Vocabulary::default();
+    let scrapers = plan
+        .urls
+        .iter()
+        .map(|url| Scraper::new(url, plan.timeout))
+        .collect::<Result<Vec<_>>>()?;
+    let clock = Clock::default();
+    // a typing error in a URL should be an error at once, not a recording of failures
+    let mut first = Vec::new();
+    let mut first_error = None;
+    for (i, scraper) in scrapers.iter().enumerate() {
+        match scrape(scraper, &vocabulary) {
+            Ok(snapshots) => first.push(Message::Scraped(i, clock.now_us(), snapshots)),
+            Err(e) => {
+                first.push(Message::Failed(i, clock.now_us(), e.to_string()));
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    if let (Some(error), true) = (
+        first_error,
+        first.iter().all(|m| matches!(m, Message::Failed(..))),
+    ) {
+        return Err(error);
+    }
+    for message in &first {
+        if let Message::Failed(_, _, reason) = message {
+            warn(reason);
+        }
+    }
+
+    let names: Vec<String> = scrapers.iter().map(|s| s.url().to_owned()).collect();
+    let mut metadata = Metadata::new("attach", names.clone(), clock.now_us());
+    metadata.interval_s = Some(plan.interval.as_secs_f64());
+    let mut writer = Writer::new(Recorder::new(Session::create(&plan.folder, metadata)?), &names)?;
+    let (send, receive) = channel();
+    for message in first {
+        writer.take(message)?;
+    }
+    let until = plan.duration.map(|d| Instant::now() + d);
+    let over = || stop.load(Ordering::SeqCst) || until.is_some_and(|u| Instant::now() >= u);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let mut failed = Ok(());
+        let threads: Result<()> = scrapers.iter().enumerate().try_for_each(|(i, scraper)| {
+            let (send, vocabulary, done) = (send.clone(), &vocabulary, &done);
+            let work = move || scrape_loop(i, scraper, vocabulary, plan.interval, clock, done, &send);
+            std::thread::Builder::new()
+                .name(format!("scrape-{i}"))
+                .stack_size(512 << 10)
+                .spawn_scoped(scope, work)
+                .map(|_| ())
+                .map_err(|e| Error::io(format!("cannot start a thread for {}: {e}", scraper.url())))
+        });
+        drop(send);
+        if threads.is_ok() {
+            failed = write_loop(&mut writer, &receive, &over, clock);
+        }
+        done.store(true, Ordering::SeqCst);
+        // the threads may be in the middle of a scrape: what they bring in the end is still taken
+        while let Ok(message) = receive.recv() {
+            if failed.is_ok() {
+                failed = writer.take(message);
+            }
+        }
+        threads.and(failed)
+    })?;
+    writer.finish(clock.now_us())
+}
+
+fn scrape_loop(
+    index: usize,
+    scraper: &Scraper,
+    vocabulary: &Vocabulary,
+    interval: Duration,
+    clock: Clock,
+    done: &AtomicBool,
+    send: &Sender<Message>,
+) {
+    let mut next = Instant::now() + interval;
+    loop {
+        while Instant::now() < next {
+            if done.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep((next - Instant::now()).min(Duration::from_millis(50)));
+        }
+        let message = match scrape(scraper, vocabulary) {
+            Ok(snapshots) => Message::Scraped(index, clock.now_us(), snapshots),
+            Err(e) => Message::Failed(index, clock.now_us(), e.to_string()),
+        };
+        if done.load(Ordering::SeqCst) || send.send(message).is_err() {
+            return;
+        }
+        next += interval;
+        // a slow scrape skips the ticks that it missed instead of hurrying after them
+        while next < Instant::now() {
+            next += interval;
+        }
+    }
+}
+
+fn write_loop(
+    writer: &mut Writer,
+    receive: &std::sync::mpsc::Receiver<Message>,
+    over: &dyn Fn() -> bool,
+    clock: Clock,
+) -> Result<()> {
+    let mut committed = Instant::now();
+    let mut thinned = Instant::now();
+    while !over() {
+        match receive.recv_timeout(Duration::from_millis(50)) {
+            Ok(message) => writer.take(message)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if committed.elapsed() >= COMMIT_INTERVAL {
+            writer.recorder.commit()?;
+            committed = Instant::now();
+        }
+        if thinned.elapsed() >= THIN_OUT_INTERVAL {
+            writer.recorder.thin_out(clock.now_us())?;
+            thinned = Instant::now();
+        }
+    }
+    Ok(())
+}
+
+struct Writer {
+    recorder: Recorder,
+    targets: Vec<i64>,
+    summary: Summary,
+    seen: std::collections::BTreeSet<(i64, kvwise_io::prometheus::engine::EngineKey)>,
+}
+
+impl Writer {
+    fn new(mut recorder: Recorder, names: &[String]) -> Result<Self> {
+        let targets = names.iter().map(|n| recorder.target(n)).collect::<Result<_>>()?;
+        Ok(Self {
+            recorder,
+            targets,
+            summary: Summary::default(),
+            seen: std::collections::BTreeSet::new(),
+        })
+    }
+
+    fn take(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Scraped(i, t_us, snapshots) => {
+                self.summary.scrapes += 1;
+                let Some(&target) = self.targets.get(i) else {
+                    return Ok(());
+                };
+                for s in &snapshots {
+                    self.seen.insert((target, s.key.clone()));
+                }
+                self.recorder.snapshots(target, t_us, &snapshots)
+            }
+            Message::Failed(i, t_us, reason) => {
+                self.summary.failures += 1;
+                let Some(&target) = self.targets.get(i) else {
+                    return Ok(());
+                };
+                self.recorder.failure(target, t_us, &reason)
+            }
+        }
+    }
+
+    fn finish(mut self, t_us: i64) -> Result<Summary> {
+        self.summary.engines = self.seen.len();
+        self.recorder.finish(t_us)?;
+        Ok(self.summary)
+    }
+}
+
+/// Makes a recording out of a Prometheus server's history: exactly the scrapes that it stored.
+///
+/// # Errors
+/// If the server cannot be queried or holds no engine's metrics in that time.
+pub fn from_prometheus(plan: &Attach, warn: &mut dyn FnMut(&str)) -> Result<Summary> {
+    let vocabulary = Vocabulary::default();
+    let [url] = plan.urls.as_slice() else {
+        return Err(Error::input(
+            "--prometheus: give one Prometheus server, not several URLs",
+        ));
+    };
+    let server = PrometheusServer::new(url, plan.timeout.max(Duration::from_secs(30)))?;
+    let end_s = Clock::default().now_us() as f64 / 1e6;
+    let start_s = end_s - plan.duration.unwrap_or(Duration::from_secs(3600)).as_secs_f64();
+    let mut writer: Option<Writer> = None;
+    let mut names: Vec<String> = Vec::new();
+    let mut from_s = start_s;
+    let mut last_us = 0;
+    let mut failures = 0;
+    while from_s < end_s {
+        let to_s = (from_s + HISTORY_WINDOW.as_secs_f64()).min(end_s);
+        for stored in server.scrapes(to_s, Duration::from_secs_f64(to_s - from_s))? {
+            let t_us = stored.time_unix_ms.saturating_mul(1000);
+            // a target's page without engine metrics (only its process_start_time) is none of ours
+            let Ok(snapshots) = understand(&stored.page, &vocabulary) else {
+                failures += 1;
+                continue;
+            };
+            if writer.is_none() {
+                let metadata = Metadata::new("attach", vec![url.clone()], t_us);
+                writer = Some(Writer::new(
+                    Recorder::new(Session::create(&plan.folder, metadata)?),
+                    &[],
+                )?);
+            }
+            let Some(writer) = &mut writer else { continue };
+            let index = match names.iter().position(|n| *n == stored.instance) {
+                Some(i) => i,
+                None => {
+                    let id = writer.recorder.target(&stored.instance)?;
+                    writer.targets.push(id);
+                    names.push(stored.instance.clone());
+                    names.len() - 1
+                }
+            };
+            last_us = last_us.max(t_us);
+            writer.take(Message::Scraped(index, t_us, snapshots))?;
+        }
+        if let Some(writer) = &mut writer {
+            writer.recorder.commit()?;
+        }
+        from_s = to_s;
+    }
+    let Some(writer) = writer else {
+        return Err(Error::input(format!(
+            "{url}: no metrics of vLLM, SGLang or llama.cpp in the last {:.0} s",
+            end_s - start_s
+        ))
+        .hint("does this Prometheus scrape the inference servers? try a longer --duration"));
+    };
+    if failures > 0 {
+        warn(&format!(
+            "{failures} stored scrapes of other programs were left out"
+        ));
+    }
+    writer.finish(last_us)
+}

@@ -1,0 +1,6 @@
+//! From a recording to its report: reading, measuring, judging.
+
+pub mod blocks;
+pub mod build;
+pub mod compare;
+pub mod rules;

@@ -1,0 +1,6 @@
+//! Recording, end to end, against servers made in the test: no real engine, no network but the loopback.
+
+mod attach;
+mod fake_engine;
+mod kill;
+mod probe;
