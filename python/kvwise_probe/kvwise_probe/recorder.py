@@ -229,7 +229,7 @@ class Recorder(object):
             "session_id": os.path.basename(self.settings.folder),
             "start_unix_us": time.time_ns() // 1000,
             "made_by": "probe",
-            "targets": [" ".join(sys.argv[:1])] if getattr(sys, "argv", None) else [],
+            "targets": [os.path.basename(sys.argv[0])] if getattr(sys, "argv", None) else [],
             "kvwise_version": "probe %s" % VERSION,
         }
         try:

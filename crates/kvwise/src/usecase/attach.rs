@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvwise_core::{Error, Result};
@@ -77,6 +78,31 @@ fn understand(body: &str, vocabulary: &Vocabulary) -> Result<Vec<Snapshot>> {
     Ok(snapshots)
 }
 
+/// Ends the sleep of every scraping thread at once, without polling.
+#[derive(Default)]
+struct Done {
+    flag: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Done {
+    fn set(&self) {
+        *self.flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until `time`; true if it was set meanwhile.
+    fn wait_until(&self, time: Instant) -> bool {
+        let flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = time.saturating_duration_since(Instant::now());
+        let (flag, _) = self
+            .changed
+            .wait_timeout_while(flag, left, |set| !*set)
+            .unwrap_or_else(PoisonError::into_inner);
+        *flag
+    }
+}
+
 enum Message {
     Scraped(usize, i64, Vec<Snapshot>),
     Failed(usize, i64, String),
@@ -128,7 +154,7 @@ pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> R
     }
     let until = plan.duration.map(|d| Instant::now() + d);
     let over = || stop.load(Ordering::SeqCst) || until.is_some_and(|u| Instant::now() >= u);
-    let done = AtomicBool::new(false);
+    let done = Done::default();
     std::thread::scope(|scope| -> Result<()> {
         let mut failed = Ok(());
         let threads: Result<()> = scrapers.iter().enumerate().try_for_each(|(i, scraper)| {
@@ -145,7 +171,7 @@ pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> R
         if threads.is_ok() {
             failed = write_loop(&mut writer, &receive, &over, clock);
         }
-        done.store(true, Ordering::SeqCst);
+        done.set();
         // the threads may be in the middle of a scrape: what they bring in the end is still taken
         while let Ok(message) = receive.recv() {
             if failed.is_ok() {
@@ -163,22 +189,19 @@ fn scrape_loop(
     vocabulary: &Vocabulary,
     interval: Duration,
     clock: Clock,
-    done: &AtomicBool,
+    done: &Done,
     send: &Sender<Message>,
 ) {
     let mut next = Instant::now() + interval;
     loop {
-        while Instant::now() < next {
-            if done.load(Ordering::SeqCst) {
-                return;
-            }
-            std::thread::sleep((next - Instant::now()).min(Duration::from_millis(50)));
+        if done.wait_until(next) {
+            return;
         }
         let message = match scrape(scraper, vocabulary) {
             Ok(snapshots) => Message::Scraped(index, clock.now_us(), snapshots),
             Err(e) => Message::Failed(index, clock.now_us(), e.to_string()),
         };
-        if done.load(Ordering::SeqCst) || send.send(message).is_err() {
+        if send.send(message).is_err() {
             return;
         }
         next += interval;

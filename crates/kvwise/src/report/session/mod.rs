@@ -176,8 +176,12 @@ pub struct ProbeReport {
     pub steps: i64,
     /// Most blocks in use.
     pub peak_used_blocks: i64,
-    /// Mean share of the pool in use, over steps.
-    pub mean_usage_ratio: Option<f64>,
+    /// Share of the pool in use, over steps.
+    pub usage_ratio: Option<Spread>,
+    /// Requests in the batch, over steps.
+    pub running_requests: Option<Spread>,
+    /// Requests in the queue, over steps.
+    pub waiting_requests: Option<Spread>,
     /// Reuse of blocks for other content.
     pub evictions: EvictionReport,
     /// Prompt lengths.

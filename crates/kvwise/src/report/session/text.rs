@@ -139,14 +139,16 @@ pub fn probe_rows(p: &ProbeReport) -> Vec<(String, String)> {
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut add = |name: &str, value: String| rows.push((name.to_owned(), value));
     add("usable blocks", p.usable_blocks.to_string());
-    add(
-        "blocks in use",
-        format!(
-            "mean {}, peak {}",
-            p.mean_usage_ratio.map_or_else(|| "unknown".to_owned(), percent),
-            p.peak_used_blocks
-        ),
-    );
+    let spread = |s: Option<Spread>, f: fn(f64) -> String| {
+        s.map_or_else(
+            || "unknown".to_owned(),
+            |s| format!("mean {}, p95 {}, max {}", f(s.mean), f(s.p95), f(s.max)),
+        )
+    };
+    add("held by requests", spread(p.usage_ratio, percent));
+    add("peak of used blocks", p.peak_used_blocks.to_string());
+    add("running requests", spread(p.running_requests, number));
+    add("waiting requests", spread(p.waiting_requests, number));
     add(
         "blocks allocated / freed",
         format!("{} / {}", p.allocated_blocks, p.freed_blocks),

@@ -196,6 +196,17 @@ fn spread(points: &[Point], gauge: usize) -> Option<Spread> {
     })
 }
 
+/// Over steps, not over time: an idle engine makes none.
+fn step_spread(steps: &[Step], f: impl Fn(&Step) -> f64) -> Option<Spread> {
+    let mut values: Vec<f64> = steps.iter().map(f).collect();
+    values.sort_by(f64::total_cmp);
+    Some(Spread {
+        mean: values.iter().sum::<f64>() / values.len() as f64,
+        p95: quantile(&values, 0.95)?,
+        max: *values.last()?,
+    })
+}
+
 /// Quantile of sorted values, by the nearest rank.
 pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
@@ -311,8 +322,9 @@ fn probe_report(session: &Session, process: &Process, evictions: &[Eviction]) ->
         finished_requests: totals.finished_requests,
         steps: totals.steps,
         peak_used_blocks: steps.iter().map(|s| s.used_blocks_max).max().unwrap_or(0),
-        mean_usage_ratio: (usable > 0 && !steps.is_empty())
-            .then(|| steps.iter().map(|s| s.used_blocks).sum::<f64>() / steps.len() as f64 / usable as f64),
+        usage_ratio: step_spread(&steps, |s| s.used_blocks / usable.max(1) as f64),
+        running_requests: step_spread(&steps, |s| s.running),
+        waiting_requests: step_spread(&steps, |s| s.waiting),
         evictions: eviction_report(evictions),
         prompt_tokens: lengths("prompt_tokens")?,
         output_tokens: lengths("output_tokens")?,

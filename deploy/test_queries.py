@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Asks a real Prometheus every query of the dashboard and of the alert rules: `python3 deploy/test_queries.py`.
+
+Needs `prometheus` and `promtool` (Debian package prometheus) on PATH. Serves a page like vLLM's with figures that
+provoke each alert, lets Prometheus scrape it twice a second, and requires an answer with data from every query. The
+windows of the rules are shortened from minutes to seconds, so that the run takes half a minute.
+With `--kvwise PROGRAM` it also makes a recording from that Prometheus (`kvwise attach --prometheus`).
+"""
+
+import argparse
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BEGIN = time.time()
+
+
+def page():
+    age = time.time() - BEGIN
+    labels = 'engine="0",model_name="m"'
+    lines = ["process_start_time_seconds %.2f" % (BEGIN - 100 if age < 10 else BEGIN + 9)]
+    for name, value in (("kv_cache_usage_perc", 0.95 if age < 16 else 0.5), ("num_requests_running", 8), ("num_requests_waiting", 3),
+                        ("prefix_cache_queries_total", 100 * age), ("prefix_cache_hits_total", 40 * age),
+                        ("num_preemptions_total", age), ("request_success_total", 2 * age),
+                        ("generation_tokens_total", 500 * age), ("prompt_tokens_total", 900 * age)):
+        lines.append("vllm:%s{%s} %f" % (name, labels, value))
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "request_queue_time_seconds"):
+        for bound, share in (("0.1", 0.5), ("1.0", 0.9), ("+Inf", 1.0)):
+            lines.append('vllm:%s_bucket{%s,le="%s"} %f' % (name, labels, bound, share * age))
+        lines.append("vllm:%s_sum{%s} %f" % (name, labels, age / 4))
+        lines.append("vllm:%s_count{%s} %f" % (name, labels, age))
+    return "\n".join(lines) + "\n"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = page().encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def shorten(rules):
+    """Minutes become seconds: [5m] is [5s], `for: 5m` is immediate."""
+    rules = re.sub(r"\[(\d+)m\]", lambda m: "[%ss]" % m.group(1), rules)
+    return re.sub(r"for: \d+m", "for: 0s", rules)
+
+
+def ask(base, path):
+    return json.load(urllib.request.urlopen(base + path, timeout=10))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prometheus", default="prometheus")
+    parser.add_argument("--promtool", default="promtool")
+    parser.add_argument("--kvwise")
+    arguments = parser.parse_args()
+    rules_path = os.path.join(HERE, "prometheus", "kvwise-alerts.yaml")
+    subprocess.run([arguments.promtool, "check", "rules", rules_path], check=True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = 39090
+    base = "http://127.0.0.1:%d" % port
+    with tempfile.TemporaryDirectory() as folder:
+        with open(rules_path) as rules, open(os.path.join(folder, "rules.yaml"), "w") as out:
+            out.write(shorten(rules.read()))
+        with open(os.path.join(folder, "prometheus.yaml"), "w") as out:
+            out.write("global: {scrape_interval: 500ms, evaluation_interval: 500ms}\nrule_files: [rules.yaml]\n"
+                      "scrape_configs:\n- job_name: vllm\n  static_configs: [{targets: ['127.0.0.1:%d']}]\n" % server.server_port)
+        log = open(os.path.join(folder, "log"), "w")
+        prometheus = subprocess.Popen([arguments.prometheus, "--config.file=prometheus.yaml", "--storage.tsdb.path=data",
+                                       "--web.listen-address=127.0.0.1:%d" % port], cwd=folder, stdout=log, stderr=log)
+        try:
+            sys.exit(check(base, folder, arguments))
+        finally:
+            prometheus.terminate()
+            prometheus.wait()
+
+
+def check(base, folder, arguments):
+    fired, failed = set(), 0
+    while time.time() - BEGIN < 32:
+        time.sleep(0.5)
+        try:
+            for alert in ask(base, "/api/v1/alerts")["data"]["alerts"]:
+                if alert["state"] == "firing":
+                    fired.add(alert["labels"]["alertname"])
+        except OSError:
+            pass  # still starting
+    with open(os.path.join(HERE, "prometheus", "kvwise-alerts.yaml")) as rules:
+        names = re.findall(r"alert: (\w+)", rules.read())
+    for name in names:
+        good = name in fired
+        failed += not good
+        print("%-7s alert %s fired" % ("ok" if good else "FAILED", name))
+    with open(os.path.join(HERE, "grafana", "kvwise-kv-cache.json")) as dashboard:
+        panels = json.load(dashboard)["panels"]
+    for panel in panels:
+        for target in panel["targets"]:
+            query = target["expr"].replace("$__rate_interval", "5s").replace("$model", ".*").replace("$instance", ".*")
+            answer = ask(base, "/api/v1/query?query=" + urllib.parse.quote(query))
+            values = [float(r["value"][1]) for r in answer["data"]["result"]]
+            good = bool(values) and all(v == v for v in values)
+            failed += not good
+            print("%-7s panel %s: %s" % ("ok" if good else "FAILED", panel["title"], values))
+    if arguments.kvwise:
+        recording = os.path.join(folder, "recording")
+        subprocess.run([arguments.kvwise, "attach", base, "--prometheus", "--duration", "60s", "-q", "-o", recording], check=True)
+        report = json.loads(subprocess.run([arguments.kvwise, "report", recording, "--format", "json"], check=True,
+                                           stdout=subprocess.PIPE).stdout)
+        engine = report["engines"][0]
+        good = engine["scrapes"] > 30 and 0.39 < engine["prefix_hit_rate"] < 0.41 and any(e["kind"] == "restart" for e in report["events"])
+        failed += not good
+        print("%-7s recording from history: %d scrapes, hit rate %.3f" % ("ok" if good else "FAILED", engine["scrapes"], engine["prefix_hit_rate"]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main()
