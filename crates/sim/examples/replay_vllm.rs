@@ -91,11 +91,7 @@ fn main() -> Result<(), Failure> {
             }
         }
         builder.push(&NewRequest {
-            arrival: Some(
-                row.get("arrival")
-                    .and_then(serde_json::Value::as_f64)
-                    .unwrap_or(0.0),
-            ),
+            arrival: Some(arrival(line)?),
             input_len: tokens
                 .as_ref()
                 .map(|t| t.len() as u64)
@@ -136,10 +132,24 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The arrival time to the last bit, which `serde_json`'s own number does not promise.
+fn arrival(line: &str) -> Result<f64, Failure> {
+    let Some((_, rest)) = line.split_once("\"arrival\":") else {
+        return Ok(0.0);
+    };
+    let number = rest.trim_start();
+    let end = number.find([',', '}', ' ']).unwrap_or(number.len());
+    Ok(number[..end].parse()?)
+}
+
 fn parse_groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>, Failure> {
     let mut groups = Vec::new();
     for item in text.split(',') {
         let (kind, count) = item.split_once(':').ok_or("groups are kind:count")?;
+        let (kind, block_size) = match kind.split_once('@') {
+            Some((kind, size)) => (kind, size.parse()?),
+            None => (kind, block_size),
+        };
         let group = if let Some(window) = kind.strip_prefix("swa") {
             GroupSpec::sliding_window(block_size, window.parse()?)
         } else if let Some(chunk) = kind.strip_prefix("chunk") {

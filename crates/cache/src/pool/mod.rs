@@ -588,3 +588,6 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

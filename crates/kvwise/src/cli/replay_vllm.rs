@@ -1,0 +1,125 @@
+//! The flags of `kvwise replay --engine vllm`, named as vLLM names them.
+
+use clap::{Args, ValueEnum};
+use kvwise_core::{Error, Result};
+use kvwise_sim::replay::vllm::{Isolation, ReplayConfig};
+use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
+use kvwise_sim::trace::Trace;
+
+use crate::printer::Printer;
+use crate::usecase::replay_vllm;
+
+/// Flags of `--engine vllm`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "vLLM")]
+pub struct VllmArgs {
+    /// Blocks of the pool, the null block included (what vLLM logs as num_gpu_blocks).
+    #[arg(long, value_name = "N")]
+    num_blocks: Option<u32>,
+
+    /// Tokens per block.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    block_size: u32,
+
+    /// Longest sequence, prompt and output together.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
+    max_model_len: u32,
+
+    /// Requests running at once.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_num_seqs: u32,
+
+    /// Tokens computed in a step.
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
+    max_num_batched_tokens: u32,
+
+    /// Share of the pool kept free when a request is admitted beside running ones.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    watermark: f64,
+
+    /// Groups of layers: full:1,swa1024:5; kinds full, swaN, chunkN, mamba, each with @SIZE for its own block size.
+    #[arg(long, value_name = "GROUPS", default_value = "full:1")]
+    groups: String,
+
+    /// Which blocks of sliding-window groups stay reachable: 0, none (all) or every so many tokens.
+    #[arg(long, value_name = "TOKENS", default_value = "0")]
+    retention: String,
+
+    /// Share no prefixes.
+    #[arg(long)]
+    no_prefix_caching: bool,
+
+    /// Admit a prompt as soon as its first chunk fits.
+    #[arg(long)]
+    no_reserve_full_isl: bool,
+
+    /// Keep prefixes of different LoRA adapters (field "lora") apart, as a vLLM with LoRA does.
+    #[arg(long)]
+    lora_keys: bool,
+
+    /// What arrival times count [default: step for the tokens format, time for others].
+    #[arg(long, value_enum)]
+    clock: Option<ClockArg>,
+
+    /// Seconds a step takes, under --clock time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.05)]
+    step_time: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ClockArg {
+    /// Scheduler steps.
+    Step,
+    /// Seconds.
+    Time,
+}
+
+impl VllmArgs {
+    /// The replay's settings for `trace`.
+    ///
+    /// # Errors
+    /// If a flag is missing or cannot be used.
+    pub fn config(&self, policy: Option<&str>, trace: &Trace, printer: Printer) -> Result<ReplayConfig> {
+        let num_blocks = self.num_blocks.ok_or_else(|| {
+            Error::input("--num-blocks is missing: the blocks of the KV pool, the null block included")
+                .hint("vLLM logs it at its start; or ask `kvwise plan` for the model and the GPU")
+        })?;
+        if self.block_size == 0 {
+            return Err(Error::input("--block-size is 0, expected at least 1 token"));
+        }
+        let policy = match policy {
+            None | Some("fcfs") => Policy::Fcfs,
+            Some("priority") => Policy::Priority,
+            Some(other) => {
+                return Err(Error::input(format!(
+                    "--policy is \"{other}\", but vLLM's scheduler has fcfs and priority"
+                )));
+            }
+        };
+        if !self.lora_keys && (0..trace.len()).any(|i| trace.lora(i).is_some()) {
+            printer.warn(
+                "requests name LoRA adapters, and prefixes are shared between adapters here as in the reference replay; \
+                 pass --lora-keys to keep them apart as vLLM does when it serves adapters",
+            );
+        }
+        let steps = self.clock.map(|clock| clock == ClockArg::Step);
+        Ok(ReplayConfig {
+            scheduler: SchedulerConfig {
+                groups: replay_vllm::groups(&self.groups, self.block_size)?,
+                max_model_len: self.max_model_len,
+                max_num_seqs: self.max_num_seqs,
+                max_num_batched_tokens: self.max_num_batched_tokens,
+                watermark: self.watermark,
+                policy,
+                prefix_caching: !self.no_prefix_caching,
+                retention: replay_vllm::retention(&self.retention)?,
+                reserve_full_isl: !self.no_reserve_full_isl,
+                ..SchedulerConfig::new(num_blocks, self.block_size)
+            },
+            clock: replay_vllm::clock(steps, self.step_time, trace.format()),
+            isolation: Isolation {
+                lora: self.lora_keys,
+            },
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! `kvwise replay --engine vllm`: a trace through vLLM's scheduler and block manager, with its events as lines of JSON.
+
+use std::path::Path;
+
+use kvwise_cache::manager::{GroupSpec, Retention};
+use kvwise_core::{Error, Result};
+use kvwise_io::atomic::AtomicFile;
+use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run};
+use kvwise_sim::trace::{Trace, TraceFormat};
+
+use crate::report::replay_vllm::VllmReplayReport;
+
+/// Bytes of event lines kept before they are written.
+const WRITE_AT: usize = 1 << 18;
+
+/// Replays `trace` and writes its events, if asked for, in the form of the reference replay of vLLM's own code.
+///
+/// # Errors
+/// If vLLM would refuse the settings, or the events cannot be written.
+pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Result<VllmReplayReport> {
+    let summary = match events {
+        None => run(trace, config, &mut (), |()| Ok(()))?,
+        Some(path) => with_events(trace, config, path)?,
+    };
+    Ok(VllmReplayReport::new(&summary))
+}
+
+fn with_events(trace: &Trace, config: &ReplayConfig, path: &Path) -> Result<Summary> {
+    let mut file = AtomicFile::create(path)?;
+    let mut lines = EventLines::new(trace);
+    let summary = run(trace, config, &mut lines, |lines| {
+        if lines.text.len() >= WRITE_AT {
+            file.write(lines.text.as_bytes())?;
+            lines.text.clear();
+        }
+        Ok(())
+    })?;
+    lines.summary(&summary);
+    file.write(lines.text.as_bytes())?;
+    file.commit()?;
+    Ok(summary)
+}
+
+/// The groups of a model, as `full:1,swa1024:5`: kind and how many groups of it.
+///
+/// Kinds: `full`, `swaN` (sliding window of N tokens), `chunkN` (chunked local attention), `mamba` (states at block
+/// boundaries). A kind may have its own block size: `swa1024@32:5`.
+///
+/// # Errors
+/// If the text is not of that form; the message names the part.
+pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
+    let mut groups = Vec::new();
+    for item in text.split(',') {
+        let bad = |what: &str| {
+            Error::input(format!("--groups: \"{item}\" {what}"))
+                .hint("write full:1,swa1024:5 for one group of full attention and five of a 1,024-token window")
+        };
+        let (kind, count) = item
+            .split_once(':')
+            .ok_or_else(|| bad("has no count after a colon"))?;
+        let count: u32 = count
+            .parse()
+            .ok()
+            .filter(|n| (1..=64).contains(n))
+            .ok_or_else(|| bad("has no count from 1 to 64"))?;
+        let (kind, size) = match kind.split_once('@') {
+            None => (kind, block_size),
+            Some((kind, size)) => (
+                kind,
+                positive(size).ok_or_else(|| bad("has no block size after @"))?,
+            ),
+        };
+        let group = if kind == "full" {
+            GroupSpec::full(size)
+        } else if kind == "mamba" {
+            GroupSpec::mamba_align(size)
+        } else if let Some(window) = kind.strip_prefix("swa") {
+            let window = positive(window).ok_or_else(|| bad("has no window of at least 1 token after swa"))?;
+            GroupSpec::sliding_window(size, window)
+        } else if let Some(chunk) = kind.strip_prefix("chunk") {
+            let chunk = positive(chunk).ok_or_else(|| bad("has no chunk of at least 1 token after chunk"))?;
+            GroupSpec::chunked_local(size, chunk)
+        } else {
+            return Err(bad("is of no known kind: full, swaN, chunkN or mamba"));
+        };
+        groups.extend((0..count).map(|_| group));
+    }
+    Ok(groups)
+}
+
+/// vLLM's `prefix_cache_retention_interval`: `none`, 0, or tokens.
+///
+/// # Errors
+/// If it is none of these.
+pub fn retention(text: &str) -> Result<Retention> {
+    match text {
+        "none" => Ok(Retention::Dense),
+        "0" => Ok(Retention::ReplayOnly),
+        tokens => positive(tokens).map(Retention::Every).ok_or_else(|| {
+            Error::input(format!(
+                "--retention is \"{tokens}\", expected none, 0 or a number of tokens"
+            ))
+        }),
+    }
+}
+
+/// The clock that suits the trace, unless one is asked for: steps for the `tokens` format, else seconds.
+pub fn clock(asked_for_steps: Option<bool>, step_time: f64, format: TraceFormat) -> Clock {
+    if asked_for_steps.unwrap_or(!format.times_are_seconds()) {
+        Clock::Steps
+    } else {
+        Clock::Seconds { step_time }
+    }
+}
+
+fn positive(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|&n: &u32| (1..1 << 28).contains(&n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read_as_kind_and_count() {
+        let read = groups("full:1,swa1024:2,chunk8192@32:1,mamba:1", 16).unwrap();
+        assert_eq!(
+            read,
+            [
+                GroupSpec::full(16),
+                GroupSpec::sliding_window(16, 1024),
+                GroupSpec::sliding_window(16, 1024),
+                GroupSpec::chunked_local(32, 8192),
+                GroupSpec::mamba_align(16),
+            ]
+        );
+        for (text, word) in [
+            ("", "colon"),
+            ("full", "colon"),
+            ("full:0", "count"),
+            ("full:9999999999", "count"),
+            ("swa:1", "window"),
+            ("swa0:1", "window"),
+            ("chunk-1:1", "chunk"),
+            ("full@0:1", "block size"),
+            ("rnn:1", "kind"),
+        ] {
+            let error = groups(text, 16).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn retention_is_none_zero_or_tokens() {
+        assert_eq!(retention("none").unwrap(), Retention::Dense);
+        assert_eq!(retention("0").unwrap(), Retention::ReplayOnly);
+        assert_eq!(retention("256").unwrap(), Retention::Every(256));
+        assert!(retention("-1").is_err());
+        assert!(retention("often").is_err());
+    }
+}
