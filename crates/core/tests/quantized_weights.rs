@@ -1,0 +1,70 @@
+//! Quantised weight bytes against those of vLLM 0.32.0's own quantisation methods (see `golden/README.md`).
+
+use std::collections::HashMap;
+
+use kvwise_core::arch::family::{Reading, read};
+use kvwise_core::arch::{Config, Parallel};
+use kvwise_core::dtype::Dtype;
+use kvwise_core::quant::Quantization;
+use serde_json::Value;
+
+const ROWS: &str = include_str!("golden/quantized_rows.jsonl");
+const CONFIGS: &str = include_str!("golden/vllm_configs.jsonl");
+
+#[test]
+fn every_quantised_row_is_equal_to_what_the_engine_allocates() {
+    let configs: HashMap<String, String> = CONFIGS
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| row[key].as_str().unwrap().to_owned();
+            (text("name"), text("config"))
+        })
+        .collect();
+    let mut different = Vec::new();
+    let mut rows = 0;
+    for line in ROWS.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let name = row["config"].as_str().unwrap();
+        let mut file: serde_json::Map<String, Value> = serde_json::from_str(&configs[name]).unwrap();
+        file.insert("quantization_config".to_owned(), row["quantization_config"].clone());
+        let config = Config::from_map(file);
+        let quantization = Quantization::read(&config).unwrap().unwrap();
+        let Reading::Model(model) = read(name, &config).unwrap() else {
+            panic!("{name} was not read as a model");
+        };
+        let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
+        let got = model.quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization).unwrap();
+        let want = row["bytes"].as_u64().unwrap();
+        if got != want {
+            different.push(format!("{name} {} tp {}: {got}, the engine has {want}", quantization.name(), parallel.tp));
+        }
+        rows += 1;
+    }
+    assert!(rows > 40, "only {rows} rows were compared");
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn values_that_cannot_be_used_are_named() {
+    let read = |q: &str| {
+        let text = format!("{{\"quantization_config\": {q}}}");
+        Quantization::read(&Config::parse(text.as_bytes()).unwrap())
+    };
+    for (q, part) in [
+        (r#"{"quant_method": "bitsandbytes"}"#, "bitsandbytes"),
+        (r#"{"quant_method": "fp8", "activation_scheme": "sometimes"}"#, "activation_scheme"),
+        (r#"{"quant_method": "fp8", "weight_block_size": [0, 128]}"#, "weight_block_size"),
+        (r#"{"quant_method": "fp8", "weight_block_size": "128"}"#, "weight_block_size"),
+        (r#"{"quant_method": "awq", "bits": 0}"#, "bits"),
+        (r#"{"quant_method": "gptq", "group_size": 0}"#, "group_size"),
+        (r#"{"quant_method": "compressed-tensors"}"#, "config_groups"),
+        (r#"{"quant_method": "modelopt", "quant_algo": "FP3"}"#, "quant_algo"),
+        (r#"{"quant_method": 8}"#, "quant_method"),
+    ] {
+        let error = read(q).expect_err(q).to_string();
+        assert!(error.contains(part), "{error} does not name {part}");
+    }
+    assert!(read("null").unwrap().is_none());
+    assert!(Quantization::named("fp9").is_err());
+}
