@@ -27,17 +27,26 @@ fn every_quantised_row_is_equal_to_what_the_engine_allocates() {
         let row: Value = serde_json::from_str(line).unwrap();
         let name = row["config"].as_str().unwrap();
         let mut file: serde_json::Map<String, Value> = serde_json::from_str(&configs[name]).unwrap();
-        file.insert("quantization_config".to_owned(), row["quantization_config"].clone());
+        file.insert(
+            "quantization_config".to_owned(),
+            row["quantization_config"].clone(),
+        );
         let config = Config::from_map(file);
         let quantization = Quantization::read(&config).unwrap().unwrap();
         let Reading::Model(model) = read(name, &config).unwrap() else {
             panic!("{name} was not read as a model");
         };
         let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
-        let got = model.quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization).unwrap();
+        let got = model
+            .quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization)
+            .unwrap();
         let want = row["bytes"].as_u64().unwrap();
         if got != want {
-            different.push(format!("{name} {} tp {}: {got}, the engine has {want}", quantization.name(), parallel.tp));
+            different.push(format!(
+                "{name} {} tp {}: {got}, the engine has {want}",
+                quantization.name(),
+                parallel.tp
+            ));
         }
         rows += 1;
     }
@@ -53,13 +62,25 @@ fn values_that_cannot_be_used_are_named() {
     };
     for (q, part) in [
         (r#"{"quant_method": "bitsandbytes"}"#, "bitsandbytes"),
-        (r#"{"quant_method": "fp8", "activation_scheme": "sometimes"}"#, "activation_scheme"),
-        (r#"{"quant_method": "fp8", "weight_block_size": [0, 128]}"#, "weight_block_size"),
-        (r#"{"quant_method": "fp8", "weight_block_size": "128"}"#, "weight_block_size"),
+        (
+            r#"{"quant_method": "fp8", "activation_scheme": "sometimes"}"#,
+            "activation_scheme",
+        ),
+        (
+            r#"{"quant_method": "fp8", "weight_block_size": [0, 128]}"#,
+            "weight_block_size",
+        ),
+        (
+            r#"{"quant_method": "fp8", "weight_block_size": "128"}"#,
+            "weight_block_size",
+        ),
         (r#"{"quant_method": "awq", "bits": 0}"#, "bits"),
         (r#"{"quant_method": "gptq", "group_size": 0}"#, "group_size"),
         (r#"{"quant_method": "compressed-tensors"}"#, "config_groups"),
-        (r#"{"quant_method": "modelopt", "quant_algo": "FP3"}"#, "quant_algo"),
+        (
+            r#"{"quant_method": "modelopt", "quant_algo": "FP3"}"#,
+            "quant_algo",
+        ),
         (r#"{"quant_method": 8}"#, "quant_method"),
     ] {
         let error = read(q).expect_err(q).to_string();

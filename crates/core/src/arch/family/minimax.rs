@@ -4,7 +4,7 @@ use super::dense::{Decoder, Dense, Norm, QkNorm};
 use super::moe::{Moe, experts, sparse_layers, top_k};
 use super::text::{Attend, Text};
 use crate::Result;
-use crate::arch::{Cache, CacheKind, Op, Part, Role, Weight};
+use crate::arch::{Cache, CacheKind, Op, Part, Role, Split, Weight};
 
 /// MiniMax-M2 (vLLM 0.32.0, `minimax_m2.py`): float32 router, norms over whole queries and keys.
 ///
@@ -109,4 +109,35 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
         });
         Ok(())
     })
+}
+
+/// MiniMax-M3 as the generic backend builds it from transformers' class: ordinary attention and, as weights only, the
+/// indexer's projections.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn m3_generic(t: &Text) -> Result<Decoder> {
+    let mut d = Dense::with_mlp(
+        t,
+        super::dense::Mlp::gated(t.config.dim("dense_intermediate_size")?),
+    )?;
+    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    let moe = Moe::new("mlp", experts(t)?, top_k(t)?, t.intermediate()?);
+    let moe = moe.shared(
+        "mlp.shared_experts",
+        t.config.dim_or("shared_intermediate_size", 0)?,
+    );
+    let sparse: Vec<bool> = match t.config.strs("mlp_layer_types")? {
+        Some(kinds) => kinds.iter().map(|k| *k == "sparse").collect(),
+        None => vec![true; d.attends.len()],
+    };
+    let mut decoder = d.build_moe(&moe, &sparse)?;
+    // The generic backend's plan does not cut shared experts.
+    for weight in decoder.layers.iter_mut().flat_map(|l| &mut l.weights).filter(|w| w.role == Role::SharedExpert) {
+        if let Op::Linear { split, .. } = &mut weight.op {
+            *split = Split::Replicated;
+        }
+    }
+    Ok(decoder)
 }

@@ -10,6 +10,7 @@ pub mod dense;
 mod gemma;
 mod generic;
 mod gpt;
+mod hy_v4;
 mod hybrid;
 mod llama;
 mod llama4;

@@ -5,8 +5,8 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, delta, gemma, generic, gpt, hybrid, llama, llama4, mamba, mimo_v2, minimax, mixtral, qwen,
-    shared_moe, special, step, whisper,
+    deepseek, delta, gemma, generic, gpt, hy_v4, hybrid, llama, llama4, mamba, mimo_v2, minimax, mixtral,
+    qwen, shared_moe, special, step, whisper,
 };
 use crate::Result;
 
@@ -392,6 +392,8 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["Qwen3VLMoeForConditionalGeneration"],
         Inner(Some("Qwen3MoeForCausalLM")),
     ),
+    (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
+    (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),
     (&["Glm4MoeLiteForCausalLM"], Own(deepseek::glm4_lite)),
     (&["PanguUltraMoEForCausalLM"], Own(deepseek::pangu_ultra)),

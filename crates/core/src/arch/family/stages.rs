@@ -56,7 +56,9 @@ const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
     ("Lfm2MoeForCausalLM", &[Role::Embedding]),
     ("Qwen3NextForCausalLM", &[Role::Embedding, Role::Head]),
     ("Qwen3_5ForCausalLM", &[Role::Embedding]),
+    ("Qwen3_5ForConditionalGeneration", &[Role::Embedding]),
     ("Qwen3_5MoeForCausalLM", &[Role::Embedding]),
+    ("Qwen3_5MoeForConditionalGeneration", &[Role::Embedding]),
 ];
 
 /// Puts the ends of a decoder where its class builds them.
