@@ -34,6 +34,18 @@ fn replicate(decoder: &mut Decoder) {
     }
 }
 
+/// Makes the feed-forward part whole on every rank: the backend recognises attention and divides it, but the class
+/// has no plan for the rest.
+fn replicate_mlp(decoder: &mut Decoder) {
+    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        if let Op::Linear { split, .. } = &mut weight.op
+            && weight.name.starts_with("mlp")
+        {
+            *split = Split::Replicated;
+        }
+    }
+}
+
 /// Llama-like classes: Arcee (no gate), Seed-OSS (separate output bias), Helium, CWM, SmolLM3, Mistral-like.
 pub(crate) fn llama_like(t: &Text) -> Result<Decoder> {
     let mut d = llama::base(t)?;
@@ -45,6 +57,8 @@ pub(crate) fn llama_like(t: &Text) -> Result<Decoder> {
     };
     match t.model_type()? {
         "cwm" if t.layer_types()?.is_none() => d.attends = t.attends_where(|i| i.is_multiple_of(4))?,
+        // The class has these norms whatever `use_qk_norm` says.
+        "hunyuan_v1_dense" => d.attention.qk_norm = QkNorm::Head(Norm::Scale),
         "smollm3" => d.attends = qwen::windows(t)?,
         _ => {}
     }
@@ -127,7 +141,7 @@ pub(crate) fn gpt_neox(t: &Text) -> Result<Decoder> {
     d.build()
 }
 
-/// GPT-BigCode: its plan divides attention's first projection only where the rest stays whole.
+/// GPT-BigCode: attention with one key/value head is divided, with many it is not recognised.
 pub(crate) fn gpt_bigcode(t: &Text) -> Result<Decoder> {
     let mlp = Mlp {
         path: "mlp",
@@ -147,12 +161,10 @@ pub(crate) fn gpt_bigcode(t: &Text) -> Result<Decoder> {
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
     d.layers_path = "transformer.h";
     let mut decoder = d.build()?;
-    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
-        if let Op::Linear { split, .. } = &mut weight.op
-            && weight.name.starts_with("mlp")
-        {
-            *split = Split::Replicated;
-        }
+    if multi_query {
+        replicate_mlp(&mut decoder);
+    } else {
+        replicate(&mut decoder);
     }
     decoder.kv_heads = Some(d.attention.kv_heads);
     Ok(decoder)
@@ -224,17 +236,22 @@ pub(crate) fn persimmon(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// Moshi's decoder: no plan, one row of the embedding beyond the vocabulary.
+/// Moshi's decoder and Kyutai's speech-to-text: no plan, one row of the embedding beyond the vocabulary, and in the
+/// latter the audio codebooks' rows too.
 pub(crate) fn moshi(t: &Text) -> Result<Decoder> {
     let width = t.config.dim("ffn_dim")?;
     let mut d = Dense::with_mlp(t, Mlp::gated(width / 2))?;
-    let vocab = d.ends.vocab;
+    let codes = match t.model_type()? {
+        "kyutai_speech_to_text" => t.config.dim("num_codebooks")? * t.config.dim("codebook_vocab_size")?,
+        _ => 0,
+    };
+    let embedded = d.ends.vocab + codes + 1;
     d.ends.tied = false;
     let mut decoder = d.build()?;
     for part in &mut decoder.outside {
         for weight in &mut part.weights {
             if let (Role::Embedding, Op::Vocab { rows, .. }) = (weight.role, &mut weight.op) {
-                *rows = vocab + 1;
+                *rows = embedded;
             }
         }
     }
@@ -242,15 +259,24 @@ pub(crate) fn moshi(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// BitNet: norms inside of both parts. Its plan divides key/value heads and refuses where they do not divide.
+/// BitNet: norms inside of both parts; its plan leaves the down projection whole.
 pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
     let d = llama::base(t)?;
+    let (hidden, width) = (d.hidden, d.mlp.width);
     d.build_with(|_, layer| {
-        layer.weights.extend(d.mlp.weights(d.hidden));
+        layer.weights.extend(
+            d.mlp
+                .weights(hidden)
+                .into_iter()
+                .filter(|w| !w.name.ends_with("down_proj")),
+        );
         layer
             .weights
-            .push(Weight::norm("self_attn.attn_sub_norm", d.hidden));
-        layer.weights.push(Weight::norm("mlp.ffn_sub_norm", d.mlp.width));
+            .push(Weight::replicated("mlp.down_proj", Role::Mlp, width, &[hidden]).bias(d.mlp.bias));
+        layer
+            .weights
+            .push(Weight::norm("self_attn.attn_sub_norm", hidden));
+        layer.weights.push(Weight::norm("mlp.ffn_sub_norm", width));
         Ok(())
     })
 }
@@ -306,7 +332,7 @@ pub(crate) fn vaultgemma(t: &Text) -> Result<Decoder> {
     d.build()
 }
 
-/// ModernBERT's decoder: every third layer full, the others a window of half of `local_attention`; no plan.
+/// ModernBERT's decoder: every third layer full, the others a window of half of `local_attention`.
 pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let mut d = Dense::llama(t)?;

@@ -102,7 +102,8 @@ pub(crate) fn jamba(t: &Text) -> Result<Decoder> {
             layer
         })
         .collect();
-    finish(t, layers, t.tied()?)
+    // The class gives the head a matrix of its own whatever the file says.
+    finish(t, layers, false)
 }
 
 /// Falcon-H1 (vLLM 0.32.0, `falcon_h1.py`): attention and Mamba-2 side by side in every layer.
@@ -488,6 +489,10 @@ fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
                 other => Err(wrong(other)),
             })
             .collect();
+    }
+    if t.model_type()? == "cosmos3_edge_text" && c.get("hybrid_override_pattern").is_none() {
+        // Cosmos-3 Edge counts pairs of attention and feed-forward (vLLM 0.32.0, `configs/cosmos3_edge.py`).
+        return Ok((0..t.layers()?).flat_map(|_| ['*', '-']).collect());
     }
     let Some(pattern) = c.str("hybrid_override_pattern")? else {
         return Ok(vec!['M', 'E', '*', '-']);

@@ -134,7 +134,12 @@ pub(crate) fn m3_generic(t: &Text) -> Result<Decoder> {
     };
     let mut decoder = d.build_moe(&moe, &sparse)?;
     // The generic backend's plan does not cut shared experts.
-    for weight in decoder.layers.iter_mut().flat_map(|l| &mut l.weights).filter(|w| w.role == Role::SharedExpert) {
+    for weight in decoder
+        .layers
+        .iter_mut()
+        .flat_map(|l| &mut l.weights)
+        .filter(|w| w.role == Role::SharedExpert)
+    {
         if let Op::Linear { split, .. } = &mut weight.op {
             *split = Split::Replicated;
         }

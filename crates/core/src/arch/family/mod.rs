@@ -20,6 +20,7 @@ mod minimax;
 mod mixtral;
 pub mod mla;
 pub mod moe;
+mod phi4_multimodal;
 mod qwen;
 mod refusal;
 mod registry;

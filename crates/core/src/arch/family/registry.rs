@@ -6,7 +6,7 @@ use super::dense::Decoder;
 use super::text::Text;
 use super::{
     deepseek, delta, gemma, generic, gpt, hy_v4, hybrid, llama, llama4, mamba, mimo_v2, minimax, mixtral,
-    qwen, shared_moe, special, step, whisper,
+    phi4_multimodal, qwen, shared_moe, special, step, whisper,
 };
 use crate::Result;
 
@@ -74,6 +74,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     ),
     (&["Plamo3ForCausalLM"], Own(llama::plamo3)),
     (&["PanguEmbeddedForCausalLM"], Own(llama::pangu_embedded)),
+    (&["Phi4MultimodalForCausalLM"], Own(phi4_multimodal::read)),
     (&["GPT2LMHeadModel"], Own(gpt::gpt2)),
     (&["GPTJForCausalLM"], Own(gpt::gptj)),
     (&["BloomForCausalLM"], Own(gpt::bloom)),
@@ -88,7 +89,6 @@ const ROWS: &[(&[&str], Reader)] = &[
             "HunYuanDenseV1ForCausalLM",
             "MinistralForCausalLM",
             "NanbeigeForCausalLM",
-            "Phi4MultimodalForCausalLM",
             "SeedOssForCausalLM",
             "SmolLM3ForCausalLM",
         ],
@@ -106,7 +106,10 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["BioGptForCausalLM"], Own(generic::biogpt)),
     (&["CTRLLMHeadModel"], Own(generic::ctrl)),
     (&["PersimmonForCausalLM"], Own(generic::persimmon)),
-    (&["MoshiForCausalLM"], Own(generic::moshi)),
+    (
+        &["MoshiForCausalLM", "KyutaiSpeechToTextForConditionalGeneration"],
+        Own(generic::moshi),
+    ),
     (&["BitNetForCausalLM"], Own(generic::bitnet)),
     (&["DogeForCausalLM"], Own(generic::doge)),
     (&["NanoChatForCausalLM"], Own(generic::nanochat)),
@@ -148,7 +151,11 @@ const ROWS: &[(&[&str], Reader)] = &[
     ),
     (&["JetMoeForCausalLM"], Own(special::jetmoe)),
     (
-        &["MellumForCausalLM", "FlexOlmoForCausalLM"],
+        &[
+            "MellumForCausalLM",
+            "FlexOlmoForCausalLM",
+            "HunYuanMoEV1ForCausalLM",
+        ],
         Own(special::generic_moe),
     ),
     (&["Cohere2MoeForCausalLM"], Own(special::cohere2_moe)),
@@ -384,14 +391,6 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(deepseek::v2),
     ),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
-    (
-        &["Qwen3VLForConditionalGeneration"],
-        Inner(Some("Qwen3ForCausalLM")),
-    ),
-    (
-        &["Qwen3VLMoeForConditionalGeneration"],
-        Inner(Some("Qwen3MoeForCausalLM")),
-    ),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
     (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),

@@ -460,8 +460,9 @@ pub(crate) fn jetmoe(t: &Text) -> Result<Decoder> {
     })
 }
 
-/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo.
+/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo, HunYuan.
 pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
+    let hunyuan = t.model_type()? == "hunyuan_v1_moe";
     let mut d = if t.model_type()? == "flex_olmo" {
         generic::olmo_base(t)?
     } else {
@@ -469,14 +470,29 @@ pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
         d.attention.qk_norm = QkNorm::Head(Norm::Scale);
         d
     };
-    let width = t.first_dim(&["moe_intermediate_size", "intermediate_size"])?;
+    let width = if hunyuan {
+        t.intermediate()?
+    } else {
+        t.first_dim(&["moe_intermediate_size", "intermediate_size"])?
+    };
     d.mlp.width = width;
-    let moe = Moe::new(
+    let top_k = match t.config.get("moe_topk") {
+        Some(serde_json::Value::Array(_)) => t.config.u64s("moe_topk")?.unwrap_or_default().into_iter().max(),
+        Some(_) => Some(t.config.dim("moe_topk")?),
+        None => None,
+    };
+    let mut moe = Moe::new(
         "mlp",
         t.first_dim(&["num_experts", "num_local_experts"])?,
-        t.config.dim("num_experts_per_tok")?,
+        match top_k {
+            Some(n) => n,
+            None => t.config.dim("num_experts_per_tok")?,
+        },
         width,
     );
+    if hunyuan {
+        moe = moe.shared("mlp.shared_mlp", width);
+    }
     d.build_with(|_, layer| {
         layer.weights.extend(moe.weights(d.hidden));
         Ok(())

@@ -1,0 +1,171 @@
+//! Configurations that lie: every field of every architecture takes wrong values, one at a time.
+
+use kvwise_core::arch::family;
+use kvwise_core::arch::{Config, Parallel};
+use kvwise_core::dtype::Dtype;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+const ROWS: &str = include_str!("data/architectures.jsonl");
+
+/// One configuration of each class: the first that the table has.
+fn configs() -> Vec<(String, Map<String, Value>)> {
+    let mut seen = std::collections::BTreeSet::new();
+    ROWS.lines()
+        .filter_map(|line| {
+            let row: Value = serde_json::from_str(line).ok()?;
+            let class = row["config"]["architectures"][0].as_str()?.to_owned();
+            let name = row["name"].as_str()?.to_owned();
+            let Value::Object(map) = row["config"].clone() else {
+                return None;
+            };
+            seen.insert(class).then_some((name, map))
+        })
+        .collect()
+}
+
+fn hostile() -> Vec<Value> {
+    vec![
+        json!(0),
+        json!(-1),
+        json!(3),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(10_000_000),
+        json!("NaN"),
+        json!(null),
+        json!([0, -1, "x", null]),
+    ]
+}
+
+/// Reads and, where that succeeds, computes weights at several sizes: nothing may panic, overflow or take memory
+/// in proportion to a number in the file.
+fn exercise(name: &str, map: Map<String, Value>) {
+    let config = Config::from_map(map);
+    match family::read(name, &config) {
+        Ok(family::Reading::Model(model)) => {
+            assert!(
+                model.layers.len() <= 20_000,
+                "{name}: {} layers",
+                model.layers.len()
+            );
+            for tp in [1, 3] {
+                let _ = model.weight_bytes(0, &Parallel::tensor(tp), Dtype::Bf16, true);
+            }
+            let _ = model.params();
+        }
+        Ok(family::Reading::Refused(refusal)) => assert!(!refusal.reason.is_empty()),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(
+                !text.is_empty() && !text.contains('\n'),
+                "{name}: {text:?} is not one sentence"
+            );
+        }
+    }
+}
+
+/// Whether a field can reach a size: identifiers, probabilities and activations cannot.
+fn counts(field: &str) -> bool {
+    [
+        "token",
+        "dropout",
+        "eps",
+        "initializer",
+        "hidden_act",
+        "activation",
+        "scaling_factor",
+    ]
+    .iter()
+    .all(|part| !field.contains(part))
+}
+
+#[test]
+fn no_single_wrong_value_panics() {
+    for (name, map) in configs() {
+        let inner = ["text_config", "llm_config", "thinker_config"]
+            .into_iter()
+            .find(|key| map.get(*key).is_some_and(Value::is_object));
+        let fields: Vec<String> = match inner {
+            Some(key) => map[key]
+                .as_object()
+                .map(|m| m.keys().cloned().collect())
+                .unwrap_or_default(),
+            None => map.keys().cloned().collect(),
+        };
+        for field in fields.into_iter().filter(|field| counts(field)) {
+            for value in hostile() {
+                let mut changed = map.clone();
+                match inner {
+                    Some(key) => {
+                        if let Some(Value::Object(m)) = changed.get_mut(key) {
+                            m.insert(field.clone(), value);
+                        }
+                    }
+                    None => {
+                        changed.insert(field.clone(), value);
+                    }
+                }
+                exercise(&name, changed);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_size_is_named_with_its_value() {
+    let llama = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": -3});
+    let Value::Object(map) = llama else { unreachable!() };
+    let error = family::read("x", &Config::from_map(map)).unwrap_err().to_string();
+    assert_eq!(error, "hidden_size is -3, expected a non-negative integer");
+}
+
+#[test]
+fn too_many_layers_are_refused_before_any_is_made() {
+    let llama = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 60_000_000});
+    let Value::Object(map) = llama else { unreachable!() };
+    let error = family::read("x", &Config::from_map(map)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "num_hidden_layers is 60000000, more than the 10000 layers that are read"
+    );
+}
+
+#[test]
+fn a_class_that_left_the_engine_is_refused_with_its_last_version() {
+    let config = json!({"architectures": ["QWenLMHeadModel"], "model_type": "qwen", "hidden_size": 4096});
+    let Value::Object(map) = config else {
+        unreachable!()
+    };
+    let family::Reading::Refused(refusal) = family::read("x", &Config::from_map(map)).unwrap() else {
+        panic!("vLLM 0.32.0 has no such class");
+    };
+    assert!(refusal.reason.contains("until v0.23.0"), "{}", refusal.reason);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn two_wrong_values_at_once_do_not_panic(
+        pick in 0usize..10_000,
+        first in 0usize..1_000,
+        second in 0usize..1_000,
+        a in any::<i64>(),
+        b in any::<u64>(),
+    ) {
+        let all = configs();
+        let (name, mut map) = all[pick % all.len()].clone();
+        let keys: Vec<String> = map.keys().cloned().collect();
+        map.insert(keys[first % keys.len()].clone(), json!(a));
+        map.insert(keys[second % keys.len()].clone(), json!(b));
+        exercise(&name, map);
+    }
+
+    #[test]
+    fn random_bytes_are_an_error_or_an_object(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(config) = Config::parse(&bytes) {
+            let _ = family::read("x", &config);
+        }
+    }
+}
