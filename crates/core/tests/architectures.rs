@@ -125,7 +125,7 @@ fn specification(kind: &CacheKind) -> String {
         CacheKind::Latent { width, .. } => format!("latent 1 {width} 0"),
         CacheKind::Indexer { bytes_per_token, .. } => format!("latent 1 {bytes_per_token} 0"),
         CacheKind::State(s) => state(s),
-        other => format!("{other:?}"),
+        other @ CacheKind::Compressed { .. } => format!("{other:?}"),
     }
 }
 
@@ -204,7 +204,7 @@ fn heads_that_two_ranks_cannot_share_are_refused_as_in_vllm() {
         refused += 1;
         let model = read(&row).unwrap_or_else(|error| panic!("{}: {error}", name(&row)));
         let weights = model.weight_bytes(0, &Parallel::tensor(2), Dtype::Bf16, false);
-        let odd_heads = model.num_attention_heads % 2 != 0;
+        let odd_heads = !model.num_attention_heads.is_multiple_of(2);
         assert!(odd_heads || weights.is_err(), "{} is not refused", name(&row));
     }
     assert!(refused > 0, "the table holds refused rows");

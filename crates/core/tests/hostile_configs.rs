@@ -29,11 +29,9 @@ fn hostile() -> Vec<Value> {
         json!(0),
         json!(-1),
         json!(3),
-        json!(1e300),
         json!(u64::MAX),
         json!(10_000_000),
         json!("NaN"),
-        json!(null),
         json!([0, -1, "x", null]),
     ]
 }

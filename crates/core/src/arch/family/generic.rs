@@ -379,6 +379,6 @@ pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
     decoder
         .outside
         .push(part(Place::First, norm.into_iter().collect()));
-    replicate(&mut decoder);
+    replicate_mlp(&mut decoder);
     Ok(decoder)
 }

@@ -460,7 +460,7 @@ pub(crate) fn jetmoe(t: &Text) -> Result<Decoder> {
     })
 }
 
-/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo, HunYuan.
+/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo, `HunYuan`.
 pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
     let hunyuan = t.model_type()? == "hunyuan_v1_moe";
     let mut d = if t.model_type()? == "flex_olmo" {
