@@ -21,7 +21,7 @@ for directory in a.configs:
     for name in sorted(os.listdir(directory)):
         if name.endswith(".json"):
             configs.setdefault(name, os.path.join(directory, name))
-REFUSED = re.compile(r"is greater than the derived max_model_len|must be divisible by tensor parallel size|: \d+ is not divisible by")
+REFUSED = re.compile(r"is greater than the derived max_model_len|must be divisible by tensor parallel size|: \d+ is not divisible by|KV cache is needed, which is larger than")
 KEYS = ("block_size", "mamba_block_size", "mamba_page_size_padded", "max_model_len", "kv_layers", "bytes_per_block",
         "num_blocks", "capacity_tokens", "max_concurrency", "weight_bytes_per_rank", "scheduler_block_size", "hash_block_size")
 seen, used, rows = set(), set(), []
@@ -50,6 +50,8 @@ for path in a.rows:
             if not REFUSED.search(d["error"]):
                 continue
             row["refused"] = True
+            if length := re.search(r"estimated maximum model length is (\d+)", d["error"]):
+                row["estimated_max_model_len"] = int(length[1])
         else:
             row.update((k, d[k]) for k in KEYS if d.get(k) is not None)
             row["groups"] = [[g["layers"], g["wrapper"].replace("KVCacheSpecs", "").replace("Spec", ""), g["specs"][0]["block_size"],
