@@ -38,7 +38,7 @@ for path in a.rows:
                 args["kv_dtype"] = "fp8"
         if d.get("available_bytes"):
             args = dict(args, available_bytes=d["available_bytes"])
-        elif "available_gib" in args:
+        elif "available_gib" in args and "available_bytes" not in args:
             args["available_bytes"] = int(args["available_gib"] * (1 << 30))
         args.pop("available_gib", None)
         args = {k: v for k, v in sorted(args.items()) if (k, v) not in (("tp", 1), ("pp", 1), ("kv_dtype", "auto"))}

@@ -108,7 +108,7 @@ const OLDEST: Rules = Rules {
     subtracts_cuda_graph_estimate: false,
 };
 
-const CHANGES: [Change; 3] = [
+const CHANGES: [Change; 5] = [
     Change {
         since: Version::new(0, 21, 0),
         source: "start-up logs of 0.20 and 0.21 for one pool: 585,168 and 1,251,446 tokens",
@@ -122,14 +122,22 @@ const CHANGES: [Change; 3] = [
         apply: |rules| rules.subtracts_cuda_graph_estimate = true,
     },
     Change {
-        since: Version::new(0, 32, 0),
-        source: "vLLM 0.32.0, config/cache.py, config/vllm.py max_in_flight_tokens, v1/core/kv_cache_utils.py get_kv_cache_configs",
-        what: "utilization defaults to 0.92, windows are charged every batch in flight, the check reserves the null block (read in 0.32.0; the release that introduced each is not known)",
-        apply: |rules| {
-            rules.gpu_memory_utilization = 0.92;
-            rules.charges_in_flight_batches = true;
-            rules.reserves_null_block = true;
-        },
+        since: Version::new(0, 25, 0),
+        source: "config/cache.py of 0.25.0 and 0.32.0; 0.9 in 2023 to 2025; the first release with 0.92 may be older",
+        what: "utilization defaults to 0.92",
+        apply: |rules| rules.gpu_memory_utilization = 0.92,
+    },
+    Change {
+        since: Version::new(0, 26, 0),
+        source: "vllm-project/vllm pull request 47728, merged in July 2026 after 0.25.0; read in 0.32.0",
+        what: "sliding windows and chunks are charged the tokens of every batch in flight",
+        apply: |rules| rules.charges_in_flight_batches = true,
+    },
+    Change {
+        since: Version::new(0, 26, 0),
+        source: "vllm-project/vllm pull request 47272, merged in July 2026 after 0.25.0; read in 0.32.0",
+        what: "the start-up check keeps the null block back",
+        apply: |rules| rules.reserves_null_block = true,
     },
 ];
 
