@@ -1,0 +1,331 @@
+//! Fitted kernel coefficients per GPU.
+
+use std::collections::BTreeMap;
+
+use kvwise_core::{Error, Result};
+use serde::Deserialize;
+
+/// Datasheet figures of one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct GpuSpec {
+    /// Memory bandwidth, bytes/s.
+    pub bw: f64,
+    /// Dense 16-bit matrix rate, FLOP/s.
+    pub f16: f64,
+    /// Dense 8-bit float matrix rate, FLOP/s; `None` where the GPU has none.
+    pub f8: Option<f64>,
+    /// Dense 4-bit float matrix rate, FLOP/s; `None` where the GPU has none.
+    pub f4: Option<f64>,
+    /// Link bandwidth, one direction, bytes/s.
+    pub link: f64,
+    /// Streaming multiprocessors.
+    pub sms: f64,
+}
+
+/// Coefficients of a matrix product; see [`super::kernel::gemm`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Gemm {
+    /// Launch floor, s.
+    pub t0_s: f64,
+    /// Share of the peak rate that is reached.
+    pub ec: f64,
+    /// Share of the bandwidth that is reached.
+    pub em: f64,
+    /// Inner width at which half of the rate is reached.
+    pub k0: f64,
+    /// Bytes of fixed traffic.
+    pub b0: f64,
+    /// Exponent of the soft maximum.
+    pub p: f64,
+    /// Exponent of the wave occupancy.
+    pub occ_pow: f64,
+}
+
+/// Coefficients of decode attention; see [`super::kernel::attention_decode`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Decode {
+    /// Launch floor, s.
+    pub t0_s: f64,
+    /// Seconds a sequence.
+    pub tb_s: f64,
+    /// Share of the bandwidth.
+    pub em: f64,
+    /// Share of the 16-bit rate.
+    pub ec: f64,
+    /// Bytes of fixed traffic.
+    pub b0: f64,
+    /// Exponent of the soft maximum.
+    pub p: f64,
+}
+
+/// Coefficients of prefill attention; see [`super::kernel::attention_prefill`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Context {
+    /// Launch floor, s.
+    pub t0_s: f64,
+    /// Share of the 16-bit rate.
+    pub ec: f64,
+    /// Query tokens at which half of the rate is reached.
+    pub s0: f64,
+    /// Share of the bandwidth.
+    pub em: f64,
+    /// Exponent of the soft maximum.
+    pub p: f64,
+}
+
+/// Coefficients of routed experts; see [`super::kernel::experts`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Moe {
+    /// Launch floor, s.
+    pub t0_s: f64,
+    /// Seconds an active expert.
+    pub te_s: f64,
+    /// Share of the peak rate.
+    pub ec: f64,
+    /// Share of the bandwidth.
+    pub em: f64,
+    /// Tokens an expert at which half of the rate is reached.
+    pub m0: f64,
+    /// Exponent of the soft maximum.
+    pub p: f64,
+    /// Exponent of the load in the expected number of active experts.
+    pub act_pow: f64,
+}
+
+/// Coefficients of an all-reduce; see [`super::kernel::all_reduce`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct AllReduce {
+    /// Latency, s.
+    pub a_s: f64,
+    /// Bandwidth, bytes/s.
+    #[serde(rename = "bw_Bps")]
+    pub bandwidth_bytes_per_s: f64,
+    /// Seconds per square root of a byte.
+    pub c_sqrt: f64,
+}
+
+/// Floors that hold for every kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Defaults {
+    /// Shortest time of one small kernel, s.
+    pub kernel_floor_s: f64,
+    /// Share of the bandwidth that elementwise kernels reach.
+    pub elementwise_bw_eff: f64,
+}
+
+/// The engine whose kernels are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+}
+
+impl Engine {
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+        }
+    }
+}
+
+/// All coefficients of one GPU.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Calibration {
+    /// Catalogue name of the GPU the fit was made on.
+    pub gpu: String,
+    /// Where the measured kernels come from.
+    pub derived_from: String,
+    /// Datasheet figures.
+    pub spec: GpuSpec,
+    gemm: BTreeMap<String, Gemm>,
+    attn_decode: BTreeMap<String, Decode>,
+    attn_ctx: BTreeMap<String, Context>,
+    mla_decode: BTreeMap<String, Decode>,
+    moe: BTreeMap<String, Moe>,
+    allreduce: BTreeMap<String, AllReduce>,
+    /// Floors.
+    pub defaults: Defaults,
+    /// Whether the coefficients were fitted on this very GPU, or on a relative (then intervals are wider).
+    #[serde(skip)]
+    pub borrowed: bool,
+}
+
+const EMBEDDED: [(&str, &str); 5] = [
+    (
+        "a100_sxm",
+        include_str!("../../../../data/calibration/a100_sxm.json"),
+    ),
+    ("l40s", include_str!("../../../../data/calibration/l40s.json")),
+    (
+        "h100_sxm",
+        include_str!("../../../../data/calibration/h100_sxm.json"),
+    ),
+    (
+        "h200_sxm",
+        include_str!("../../../../data/calibration/h200_sxm.json"),
+    ),
+    (
+        "b200_sxm",
+        include_str!("../../../../data/calibration/b200_sxm.json"),
+    ),
+];
+
+impl Calibration {
+    /// The calibration fitted on a GPU: `a100_sxm`, `l40s`, `h100_sxm`, `h200_sxm` or `b200_sxm`.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn embedded(name: &str) -> Result<Self> {
+        let (_, text) = EMBEDDED
+            .iter()
+            .find(|(known, _)| *known == name)
+            .ok_or_else(|| Error::not_found(format!("no kernel calibration is known for '{name}'")))?;
+        serde_json::from_str(text).map_err(|e| {
+            Error::unsupported(format!("the embedded calibration of {name} cannot be read: {e}"))
+        })
+    }
+
+    /// The calibration for a GPU by its catalogue name, else that of its nearest relative by compute capability
+    /// (times ten: 80, 89, 90, 100, 120) applied to the GPU's own datasheet figures.
+    ///
+    /// # Errors
+    /// If an embedded calibration cannot be read.
+    pub fn for_gpu(catalogue_name: &str, capability: u32, spec: Option<GpuSpec>) -> Result<Self> {
+        let name = catalogue_name.to_ascii_lowercase();
+        let own = match name.as_str() {
+            "h100" | "h100-80gb" | "h100-sxm" | "h100-sxm-80gb" => Some("h100_sxm"),
+            "h200" | "h200-sxm" => Some("h200_sxm"),
+            "b200" | "b200-sxm" => Some("b200_sxm"),
+            "a100" | "a100-80gb" | "a100-sxm" | "a100-sxm-80gb" => Some("a100_sxm"),
+            "l40s" => Some("l40s"),
+            _ => None,
+        };
+        if let Some(own) = own {
+            return Self::embedded(own);
+        }
+        let donor = match capability {
+            0..=88 => "a100_sxm",
+            89 | 120..=129 => "l40s",
+            90..=99 => "h100_sxm",
+            _ => "b200_sxm",
+        };
+        let mut borrowed = Self::embedded(donor)?;
+        borrowed.borrowed = true;
+        if let Some(spec) = spec {
+            borrowed.spec = spec;
+        }
+        Ok(borrowed)
+    }
+
+    pub(crate) fn gemm(&self, dtype: &str) -> Result<Gemm> {
+        self.gemm
+            .get(dtype)
+            .or_else(|| self.gemm.get("bfloat16"))
+            .copied()
+            .ok_or_else(|| self.missing("matrix products"))
+    }
+
+    pub(crate) fn decode(&self, kv_fp8: bool, head_dim: u64) -> Result<Decode> {
+        let size = if head_dim <= 96 { "hd64" } else { "hd128" };
+        let dtype = if kv_fp8 { "fp8" } else { "bfloat16" };
+        self.attn_decode
+            .get(&format!("{dtype}_{size}"))
+            .or_else(|| self.attn_decode.get(&format!("bfloat16_{size}")))
+            .or_else(|| self.attn_decode.get("bfloat16_hd128"))
+            .copied()
+            .ok_or_else(|| self.missing("decode attention"))
+    }
+
+    pub(crate) fn context(&self, head_dim: u64) -> Result<Context> {
+        let size = if head_dim <= 96 { "hd64" } else { "hd128" };
+        self.attn_ctx
+            .get(size)
+            .or_else(|| self.attn_ctx.get("hd128"))
+            .copied()
+            .ok_or_else(|| self.missing("prefill attention"))
+    }
+
+    pub(crate) fn latent_decode(&self, kv_fp8: bool) -> Result<Decode> {
+        self.mla_decode
+            .get(if kv_fp8 { "fp8" } else { "bfloat16" })
+            .or_else(|| self.mla_decode.get("bfloat16"))
+            .copied()
+            .ok_or_else(|| self.missing("latent attention"))
+    }
+
+    pub(crate) fn moe(&self, engine: Engine, dtype: &str) -> Result<(Moe, bool)> {
+        let of = |engine: Engine| self.moe.get(&format!("{}_{dtype}", engine.prefix())).copied();
+        of(engine)
+            .or_else(|| of(Engine::Vllm))
+            .map(|m| (m, true))
+            .or_else(|| {
+                self.moe
+                    .get(&format!("{}_bfloat16", engine.prefix()))
+                    .map(|m| (*m, false))
+            })
+            .ok_or_else(|| self.missing("routed experts"))
+    }
+
+    pub(crate) fn all_reduce(&self, engine: Engine, ranks: u64) -> Result<AllReduce> {
+        let size = match ranks {
+            0..=2 => 2,
+            3..=4 => 4,
+            _ => 8,
+        };
+        self.allreduce
+            .get(&format!("{}_tp{size}", engine.prefix()))
+            .or_else(|| self.allreduce.get(&format!("nccl_tp{size}")))
+            .copied()
+            .ok_or_else(|| self.missing("all-reduce"))
+    }
+
+    fn missing(&self, what: &str) -> Error {
+        Error::unsupported(format!(
+            "the calibration of {} has no coefficients for {what}",
+            self.gpu
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_embedded_calibration_reads_and_covers_every_kernel() {
+        for (name, _) in EMBEDDED {
+            let c = Calibration::embedded(name).unwrap();
+            for head_dim in [64, 128, 256] {
+                c.decode(true, head_dim).unwrap();
+                c.context(head_dim).unwrap();
+            }
+            for dtype in ["bfloat16", "fp8", "nvfp4"] {
+                c.gemm(dtype).unwrap();
+                c.moe(Engine::Sglang, dtype).unwrap();
+            }
+            for ranks in [2, 4, 8, 16] {
+                c.all_reduce(Engine::Vllm, ranks).unwrap();
+            }
+            c.latent_decode(true).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unknown_gpu_borrows_the_efficiencies_of_its_generation() {
+        let spec = GpuSpec {
+            bw: 1.0e12,
+            f16: 1.0e14,
+            f8: None,
+            f4: None,
+            link: 3.2e10,
+            sms: 128.0,
+        };
+        let c = Calibration::for_gpu("rtx-4090", 89, Some(spec)).unwrap();
+        assert!(c.borrowed);
+        assert_eq!(c.gpu, "l40s");
+        assert!((c.spec.bw - 1.0e12).abs() < 1.0);
+    }
+}
