@@ -6,4 +6,5 @@ pub mod cost;
 pub mod demo;
 pub mod replay;
 pub mod sched;
+pub mod simulate;
 pub mod trace;

@@ -1,6 +1,7 @@
 //! The time of one engine step for a batch of prefill chunks and decoding sequences.
 
-use kvwise_core::arch::{CacheKind, Heads, Layer, Model, Op, Role, Split, State, Weight};
+use kvwise_core::arch::weight::Shard;
+use kvwise_core::arch::{CacheKind, Heads, Layer, Model, Op, Parallel, Role, Split, State, Weight};
 use kvwise_core::{Error, Result};
 
 use super::calibration::{AllReduce, Calibration, Context, Decode, Engine, Gemm, GpuSpec, Moe};
@@ -82,6 +83,16 @@ pub struct StepOptions {
     pub experts: Precision,
     /// Whether keys and values are 8-bit.
     pub kv_fp8: bool,
+}
+
+impl StepOptions {
+    fn parallel(&self) -> Parallel {
+        Parallel {
+            tp: self.tp,
+            expert_parallel: self.ep > 1,
+            ..Parallel::default()
+        }
+    }
 }
 
 /// One prefill chunk of a step.
@@ -410,7 +421,10 @@ fn stack(model: &Model, layer: &Layer, calibration: &Calibration, o: StepOptions
     };
     let mut query_heads = model.num_attention_heads;
     for weight in &layer.weights {
-        if let Op::Qkv { heads, .. } = weight.op {
+        // Where queries carry an output gate, their projection counts every head twice.
+        if let Op::Qkv { heads, .. } = weight.op
+            && heads != 2 * model.num_attention_heads
+        {
             query_heads = heads;
         }
         add_weight(&mut s, weight, calibration, o)?;
@@ -429,65 +443,51 @@ fn add_weight(s: &mut Stack, weight: &Weight, calibration: &Calibration, o: Step
         return Ok(());
     }
     let count = weight.count as f64;
-    match &weight.op {
-        Op::Linear {
-            inputs,
-            outputs,
-            split,
-            ..
-        } => {
-            let outputs: u64 = outputs.iter().sum();
-            let (n, k) = match split {
-                Split::Replicated => (outputs as f64, *inputs as f64),
-                Split::Column => (share(outputs, o.tp), *inputs as f64),
-                Split::Row => {
-                    s.reductions += 1.0;
-                    (outputs as f64, share(*inputs, o.tp))
+    match weight.shard(&o.parallel())? {
+        Shard::Linear { inputs, outputs, .. } => {
+            let n: u64 = outputs.iter().sum();
+            if matches!(
+                weight.op,
+                Op::Linear {
+                    split: Split::Row,
+                    ..
                 }
+            ) {
+                s.reductions += 1.0;
+            }
+            // A small kernel reads and writes what comes out of a fused projection (rotary embedding, activation).
+            s.elementwise_bytes_per_token += n as f64 * 2.0 * 1.5;
+            let product = Product {
+                n: n as f64,
+                k: inputs as f64,
+                count,
             };
-            s.elementwise_bytes_per_token += n * 2.0 * 1.5;
-            let product = Product { n, k, count };
             if weight.role == Role::Router {
                 s.router.push(product)
             } else {
                 s.products.push(product)
             }
         }
-        Op::Qkv {
-            inputs,
-            heads,
-            kv_heads,
-            head_dim,
-            head_dim_v,
-            ..
-        } => {
-            let kv = share(*kv_heads, o.tp).max(1.0);
-            let n = share(*heads, o.tp) * *head_dim as f64 + kv * (*head_dim + *head_dim_v) as f64;
-            s.elementwise_bytes_per_token += n * 2.0 * 3.0;
-            s.products.push(Product {
-                n,
-                k: *inputs as f64,
-                count,
-            });
-        }
-        Op::Experts {
-            experts,
-            top_k,
-            hidden,
-            intermediate,
-            gated,
-            ..
-        } => {
-            let ep = o.ep.max(1);
+        Shard::Experts { hidden, .. } => {
+            let Op::Experts {
+                experts,
+                top_k,
+                intermediate,
+                gated,
+                ..
+            } = weight.op
+            else {
+                return Ok(());
+            };
             let (moe, _) = calibration.moe(o.engine, o.experts.moe_key())?;
             let shape = ExpertShape {
-                experts: *experts as f64,
-                top_k: *top_k as f64,
-                hidden: *hidden as f64,
-                intermediate: *intermediate as f64,
-                matrices: if *gated { 3.0 } else { 2.0 },
-                tp: if ep > 1 { 1.0 } else { o.tp as f64 },
-                ep: ep as f64,
+                experts: experts as f64,
+                top_k: top_k as f64,
+                hidden: hidden as f64,
+                intermediate: intermediate as f64,
+                matrices: if gated { 3.0 } else { 2.0 },
+                tp: if o.ep > 1 { 1.0 } else { o.tp as f64 },
+                ep: o.ep as f64,
             };
             s.reductions += 1.0;
             s.experts = Some((
@@ -498,7 +498,7 @@ fn add_weight(s: &mut Stack, weight: &Weight, calibration: &Calibration, o: Step
                 },
             ));
         }
-        Op::Vocab { .. } | Op::Tensor { .. } => {}
+        Shard::Vocab { .. } | Shard::Plain { .. } => {}
     }
     Ok(())
 }

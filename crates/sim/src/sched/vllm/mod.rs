@@ -62,6 +62,11 @@ pub trait SchedulerEvents {
     fn finished(&mut self, step: u64, tag: u32, generated: u32, preemptions: u32, blocks: &BlockTables<'_>);
     /// A request can never run.
     fn rejected(&mut self, step: u64, tag: u32, reason: Rejection);
+    /// A request that does not decode yet computed `new_tokens` after `past_tokens`; `done` if it now has its first
+    /// (or, after a preemption, its next) token.
+    fn prefilled(&mut self, step: u64, tag: u32, new_tokens: u32, past_tokens: u32, done: bool) {
+        let _ = (step, tag, new_tokens, past_tokens, done);
+    }
 }
 
 /// Records nothing.
@@ -365,6 +370,15 @@ impl Scheduler {
         self.due.iter().copied().min().unwrap_or(self.tick) - self.tick
     }
 
+    /// Cached tokens of all decoding requests together: what decode attention reads in the coming step.
+    pub fn decode_context_tokens(&self) -> u64 {
+        self.running
+            .iter()
+            .filter(|&&r| self.requests[r as usize].decoding)
+            .map(|&r| u64::from(self.computed(r)))
+            .sum()
+    }
+
     /// Lets `steps` steps pass, at most [`Scheduler::idle_steps`].
     pub fn skip(&mut self, steps: u32) {
         self.tick += steps;
@@ -657,7 +671,10 @@ impl Scheduler {
             } else {
                 work.decode_requests -= 1;
                 work.prefill_tokens += request.scheduled;
+                let past = request.computed;
                 request.computed += request.scheduled;
+                let done = request.computed >= request.known;
+                events.prefilled(step, request.tag, request.scheduled, past, done);
             }
             if !request.decoding && request.computed < request.known {
                 let room = self.config.max_model_len - request.computed;

@@ -1,0 +1,232 @@
+//! The simulation against the replay, and against laws that any queueing system obeys.
+
+use kvwise_core::arch::{Config, family};
+use proptest::prelude::*;
+
+use super::*;
+use crate::cost::{Calibration, Engine, Precision, StepModel, StepOptions};
+use crate::replay::vllm::{Clock, EventLines, Isolation, ReplayConfig};
+use crate::sched::vllm::SchedulerConfig;
+use crate::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder};
+
+const LLAMA_8B: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128256, "max_position_embeddings": 131072, "torch_dtype": "bfloat16"}"#;
+
+fn step_model(gpu: &str) -> StepModel {
+    let config = Config::parse(LLAMA_8B.as_bytes()).unwrap();
+    let family::Reading::Model(model) = family::read("llama", &config).unwrap() else {
+        panic!("readable")
+    };
+    let options = StepOptions {
+        engine: Engine::Vllm,
+        tp: 1,
+        ep: 1,
+        linear: Precision::Bf16,
+        experts: Precision::Bf16,
+        kv_fp8: false,
+    };
+    StepModel::new(&model, &Calibration::embedded(gpu).unwrap(), options).unwrap()
+}
+
+/// A trace of shared prefixes: (gap in tenths of a second, prefix blocks, own blocks, output).
+fn trace_of(requests: &[(u32, u8, u8, u8)]) -> Trace {
+    let mut builder = TraceBuilder::new("test", 16, IdMeaning::Prefix);
+    let mut now = 0.0;
+    let mut own = 1000_u64;
+    for &(gap, shared, rest, output) in requests {
+        now += f64::from(gap) / 10.0;
+        let mut ids: Vec<u64> = (0..u64::from(shared)).collect();
+        for _ in 0..=rest {
+            own += 1;
+            ids.push(own);
+        }
+        builder
+            .push(&NewRequest {
+                arrival: Some(now),
+                input_len: Some(ids.len() as u64 * 16),
+                output_len: Some(u64::from(output) + 1),
+                prompt: PromptIds::Blocks(&ids),
+                ..NewRequest::default()
+            })
+            .unwrap();
+    }
+    builder.finish()
+}
+
+fn scheduler(num_blocks: u32) -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 128,
+        max_model_len: 2048,
+        ..SchedulerConfig::new(num_blocks, 16)
+    }
+}
+
+fn simulate(trace: &Trace, num_blocks: u32, clock: StepClock<'_>, arrivals: Arrivals) -> Run {
+    let deployment = Deployment {
+        scheduler: scheduler(num_blocks),
+        clock,
+        host: HostTimes::default(),
+        isolation: Isolation::default(),
+    };
+    run(trace, &deployment, arrivals, ()).unwrap().0
+}
+
+fn requests() -> impl Strategy<Value = Vec<(u32, u8, u8, u8)>> {
+    prop::collection::vec((0_u32..30, 0_u8..6, 0_u8..12, 0_u8..60), 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn without_a_model_clock_the_simulation_is_the_replay(requests in requests(), blocks in 24_u32..80) {
+        let trace = trace_of(&requests);
+        let config = ReplayConfig {
+            scheduler: scheduler(blocks),
+            clock: Clock::Seconds { step_time: 0.05 },
+            isolation: Isolation::default(),
+        };
+        let mut replayed = EventLines::new(&trace);
+        let summary = crate::replay::vllm::run(&trace, &config, &mut replayed, |_| Ok(())).unwrap();
+        let deployment = Deployment {
+            scheduler: scheduler(blocks),
+            clock: StepClock::Fixed(0.05),
+            host: HostTimes::default(),
+            isolation: Isolation::default(),
+        };
+        let events = EventLines::new(&trace);
+        let (result, simulated) =
+            run(&trace, &deployment, Arrivals::Trace { speed: 1.0 }, events).unwrap();
+        prop_assert_eq!(replayed.text, simulated.text);
+        prop_assert_eq!(result.preemptions, summary.preemptions);
+        prop_assert_eq!(result.hit_tokens, summary.hit_tokens);
+    }
+
+    #[test]
+    fn every_request_ends_once_with_all_its_tokens_and_times_in_order(requests in requests(), blocks in 24_u32..80) {
+        let trace = trace_of(&requests);
+        let model = step_model("l40s");
+        let result = simulate(&trace, blocks, StepClock::Model(&model), Arrivals::Trace { speed: 1.0 });
+        for (i, r) in result.records.iter().enumerate() {
+            if r.rejected {
+                continue;
+            }
+            prop_assert_eq!(r.output_tokens, trace.output_len(i).max(1));
+            prop_assert!(r.arrival_s <= r.admitted_s, "{r:?}");
+            prop_assert!(r.admitted_s < r.first_token_s && r.first_token_s <= r.finished_s, "{r:?}");
+        }
+        let busy = result.busy.total_s() + result.host_s;
+        prop_assert!((busy + result.idle_s - result.end_s).abs() < 1e-6 * result.end_s.max(1.0));
+    }
+
+    #[test]
+    fn a_faster_gpu_finishes_no_later(requests in requests()) {
+        let trace = trace_of(&requests);
+        let (slow, fast) = (step_model("l40s"), step_model("h200_sxm"));
+        let closed = Arrivals::Closed { concurrency: 4 };
+        let slow = simulate(&trace, 4096, StepClock::Model(&slow), closed);
+        let fast = simulate(&trace, 4096, StepClock::Model(&fast), closed);
+        prop_assert!(fast.end_s <= slow.end_s);
+    }
+}
+
+#[test]
+fn little_s_law_holds_in_a_closed_loop() {
+    let lengths = Lengths {
+        input_tokens: 600,
+        output_tokens: 200,
+        ratio: 0.5,
+    };
+    let trace = closed_loop(lengths, 200, 7).unwrap();
+    let model = step_model("h100_sxm");
+    let result = simulate(
+        &trace,
+        4096,
+        StepClock::Model(&model),
+        Arrivals::Closed { concurrency: 4 },
+    );
+    let inside: f64 = result.records.iter().map(|r| r.finished_s - r.arrival_s).sum();
+    let mean = inside / result.end_s;
+    assert!((mean - 4.0).abs() < 0.1, "mean number in the system {mean}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_seed_another_one() {
+    let lengths = Lengths {
+        input_tokens: 600,
+        output_tokens: 200,
+        ratio: 0.5,
+    };
+    let model = step_model("h100_sxm");
+    let of = |seed| {
+        let trace = open_loop(lengths, 50, 3.0, 1.0, seed).unwrap();
+        simulate(
+            &trace,
+            4096,
+            StepClock::Model(&model),
+            Arrivals::Trace { speed: 1.0 },
+        )
+        .end_s
+    };
+    assert_eq!(of(1).to_bits(), of(1).to_bits());
+    assert_ne!(of(1).to_bits(), of(2).to_bits());
+}
+
+#[test]
+fn senseless_workloads_are_refused_with_the_flag_s_name() {
+    let lengths = Lengths {
+        input_tokens: 600,
+        output_tokens: 200,
+        ratio: 0.5,
+    };
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(
+            open_loop(lengths, 5, rate, 1.0, 0)
+                .unwrap_err()
+                .to_string()
+                .contains("--rate")
+        );
+    }
+    assert!(
+        closed_loop(lengths, 0, 0)
+            .unwrap_err()
+            .to_string()
+            .contains("--requests")
+    );
+    assert!(
+        closed_loop(
+            Lengths {
+                ratio: 1.5,
+                ..lengths
+            },
+            5,
+            0
+        )
+        .unwrap_err()
+        .to_string()
+        .contains("--length-ratio")
+    );
+    assert!(
+        closed_loop(
+            Lengths {
+                input_tokens: 0,
+                ..lengths
+            },
+            5,
+            0
+        )
+        .is_err()
+    );
+    let trace = closed_loop(lengths, 5, 0).unwrap();
+    let deployment = Deployment {
+        scheduler: scheduler(4096),
+        clock: StepClock::Fixed(0.05),
+        host: HostTimes::default(),
+        isolation: Isolation::default(),
+    };
+    assert!(run(&trace, &deployment, Arrivals::Closed { concurrency: 0 }, ()).is_err());
+    let error = run(&trace, &deployment, Arrivals::Trace { speed: 1.0 }, ()).unwrap_err();
+    assert!(error.to_string().contains("no arrival times"));
+}
