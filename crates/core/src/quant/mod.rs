@@ -35,6 +35,8 @@ enum Rule {
         ignore: Ignore,
         head: bool,
         experts_only: bool,
+        /// Scheme of routed experts where it is another one (DeepSeek-V4).
+        experts: Option<Scheme>,
     },
     /// A scheme by target (llm-compressor).
     Groups(compressed_tensors::Groups),
@@ -99,7 +101,7 @@ impl Quantization {
         };
         let read = match method.as_str() {
             "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q)?,
-            "fp8" | "deepseek_v4_fp8" => fp8(&q)?,
+            "fp8" | "deepseek_v4_fp8" => deepseek_v4_experts(file, fp8(&q)?)?,
             "awq" | "awq_marlin" => packed(&q, Layout::Awq)?,
             "gptq" | "gptq_marlin" | "auto_gptq" => packed(&q, Layout::Gptq)?,
             "compressed-tensors" => compressed_tensors::read(&q)?,
@@ -175,6 +177,7 @@ impl Quantization {
                 ignore,
                 head: false,
                 experts_only: false,
+                experts: None,
             },
             cache_scales,
             padding: Mxfp4Padding::TRITON,
@@ -212,13 +215,15 @@ impl Quantization {
                 ignore,
                 head,
                 experts_only,
+                experts,
             } => {
                 let wanted = if is_head {
                     *head
                 } else {
                     is_experts || !*experts_only
                 };
-                (wanted && !ignore.skips(&path)).then_some(*scheme)
+                let scheme = experts.filter(|_| is_experts).unwrap_or(*scheme);
+                (wanted && !ignore.skips(&path)).then_some(scheme)
             }
             Rule::Groups(groups) => groups.scheme(&path, is_head, is_experts),
             Rule::Listed(listed) => listed.scheme(&path, is_experts),
@@ -364,6 +369,26 @@ fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
     let mut read = Quantization::uniform(name, scheme, ignore, CacheScales::None);
     if let Rule::Uniform { head, .. } = &mut read.rule {
         *head = q.flag("lm_head", false)?;
+    }
+    Ok(read)
+}
+
+/// DeepSeek-V4's checkpoints keep routed experts in MXFP4 unless `expert_dtype` says fp8 (vLLM 0.32.0,
+/// `models/deepseek_v4/quant_config.py`).
+fn deepseek_v4_experts(file: &Config, mut read: Quantization) -> Result<Quantization> {
+    if file.str("model_type")? == Some("deepseek_v4")
+        && let Rule::Uniform { experts, .. } = &mut read.rule
+    {
+        match file.str("expert_dtype")?.unwrap_or("fp4") {
+            "fp4" => *experts = Some(Scheme::Mxfp4),
+            "fp8" => {}
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{} is {other:?}, vLLM 0.32.0 knows fp4 and fp8",
+                    file.name("expert_dtype")
+                )));
+            }
+        }
     }
     Ok(read)
 }

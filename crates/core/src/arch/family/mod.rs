@@ -4,6 +4,7 @@
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
 mod deepseek;
+mod deepseek_v4;
 pub(crate) mod defaults;
 mod delta;
 pub mod dense;

@@ -5,8 +5,8 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, delta, gemma, generic, gpt, hy_v4, hybrid, llama, llama4, mamba, mimo_v2, minimax, mixtral,
-    phi4_multimodal, qwen, shared_moe, special, step, whisper,
+    deepseek, deepseek_v4, delta, gemma, generic, gpt, hy_v4, hybrid, llama, llama4, mamba, mimo_v2, minimax,
+    mixtral, phi4_multimodal, qwen, shared_moe, special, step, whisper,
 };
 use crate::Result;
 
@@ -390,6 +390,7 @@ const ROWS: &[(&[&str], Reader)] = &[
         ],
         Own(deepseek::v2),
     ),
+    (&["DeepseekV4ForCausalLM"], Own(deepseek_v4::v4)),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
     (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
