@@ -141,6 +141,41 @@ fn a_class_that_left_the_engine_is_refused_with_its_last_version() {
     assert!(refusal.reason.contains("until v0.23.0"), "{}", refusal.reason);
 }
 
+/// Classes of which vLLM 0.32.0 started none: not in its registry, or not usable by its generic backend.
+#[test]
+fn classes_that_the_engine_cannot_run_are_refused() {
+    for class in [
+        "BambaForCausalLM",
+        "BartForConditionalGeneration",
+        "ChameleonForConditionalGeneration",
+        "CodeGenForCausalLM",
+        "CpmAntForCausalLM",
+        "DiffLlamaForCausalLM",
+        "Dots1ForCausalLM",
+        "GPTNeoForCausalLM",
+        "GPTNeoXJapaneseForCausalLM",
+        "MiniMaxForCausalLM",
+        "OpenAIGPTLMHeadModel",
+        "RecurrentGemmaForCausalLM",
+        "ReformerModelWithLMHead",
+        "RwkvForCausalLM",
+        "T5ForConditionalGeneration",
+        "XGLMForCausalLM",
+        "XLNetLMHeadModel",
+        "ZambaForCausalLM",
+        "xLSTMForCausalLM",
+    ] {
+        let Value::Object(map) = json!({"architectures": [class], "model_type": "x"}) else {
+            unreachable!()
+        };
+        let reading = family::read("x", &Config::from_map(map)).unwrap();
+        let family::Reading::Refused(refusal) = reading else {
+            panic!("{class} is read");
+        };
+        assert!(refusal.reason.contains(class), "{}", refusal.reason);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

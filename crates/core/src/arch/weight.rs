@@ -237,7 +237,9 @@ impl Part {
             Self::Groups { units, width } if ranks > 0 && units.is_multiple_of(ranks) => {
                 mul(what, &[units / ranks, width])
             }
-            Self::Groups { width, .. } => Ok(width),
+            // Fewer groups than ranks are replicated, but only evenly.
+            Self::Groups { units, width } if units > 0 && ranks.is_multiple_of(units) => Ok(width),
+            Self::Groups { units, .. } => divide(what, "groups", units, ranks),
         }
     }
 }

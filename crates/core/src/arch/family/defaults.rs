@@ -35,23 +35,37 @@ struct Class {
     c: Option<String>,
 }
 
-fn class(model_type: &str) -> Result<Option<Class>> {
-    static LINES: OnceLock<HashMap<&str, &str>> = OnceLock::new();
+/// One line of the table, parsed when it is first needed.
+struct Line {
+    text: &'static str,
+    class: OnceLock<Class>,
+}
+
+fn class(model_type: &str) -> Result<Option<&'static Class>> {
+    static LINES: OnceLock<HashMap<&str, Line>> = OnceLock::new();
     let lines = LINES.get_or_init(|| {
         TABLE
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.split_once('\t'))
+            .map(|(model_type, text)| {
+                let class = OnceLock::new();
+                (model_type, Line { text, class })
+            })
             .collect()
     });
-    let Some(text) = lines.get(model_type) else {
+    let Some(line) = lines.get(model_type) else {
         return Ok(None);
     };
-    serde_json::from_str(text).map(Some).map_err(|e| {
+    if let Some(class) = line.class.get() {
+        return Ok(Some(class));
+    }
+    let parsed = serde_json::from_str(line.text).map_err(|e| {
         Error::input(format!(
             "the table of model types is damaged at {model_type}: {e}"
         ))
-    })
+    })?;
+    Ok(Some(line.class.get_or_init(|| parsed)))
 }
 
 /// The class that generates text for this `model_type` (transformers' causal-language-model mapping).
@@ -59,7 +73,7 @@ fn class(model_type: &str) -> Result<Option<Class>> {
 /// # Errors
 /// If the built-in table is damaged.
 pub(crate) fn text_class(model_type: &str) -> Result<Option<String>> {
-    Ok(class(model_type)?.and_then(|c| c.c))
+    Ok(class(model_type)?.and_then(|c| c.c.clone()))
 }
 
 /// The configuration with every field that its class knows: second spellings resolved, defaults filled in,

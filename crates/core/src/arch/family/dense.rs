@@ -338,15 +338,24 @@ impl Dense {
         })
     }
 
-    /// Attention, caches and norms of layer `i`, without a feed-forward part.
-    pub fn layer(&self, i: usize) -> Layer {
-        let attend = self.attends.get(i).copied().unwrap_or(Attend::Full);
+    /// Attention and norms, which every layer has alike.
+    fn shared_weights(&self) -> Vec<Weight> {
         let mut weights = self.attention.weights(self.hidden);
         weights.extend(
             self.norms
                 .iter()
                 .filter_map(|name| self.norm.weights(name, self.hidden)),
         );
+        weights
+    }
+
+    /// Attention, caches and norms of layer `i`, without a feed-forward part.
+    pub fn layer(&self, i: usize) -> Layer {
+        self.layer_of(i, self.shared_weights())
+    }
+
+    fn layer_of(&self, i: usize, weights: Vec<Weight>) -> Layer {
+        let attend = self.attends.get(i).copied().unwrap_or(Attend::Full);
         Layer {
             caches: vec![self.attention.cache(attend)],
             weights,
@@ -358,8 +367,9 @@ impl Dense {
     /// # Errors
     /// None of its own; the type is shared with [`Dense::build_with`].
     pub fn build(&self) -> Result<Decoder> {
+        let mlp = self.mlp.weights(self.hidden);
         self.build_with(|_, layer| {
-            layer.weights.extend(self.mlp.weights(self.hidden));
+            layer.weights.extend(mlp.iter().cloned());
             Ok(())
         })
     }
@@ -370,8 +380,9 @@ impl Dense {
     /// Those of `finish`.
     pub fn build_with(&self, mut finish: impl FnMut(usize, &mut Layer) -> Result<()>) -> Result<Decoder> {
         let mut layers = Vec::with_capacity(self.attends.len());
+        let shared = self.shared_weights();
         for i in 0..self.attends.len() {
-            let mut layer = self.layer(i);
+            let mut layer = self.layer_of(i, shared.clone());
             finish(i, &mut layer)?;
             layers.push(layer);
         }

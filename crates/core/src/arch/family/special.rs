@@ -460,15 +460,23 @@ pub(crate) fn jetmoe(t: &Text) -> Result<Decoder> {
     })
 }
 
-/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo, `HunYuan`.
+/// Mixtures of experts that the generic backend builds: Mellum, FlexOlmo, `HunYuan`, Phi-MoE (whose
+/// head's bias is dropped).
 pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
     let hunyuan = t.model_type()? == "hunyuan_v1_moe";
-    let mut d = if t.model_type()? == "flex_olmo" {
-        generic::olmo_base(t)?
-    } else {
-        let mut d = llama::base(t)?;
-        d.attention.qk_norm = QkNorm::Head(Norm::Scale);
-        d
+    let mut d = match t.model_type()? {
+        "flex_olmo" => generic::olmo_base(t)?,
+        "phimoe" => {
+            let mut d = llama::base(t)?;
+            d.norm = Norm::ScaleAndShift;
+            d.ends.final_norm = Norm::ScaleAndShift;
+            d
+        }
+        _ => {
+            let mut d = llama::base(t)?;
+            d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+            d
+        }
     };
     let width = if hunyuan {
         t.intermediate()?
