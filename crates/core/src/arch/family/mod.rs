@@ -1,6 +1,6 @@
 //! One description of each architecture: from its configuration to a [`Model`].
 //!
-//! A row of [`registry`] names the classes and the function that reads them. [`Text`] finds the language model's
+//! A row of the registry names the classes and the function that reads them. [`Text`] finds the language model's
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
 mod deepseek;

@@ -229,7 +229,9 @@ impl<'a> Planner<'a> {
 
     fn run(&mut self, available_bytes: &[u64]) -> Result<Result<Layout, Refusal>> {
         let kinds = Kinds::of(self.model);
-        self.check_parallel(&kinds);
+        if let Some(refusal) = super::parallel::check(self.model, self.settings, kinds.latent) {
+            self.refused.get_or_insert(refusal);
+        }
         let limits = self.limits(&kinds)?;
         let (extra, retained) = match &self.settings.speculative {
             None => (Vec::new(), 0),
@@ -447,72 +449,6 @@ impl<'a> Planner<'a> {
             }
         };
         Ok((Some(concurrency), Some(tokens)))
-    }
-
-    /// Divisibility rules that the engine checks before it builds the model (`config/model.py`,
-    /// `verify_with_parallel_config`; `config/parallel.py`).
-    fn check_parallel(&mut self, kinds: &Kinds) {
-        let tp = self.settings.tensor_parallel_size;
-        let dcp = self.settings.decode_context_parallel_size;
-        if !tp.is_multiple_of(dcp) {
-            self.refuse(
-                RefusalKind::DecodeContextParallel,
-                format!("tp_size={tp} must be divisible by dcp_size={dcp}."),
-            );
-        }
-        let heads = self.model.num_attention_heads;
-        if !heads.is_multiple_of(tp) {
-            self.refuse(
-                RefusalKind::TensorParallel,
-                format!("Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tp})."),
-            );
-        }
-        let kv_heads = self.model.num_kv_heads;
-        if dcp > 1 && !kinds.latent && kv_heads > 0 {
-            if tp <= kv_heads {
-                self.refuse(
-                    RefusalKind::DecodeContextParallel,
-                    format!(
-                        "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the model's total number of KV heads ({kv_heads})."
-                    ),
-                );
-            } else if dcp > tp / kv_heads {
-                self.refuse(
-                    RefusalKind::DecodeContextParallel,
-                    format!(
-                        "`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({}) for `--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads.",
-                        tp / kv_heads
-                    ),
-                );
-            } else if !(heads / kv_heads).is_multiple_of(dcp) {
-                self.refuse(
-                    RefusalKind::DecodeContextParallel,
-                    format!(
-                        "The model's number of query heads per KV head ({}) must be divisible by `--decode-context-parallel-size` ({dcp}) for GQA/MQA.",
-                        heads / kv_heads
-                    ),
-                );
-            }
-        }
-        let stages = self.settings.pipeline_parallel_size;
-        if stages > self.model.layers.len() as u64 {
-            self.refuse(
-                RefusalKind::PipelineParallel,
-                format!(
-                    "{} layers cannot be divided over {stages} pipeline stages",
-                    self.model.layers.len()
-                ),
-            );
-        }
-        if let Some(speculative) = &self.settings.speculative
-            && self.settings.async_scheduling == Some(true)
-            && !speculative.method.supports_async()
-        {
-            self.refuse(
-                RefusalKind::Speculative,
-                "Currently, async scheduling is only supported with EAGLE/MTP/Draft Model/NGram GPU/DSpark/DFlash kind of speculative decoding".to_owned(),
-            );
-        }
     }
 
     fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {

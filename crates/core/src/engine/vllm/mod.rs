@@ -16,12 +16,17 @@
 pub mod backend;
 pub mod block_size;
 #[cfg(test)]
+mod cases;
+mod deepseek_v4;
+#[cfg(test)]
 mod golden;
 pub mod gpu;
 pub mod group;
+mod kernel_fit;
 pub mod kv_dtype;
 mod layout;
 mod packed;
+mod parallel;
 #[cfg(test)]
 mod properties;
 pub mod publish;

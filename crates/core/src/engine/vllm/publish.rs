@@ -1,16 +1,18 @@
 //! From the model's caches to the specs that its layers publish on one rank.
 
-use super::backend::{Backend, Demand, KernelBlock, select};
+use super::backend::{Backend, Demand, select};
 use super::block_size::{BlockSizes, block_sizes};
+use super::deepseek_v4::deepseek_v4;
 use super::gpu::Gpu;
+use super::kernel_fit::{stride, window_block_size};
 use super::kv_dtype::KvDtype;
 use super::refusal::{Refusal, RefusalKind};
 use super::settings::Settings;
 use super::spec::{Spec, SpecKind, StrideAlignment};
 use super::state::{StateContext, StateShape};
+use crate::Result;
 use crate::arch::{Cache, CacheKind, Heads, Layer, Model};
 use crate::dtype::Dtype;
-use crate::{Error, Result};
 
 /// Caches of a model on one tensor-parallel rank, in the order the engine registers them.
 #[derive(Debug, Clone, PartialEq)]
@@ -599,7 +601,13 @@ fn sixteen_bit(dtype: Option<Dtype>) -> Dtype {
     }
 }
 
-fn latent(kind: SpecKind, block_size: u64, width: u64, content_bytes: u64, kv_dtype: KvDtype) -> Spec {
+pub(crate) fn latent(
+    kind: SpecKind,
+    block_size: u64,
+    width: u64,
+    content_bytes: u64,
+    kv_dtype: KvDtype,
+) -> Spec {
     Spec {
         kind,
         block_size,
@@ -615,138 +623,4 @@ fn latent(kind: SpecKind, block_size: u64, width: u64, content_bytes: u64, kv_dt
         stride: StrideAlignment::Any,
         dcp_sharded: true,
     }
-}
-
-/// Alignment of block strides that a backend asks for (`customize_spec` of the sparse backends, and
-/// `v1/worker/utils.py` `customize_attention_spec` for those with fixed kernel blocks).
-fn stride(
-    backend: Backend,
-    kernels: &[KernelBlock],
-    content_bytes: u64,
-    kv_dtype: KvDtype,
-    gpu: Gpu,
-) -> StrideAlignment {
-    match backend {
-        Backend::FlashMlaSparse if !kv_dtype.is_16_bit() && gpu.major != 10 => {
-            return StrideAlignment::KernelBlock(64);
-        }
-        Backend::FlashMlaSparse | Backend::FlashAttnMlaSparse | Backend::FlashInferMlaSparseSm90 => {
-            return StrideAlignment::Bytes(content_bytes);
-        }
-        Backend::FlashInferMlaSparse => return StrideAlignment::Bytes(content_bytes.saturating_mul(32)),
-        Backend::FlashInferMlaSparseSm120 => return StrideAlignment::Bytes(content_bytes.saturating_mul(64)),
-        _ => {}
-    }
-    let mut largest = 0;
-    for kernel in kernels {
-        match kernel {
-            KernelBlock::Exactly(tokens) => largest = largest.max(*tokens),
-            KernelBlock::MultipleOf(_) => return StrideAlignment::Any,
-        }
-    }
-    StrideAlignment::KernelBlock(largest)
-}
-
-/// Block size of a sliding-window layer: the largest kernel block whose page fits the primary page, or the shared
-/// one of layers left out of quantisation (`layers/attention/attention.py`, `_largest_kernel_block_within`).
-fn window_block_size(
-    kernels: &[KernelBlock],
-    per_token_bytes: u64,
-    shared: Option<u64>,
-    block_size: u64,
-) -> Result<u64> {
-    let budget = match shared {
-        Some(bytes) => bytes,
-        None => per_token_bytes
-            .checked_mul(block_size)
-            .ok_or_else(|| Error::overflow("the bytes of one layer's block"))?,
-    };
-    let most = budget / per_token_bytes;
-    let candidates = kernels.iter().map(|kernel| match kernel {
-        KernelBlock::Exactly(tokens) => *tokens,
-        KernelBlock::MultipleOf(base) => (*base).max(most / base * base),
-    });
-    let smallest = candidates.clone().min().unwrap_or(block_size);
-    Ok(candidates
-        .filter(|&tokens| tokens <= most)
-        .max()
-        .unwrap_or(smallest))
-}
-
-/// The caches of one DeepSeek-V4 layer in the order of registration: the indexer's keys and compressor state
-/// (ratio 4), the window, the compressed latents and their compressor state (ratio above 1).
-///
-/// Sources (vLLM 0.32.0): `models/deepseek_v4/attention.py`, `models/deepseek_v4/compressor.py`,
-/// `v1/attention/backends/mla/sparse_swa.py`. An entry of the `fp8_ds_mla` format is 448 bytes without and 128 with
-/// rotary embedding and 8 of scales.
-fn deepseek_v4(
-    ratio: u64,
-    head_dim: u64,
-    window: u64,
-    index_head_dim: u64,
-    block_size: u64,
-    specs: &mut Vec<Spec>,
-) -> Result<()> {
-    const ENTRY_BYTES: u64 = 584;
-    const ALIGNMENT_BYTES: u64 = 576;
-    const WINDOW_BLOCK: u64 = 64;
-    let mut push = |kind, block_size, width, content_bytes, tokens_per_state| -> Result<()> {
-        let spec = Spec {
-            tokens_per_state,
-            page_alignment_bytes: ALIGNMENT_BYTES,
-            stride: match kind {
-                SpecKind::Latent { .. } => StrideAlignment::KernelBlock(256),
-                _ => StrideAlignment::Any,
-            },
-            ..latent(kind, block_size, width, content_bytes, KvDtype::Fp8DsMla)
-        };
-        specs.push(spec.aligned()?);
-        Ok(())
-    };
-    // Two overlapping windows of the compressor for ratio 4, one for 128; keys and scores in float32.
-    let overlap = if ratio == 4 { 2 } else { 1 };
-    let state = |dim: u64| {
-        dim.checked_mul(2 * overlap)
-            .filter(|&width| width < 1 << 40)
-            .map(|width| (width, width * 4))
-            .ok_or_else(|| Error::overflow("the compressor's state"))
-    };
-    let state_block = if ratio == 4 { 4 } else { 8 };
-    let state_kind = SpecKind::SlidingLatent {
-        window: overlap * ratio.max(1),
-        extra: 0,
-    };
-    if ratio == 4 {
-        let key_bytes = index_head_dim
-            .checked_add(index_head_dim / 128 * 4)
-            .ok_or_else(|| Error::overflow("the indexer's key"))?;
-        push(
-            SpecKind::Latent { indexer: true },
-            block_size,
-            key_bytes,
-            key_bytes,
-            ratio,
-        )?;
-        let (width, bytes) = state(index_head_dim)?;
-        push(state_kind, state_block, width, bytes, 1)?;
-    }
-    push(
-        SpecKind::SlidingLatent { window, extra: 0 },
-        WINDOW_BLOCK,
-        head_dim,
-        ENTRY_BYTES,
-        1,
-    )?;
-    if ratio > 1 {
-        push(
-            SpecKind::Latent { indexer: false },
-            block_size,
-            head_dim,
-            ENTRY_BYTES,
-            ratio,
-        )?;
-        let (width, bytes) = state(head_dim)?;
-        push(state_kind, state_block, width, bytes, 1)?;
-    }
-    Ok(())
 }
