@@ -4,75 +4,71 @@ use super::refusal::{Refusal, RefusalKind};
 use super::settings::Settings;
 use crate::arch::Model;
 
-fn refuse(kind: RefusalKind, reason: String) -> Option<Refusal> {
-    Some(Refusal::new(kind, reason))
-}
-
 /// Divisibility rules that the engine checks before it builds the model (`config/model.py`,
 /// `verify_with_parallel_config`; `config/parallel.py`).
 pub(crate) fn check(model: &Model, settings: &Settings, latent: bool) -> Option<Refusal> {
     let tp = settings.tensor_parallel_size;
     let dcp = settings.decode_context_parallel_size;
     if !tp.is_multiple_of(dcp) {
-        return refuse(
+        return Some(Refusal::new(
             RefusalKind::DecodeContextParallel,
             format!("tp_size={tp} must be divisible by dcp_size={dcp}."),
-        );
+        ));
     }
     let heads = model.num_attention_heads;
     if !heads.is_multiple_of(tp) {
-        return refuse(
+        return Some(Refusal::new(
             RefusalKind::TensorParallel,
             format!(
                 "Total number of attention heads ({heads}) must be divisible by tensor parallel size ({tp})."
             ),
-        );
+        ));
     }
     let kv_heads = model.num_kv_heads;
     if dcp > 1 && !latent && kv_heads > 0 {
         if tp <= kv_heads {
-            return refuse(
+            return Some(Refusal::new(
                 RefusalKind::DecodeContextParallel,
                 format!(
                     "Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the model's total number of KV heads ({kv_heads})."
                 ),
-            );
+            ));
         } else if dcp > tp / kv_heads {
-            return refuse(
+            return Some(Refusal::new(
                 RefusalKind::DecodeContextParallel,
                 format!(
                     "`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({}) for `--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads.",
                     tp / kv_heads
                 ),
-            );
+            ));
         } else if !(heads / kv_heads).is_multiple_of(dcp) {
-            return refuse(
+            return Some(Refusal::new(
                 RefusalKind::DecodeContextParallel,
                 format!(
                     "The model's number of query heads per KV head ({}) must be divisible by `--decode-context-parallel-size` ({dcp}) for GQA/MQA.",
                     heads / kv_heads
                 ),
-            );
+            ));
         }
     }
     let stages = settings.pipeline_parallel_size;
     if stages > model.layers.len() as u64 {
-        return refuse(
+        return Some(Refusal::new(
             RefusalKind::PipelineParallel,
             format!(
                 "{} layers cannot be divided over {stages} pipeline stages",
                 model.layers.len()
             ),
-        );
+        ));
     }
     if let Some(speculative) = &settings.speculative
         && settings.async_scheduling == Some(true)
         && !speculative.method.supports_async()
     {
-        return refuse(
+        return Some(Refusal::new(
             RefusalKind::Speculative,
             "Currently, async scheduling is only supported with EAGLE/MTP/Draft Model/NGram GPU/DSpark/DFlash kind of speculative decoding".to_owned(),
-        );
+        ));
     }
     None
 }
