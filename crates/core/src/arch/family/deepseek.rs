@@ -35,16 +35,21 @@ pub(crate) fn latent(
     let mut d = plain(t)?;
     d.norms = norms;
     let hidden = d.hidden;
+    // Layers of a kind are alike: made once and copied.
+    let attention = [mla.weights(hidden, false), mla.weights(hidden, true)];
+    let experts = moe.map(|moe| moe.weights(hidden));
+    let dense = d.mlp.weights(hidden);
     let mut decoder = d.build_with(|i, layer| {
         let indexed = indexed.get(i).copied().unwrap_or(false);
         let norms: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
         layer.caches = mla.caches(indexed);
-        layer.weights = mla.weights(hidden, indexed);
+        layer.weights.clone_from(&attention[usize::from(indexed)]);
         layer.weights.extend(norms);
-        match moe {
-            Some(moe) if sparse.get(i).copied().unwrap_or(true) => layer.weights.extend(moe.weights(hidden)),
-            _ => layer.weights.extend(d.mlp.weights(hidden)),
-        }
+        let feed = match &experts {
+            Some(experts) if sparse.get(i).copied().unwrap_or(true) => experts,
+            _ => &dense,
+        };
+        layer.weights.extend(feed.iter().cloned());
         Ok(())
     })?;
     decoder.mtp_layers = t.config.dim_or("num_nextn_predict_layers", 0)?;

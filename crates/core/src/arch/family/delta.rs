@@ -168,39 +168,34 @@ pub(crate) fn qwen(t: &Text) -> Result<Decoder> {
     let dense_only = c.u64s("mlp_only_layers")?.unwrap_or_default();
     let hidden = d.hidden;
     let attends = attending(t)?;
-    let mut decoder = d.build_with(|_, _| Ok(()))?;
-    for (i, layer) in decoder.layers.iter_mut().enumerate() {
+    // Queries carry an output gate: twice the heads in the projection, not in the cache.
+    let mut projected = d.attention.clone();
+    projected.heads *= if gated { 2 } else { 1 };
+    let output = |w: &Weight| w.name.ends_with("o_proj");
+    let mut attention: Vec<Weight> = projected.weights(hidden);
+    attention.retain(|w| !output(w));
+    attention.extend(d.attention.weights(hidden).into_iter().filter(output));
+    // Layers of a kind are alike: made once and copied.
+    let delta = net.qwen_weights(hidden);
+    let norms: Vec<Weight> = d.norms.iter().map(|name| Weight::norm(*name, hidden)).collect();
+    let experts = moe.map(|moe| moe.weights(hidden));
+    let dense = d.mlp.weights(hidden);
+    let mut decoder = d.build_with(|i, layer| {
         let index = i as u64;
-        let mut weights = Vec::new();
         if attends.get(i) == Some(&true) {
-            // Queries carry an output gate: twice the heads in the projection, not in the cache.
-            let mut attention = d.attention.clone();
-            attention.heads *= if gated { 2 } else { 1 };
-            weights.extend(
-                attention
-                    .weights(hidden)
-                    .into_iter()
-                    .filter(|w| !w.name.ends_with("o_proj")),
-            );
-            weights.extend(
-                d.attention
-                    .weights(hidden)
-                    .into_iter()
-                    .filter(|w| w.name.ends_with("o_proj")),
-            );
+            layer.weights.clone_from(&attention);
         } else {
             layer.caches = vec![net.cache()];
-            weights.extend(net.qwen_weights(hidden));
+            layer.weights.clone_from(&delta);
         }
-        weights.extend(d.norms.iter().map(|name| Weight::norm(*name, hidden)));
-        match &moe {
-            Some(moe) if !dense_only.contains(&index) && (index + 1).is_multiple_of(step) => {
-                weights.extend(moe.weights(hidden));
-            }
-            _ => weights.extend(d.mlp.weights(hidden)),
-        }
-        layer.weights = weights;
-    }
+        layer.weights.extend(norms.iter().cloned());
+        let feed = match &experts {
+            Some(experts) if !dense_only.contains(&index) && (index + 1).is_multiple_of(step) => experts,
+            _ => &dense,
+        };
+        layer.weights.extend(feed.iter().cloned());
+        Ok(())
+    })?;
     decoder.mtp_layers = c.dim_or("mtp_num_hidden_layers", c.dim_or("num_nextn_predict_layers", 0)?)?;
     Ok(decoder)
 }

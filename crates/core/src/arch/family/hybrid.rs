@@ -388,7 +388,9 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     let letters = nemotron_h_pattern(t)?;
     // Files without a state layer need not describe one.
     let mixer = if letters.contains(&'M') {
-        Some(nemotron_h_mixer(t)?)
+        let mixer = nemotron_h_mixer(t)?;
+        let weights = mixer.weights(hidden);
+        Some((mixer, weights))
     } else {
         None
     };
@@ -396,22 +398,31 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
         Some(serde_json::Value::Array(_)) => c.u64s("intermediate_size")?.unwrap_or_default(),
         _ => vec![c.dim_or("intermediate_size", 0)?],
     };
+    let experts = if letters.contains(&'E') {
+        Some(nemotron_h_experts(t, hidden)?)
+    } else {
+        None
+    };
     let mut dense_layers = 0;
     let mut layers = Vec::with_capacity(letters.len());
     for kind in letters {
         let mut layer = Layer::default();
         match kind {
             'M' => {
-                if let Some(mixer) = &mixer {
+                if let Some((mixer, weights)) = &mixer {
                     layer.caches.push(mixer.cache());
-                    layer.weights = mixer.weights(hidden);
+                    layer.weights.clone_from(weights);
                 }
             }
             '*' => {
                 layer.caches.push(attention.cache(Attend::Full));
                 layer.weights = attention.weights(hidden);
             }
-            'E' => layer.weights = nemotron_h_experts(t, hidden)?,
+            'E' => {
+                if let Some(weights) = &experts {
+                    layer.weights.clone_from(weights);
+                }
+            }
             _ => {
                 let width = *widths.get(dense_layers).or(widths.first()).unwrap_or(&0);
                 dense_layers += 1;

@@ -240,12 +240,14 @@ impl Dense {
     /// # Errors
     /// None of its own; see [`Dense::build_with`].
     pub fn build_moe(&self, moe: &Moe, sparse: &[bool]) -> Result<Decoder> {
+        let (experts, dense) = (moe.weights(self.hidden), self.mlp.weights(self.hidden));
         self.build_with(|i, layer| {
-            layer.weights.extend(if sparse.get(i).copied().unwrap_or(true) {
-                moe.weights(self.hidden)
+            let feed = if sparse.get(i).copied().unwrap_or(true) {
+                &experts
             } else {
-                self.mlp.weights(self.hidden)
-            });
+                &dense
+            };
+            layer.weights.extend(feed.iter().cloned());
             Ok(())
         })
     }
