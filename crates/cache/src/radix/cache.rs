@@ -8,6 +8,7 @@ use std::hash::Hash;
 
 use super::allocator::SlotAllocator;
 use super::namespace::Namespace;
+use super::observer::TreeObserver;
 use super::policy::TreePolicy;
 use super::rows::{Row, RowTable};
 use super::tree::{Insert, LockReceipt, Match, NodeId, RadixTree};
@@ -69,8 +70,8 @@ impl RequestKv {
 
 /// Tree, allocator and rows of one KV pool.
 #[derive(Debug, Clone)]
-pub struct RadixCache<T> {
-    tree: RadixTree<T>,
+pub struct RadixCache<T, O = ()> {
+    tree: RadixTree<T, O>,
     slots: SlotAllocator,
     rows: RowTable,
     enabled: bool,
@@ -82,10 +83,20 @@ impl<T: Copy + Eq + Hash> RadixCache<T> {
     /// # Errors
     /// If a size is 0, contradicts another or is too large.
     pub fn new(config: RadixCacheConfig) -> Result<Self> {
+        Self::with_observer(config, ())
+    }
+}
+
+impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
+    /// An empty cache whose tree tells `observer` what enters and leaves it (an [`EventLog`](super::EventLog)).
+    ///
+    /// # Errors
+    /// As [`RadixCache::new`].
+    pub fn with_observer(config: RadixCacheConfig, observer: O) -> Result<Self> {
         let slots = SlotAllocator::new(config.capacity_tokens, config.page_size)?;
         let rows = RowTable::new(config.max_requests, config.max_context_tokens)?;
         let room = if config.enabled { config.capacity_tokens } else { 0 };
-        let tree = RadixTree::new(config.page_size, config.policy, room)?;
+        let tree = RadixTree::with_observer(config.page_size, config.policy, room, observer)?;
         Ok(Self {
             tree,
             slots,
@@ -95,8 +106,13 @@ impl<T: Copy + Eq + Hash> RadixCache<T> {
     }
 
     /// The tree (level one).
-    pub fn tree(&self) -> &RadixTree<T> {
+    pub fn tree(&self) -> &RadixTree<T, O> {
         &self.tree
+    }
+
+    /// The observer of the tree, to change (to take events).
+    pub fn observer_mut(&mut self) -> &mut O {
+        self.tree.observer_mut()
     }
 
     /// The rows (level two).

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
+use super::observer::TreeObserver;
 use super::tree::{NIL, ROOT, RadixTree};
 
-impl<T: Copy + Eq + Hash> RadixTree<T> {
+impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixTree<T, O> {
     /// Walks the whole tree and returns the first broken invariant. O(tokens).
     ///
     /// Checked: links both ways; each node once; spans disjoint and whole pages; depth = depth of the parent +

@@ -50,6 +50,7 @@
 //! - A lock counts on the node and all its ancestors; a split copies the count. Only unlocked leaves are evicted,
 //!   whole; a parent follows when its last child is gone.
 //! - A request counts one hit on a node, however often it checkpoints.
+//! - KV events name pages by position-aware hashes: see [`EventLog`].
 //! - Times are ticks of the tree's own counter, so equal calls give equal results on any machine.
 //!
 //! # Costs
@@ -77,7 +78,7 @@
 //!
 //! # Not modelled
 //!
-//! Sliding-window and Mamba components, the host tier (`HiCache`), sessions, page interleaving over ranks, KV events.
+//! Sliding-window and Mamba components, the host tier (`HiCache`), sessions, page interleaving over ranks.
 //! EAGLE's bigram keys need nothing special: use `[u32; 2]` as the token type and pass neighbouring pairs.
 
 // Token counts, slots and node indices are 32-bit inside; `RadixTree::insert` and `SlotAllocator::new` refuse what
@@ -88,9 +89,11 @@ pub mod allocator;
 mod arena;
 pub mod cache;
 mod check;
+pub mod events;
 #[cfg(test)]
 mod naive;
 mod namespace;
+mod observer;
 mod policy;
 pub mod rows;
 #[cfg(test)]
@@ -99,7 +102,9 @@ mod tree;
 
 pub use allocator::SlotAllocator;
 pub use cache::{RadixCache, RadixCacheConfig, RequestKv};
+pub use events::{CacheEvent, EventLog};
 pub use namespace::{Namespace, Namespaces};
+pub use observer::TreeObserver;
 pub use policy::TreePolicy;
 pub use rows::{Row, RowTable};
 pub use tree::{Insert, Inserted, LockReceipt, MAX_TOKENS, Match, NodeId, RadixTree};

@@ -7,6 +7,7 @@ use rustc_hash::FxHasher;
 
 use super::arena::Arena;
 use super::namespace::Namespace;
+use super::observer::TreeObserver;
 use super::policy::{EvictionQueue, LeafFacts, Rank, Standing, TreePolicy};
 use crate::error::{Error, Result};
 
@@ -115,7 +116,7 @@ const _: () = assert!(
 
 /// A prefix tree from token sequences to KV slots with SGLang's rules. See the [module](super) for an example.
 #[derive(Debug, Clone)]
-pub struct RadixTree<T> {
+pub struct RadixTree<T, O = ()> {
     pub(super) nodes: Vec<Node>,
     pub(super) arena: Arena<T>,
     /// Child table of all nodes: filed by hash, compared by (parent, namespace, first page).
@@ -131,6 +132,7 @@ pub struct RadixTree<T> {
     lives: u64,
     pub(super) evictable: usize,
     pub(super) protected: usize,
+    observer: O,
 }
 
 impl<T: Copy + Eq + Hash> RadixTree<T> {
@@ -139,6 +141,21 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
     /// # Errors
     /// If the page size is 0 or above `u32::MAX / 2`.
     pub fn new(page_size: usize, policy: TreePolicy, capacity_tokens: usize) -> Result<Self> {
+        Self::with_observer(page_size, policy, capacity_tokens, ())
+    }
+}
+
+impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixTree<T, O> {
+    /// An empty tree that tells `observer` what enters and leaves it.
+    ///
+    /// # Errors
+    /// As [`RadixTree::new`].
+    pub fn with_observer(
+        page_size: usize,
+        policy: TreePolicy,
+        capacity_tokens: usize,
+        observer: O,
+    ) -> Result<Self> {
         let page = u32::try_from(page_size)
             .ok()
             .filter(|&p| p > 0 && p <= u32::MAX / 2)
@@ -162,6 +179,7 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
             lives: 0,
             evictable: 0,
             protected: 0,
+            observer,
         };
         tree.plant_root();
         Ok(tree)
@@ -202,6 +220,17 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
         self.evictable = 0;
         self.protected = 0;
         self.plant_root();
+        self.observer.cleared();
+    }
+
+    /// Whoever hears what enters and leaves the tree.
+    pub fn observer(&self) -> &O {
+        &self.observer
+    }
+
+    /// As [`RadixTree::observer`], to change (to take events).
+    pub fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
     }
 
     /// Tokens per page.
@@ -651,6 +680,13 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
         rest.last_access = now;
         self.file(child);
         self.rank_may_have_fallen(child);
+        self.observer.split(
+            old.parent,
+            front,
+            child,
+            old.namespace,
+            self.arena.tokens(old.start, len),
+        );
         front
     }
 
@@ -703,6 +739,7 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
         self.file(leaf);
         self.evictable += key.len();
         self.offer(leaf);
+        self.observer.stored(parent, leaf, namespace, key);
         leaf
     }
 
@@ -711,10 +748,14 @@ impl<T: Copy + Eq + Hash> RadixTree<T> {
             parent,
             previous,
             next,
+            start,
             len,
             hash,
+            namespace,
             ..
         } = self.nodes[leaf as usize];
+        self.observer
+            .removed(parent, leaf, namespace, self.arena.tokens(start, len));
         let filed = self.children.find_entry(hash, |&index| index == leaf);
         filed
             .expect("every node but the root is filed in the child table")

@@ -5,6 +5,8 @@ pub mod attach;
 pub mod duration;
 pub mod export;
 pub mod probe_path;
+pub mod replay;
+mod replay_vllm;
 pub mod report;
 pub mod run;
 pub mod watch;
@@ -30,6 +32,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Replay(replay::ReplayArgs),
     Attach(attach::AttachArgs),
     Run(run::RunArgs),
     ProbePath(probe_path::ProbePathArgs),
@@ -57,6 +60,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Ok(ExitStatus::Success)
         }
         Some(command) => match command {
+            Command::Replay(args) => replay::run(args, printer),
             Command::Attach(args) => attach::run(args, printer),
             Command::Run(args) => run::run(args, printer),
             Command::ProbePath(args) => probe_path::run(args, printer),

@@ -1,5 +1,7 @@
 //! Plain structs of every answer, rendered as table, JSON, CSV, Markdown or HTML.
 
+pub mod replay;
+pub mod replay_vllm;
 pub mod session;
 pub mod time;
 pub mod watch;

@@ -3,5 +3,7 @@
 pub mod attach;
 pub mod export;
 pub mod probe;
+pub mod replay_sglang;
+pub mod replay_vllm;
 pub mod session;
 pub mod watch;

@@ -22,10 +22,14 @@
 //! # Ok::<(), kvwise_core::Error>(())
 //! ```
 
+mod feed;
+
 use std::collections::VecDeque;
 
 use kvwise_cache::radix::{Namespace, RadixCache, RadixCacheConfig, RequestKv, TreePolicy};
 use kvwise_core::{Error, ErrorKind, Result};
+
+pub use feed::Feed;
 
 /// Output tokens the admission gate counts at most (`CLIP_MAX_NEW_TOKENS` in SGLang).
 pub const CLIP_MAX_NEW_TOKENS: usize = 4096;

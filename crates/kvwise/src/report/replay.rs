@@ -1,0 +1,36 @@
+//! The answers of `kvwise replay`.
+
+use serde::Serialize;
+
+/// Totals of a replay through SGLang's cache.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SglangReplayReport {
+    /// Name and version of this structure.
+    pub schema: &'static str,
+    /// Always `sglang`.
+    pub engine: &'static str,
+    /// Requests of the trace.
+    pub requests: u64,
+    /// Requests that the pool or the context limit can never hold.
+    pub refused: u64,
+    /// Prompt tokens of the others.
+    pub input: u64,
+    /// Prompt tokens found in the cache.
+    pub matched: u64,
+    /// Tokens evicted.
+    pub evicted: u64,
+    /// Nodes evicted.
+    pub evicted_nodes: u64,
+    /// Eviction policy.
+    pub policy: &'static str,
+    /// Tokens per page.
+    pub page: usize,
+    /// Tokens of the pool.
+    pub capacity: usize,
+    /// Requests held at once.
+    pub running: usize,
+    /// Times a request lost its place to another one's decoding and was admitted again.
+    pub retracted: u64,
+    /// `matched / input`.
+    pub hit_rate_tokens: f64,
+}
