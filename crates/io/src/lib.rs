@@ -1,6 +1,8 @@
 //! Everything of kvwise that touches files and sockets.
 
 pub mod atomic;
+pub mod model;
+pub mod plan_profile;
 pub mod prometheus;
 pub mod session;
 pub mod trace;

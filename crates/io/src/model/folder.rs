@@ -1,0 +1,290 @@
+//! Which files of a folder are the model's checkpoint, and what their headers add up to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use kvwise_core::{Error, Result};
+use serde::Deserialize;
+
+use super::safetensors::{self, Tensor};
+
+const INDEX: &str = "model.safetensors.index.json";
+/// Largest index that is read; the largest published ones have about 16 MB.
+const MAX_INDEX_BYTES: usize = 256 << 20;
+/// Most files that one checkpoint may have.
+const MAX_FILES: usize = 10_000;
+
+/// What a folder's checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// Every tensor, from the headers of all files.
+    Tensors(Vec<Tensor>),
+    /// Only the total that an index states; its files are not (all) there.
+    Index {
+        /// `metadata.total_size`, in bytes.
+        total_bytes: u64,
+        /// How many of the index's files are missing, and how many there should be.
+        missing: (usize, usize),
+    },
+}
+
+impl Checkpoint {
+    /// Bytes of all tensors.
+    ///
+    /// # Errors
+    /// If the sum leaves 64 bits.
+    pub fn total_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Tensors(tensors) => tensors
+                .iter()
+                .try_fold(0_u64, |sum, t| sum.checked_add(t.bytes))
+                .ok_or_else(|| Error::overflow("the size of the checkpoint")),
+            Self::Index { total_bytes, .. } => Ok(*total_bytes),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    metadata: Option<Metadata>,
+    weight_map: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    /// Some exporters write it as a float.
+    total_size: Option<serde_json::Number>,
+}
+
+/// Reads the headers of a folder's safetensors files; `None` if it has none.
+///
+/// An index decides which files belong; without one it is `model.safetensors`, else every `*.safetensors` but adapters
+/// and the `consolidated*` copies that some publishers add.
+///
+/// # Errors
+/// If a header or the index cannot be read, or index and headers name different tensors.
+pub fn read(folder: &Path) -> Result<Option<Checkpoint>> {
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        return read_indexed(folder, &index).map(Some);
+    }
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return Ok(Some(Checkpoint::Tensors(safetensors::read(&single)?)));
+    }
+    let io = |e: std::io::Error| Error::io(format!("{}: cannot list: {e}", folder.display()));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.ends_with(".safetensors") && !name.starts_with("adapter") {
+            names.push(name.to_owned());
+        }
+        if names.len() > MAX_FILES {
+            return Err(Error::input(format!(
+                "{}: more than {MAX_FILES} safetensors files",
+                folder.display()
+            )));
+        }
+    }
+    if names.iter().any(|n| !n.starts_with("consolidated")) {
+        names.retain(|n| !n.starts_with("consolidated"));
+    }
+    names.sort_unstable();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let mut tensors = Vec::new();
+    let mut owner: BTreeMap<String, String> = BTreeMap::new();
+    for name in names {
+        for tensor in safetensors::read(&folder.join(&name))? {
+            if let Some(other) = owner.insert(tensor.name.clone(), name.clone()) {
+                return Err(Error::input(format!(
+                    "{}: tensor \"{}\" is in {other} and in {name}",
+                    folder.display(),
+                    tensor.name
+                ))
+                .hint("remove the files that belong to another checkpoint"));
+            }
+            tensors.push(tensor);
+        }
+    }
+    Ok(Some(Checkpoint::Tensors(tensors)))
+}
+
+fn read_indexed(folder: &Path, path: &Path) -> Result<Checkpoint> {
+    let bytes = super::read_capped(path, MAX_INDEX_BYTES)?;
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::input(format!("{}: not a safetensors index: {e}", path.display())))?;
+    let files: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
+    if files.is_empty() || files.len() > MAX_FILES {
+        return Err(Error::input(format!(
+            "{}: names {} files",
+            path.display(),
+            files.len()
+        )));
+    }
+    for file in &files {
+        // An index from outside must not make us open files elsewhere.
+        if Path::new(file).components().count() != 1 || file.contains(['/', '\\']) || *file == ".." {
+            return Err(Error::input(format!(
+                "{}: \"{file}\" is not the name of a file in the folder",
+                path.display()
+            )));
+        }
+    }
+    let missing = files.iter().filter(|f| !folder.join(f).is_file()).count();
+    if missing > 0 {
+        let total_bytes = index
+            .metadata
+            .and_then(|m| m.total_size)
+            .and_then(|n| n.as_u64().or_else(|| whole(n.as_f64()?)))
+            .ok_or_else(|| {
+                Error::input(format!(
+                    "{}: {missing} of its {} files are missing and metadata.total_size is not there",
+                    path.display(),
+                    files.len()
+                ))
+                .hint("download the files, or give config.json alone")
+            })?;
+        return Ok(Checkpoint::Index {
+            total_bytes,
+            missing: (missing, files.len()),
+        });
+    }
+    let mut tensors = Vec::with_capacity(index.weight_map.len());
+    for file in files {
+        for tensor in safetensors::read(&folder.join(file))? {
+            if index.weight_map.get(&tensor.name).is_none_or(|f| f != file) {
+                return Err(Error::input(format!(
+                    "{}: tensor \"{}\" is in {file}, but the index does not say so",
+                    path.display(),
+                    tensor.name
+                ))
+                .hint("the index belongs to another version of the files"));
+            }
+            tensors.push(tensor);
+        }
+    }
+    if tensors.len() != index.weight_map.len() {
+        return Err(Error::input(format!(
+            "{}: names {} tensors, but its files hold {}",
+            path.display(),
+            index.weight_map.len(),
+            tensors.len()
+        )));
+    }
+    Ok(Checkpoint::Tensors(tensors))
+}
+
+fn whole(x: f64) -> Option<u64> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked: whole, not negative and below 2^53"
+    )]
+    (x >= 0.0 && x.fract() == 0.0 && x < 9_007_199_254_740_992.0).then_some(x as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A file of one-dimensional bf16 tensors.
+    fn write(folder: &Path, file: &str, tensors: &[(&str, u64)]) {
+        let mut at = 0;
+        let members: Vec<String> = tensors
+            .iter()
+            .map(|(name, n)| {
+                at += n * 2;
+                format!(
+                    r#""{name}":{{"dtype":"BF16","shape":[{n}],"data_offsets":[{},{at}]}}"#,
+                    at - n * 2
+                )
+            })
+            .collect();
+        let header = format!("{{{}}}", members.join(","));
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend(std::iter::repeat_n(0, usize::try_from(at).unwrap()));
+        fs::write(folder.join(file), bytes).unwrap();
+    }
+
+    #[test]
+    fn one_file_several_files_and_an_index_add_up_to_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+        write(dir.path(), "model.safetensors", &[("a", 10), ("b", 20)]);
+        assert_eq!(read(dir.path()).unwrap().unwrap().total_bytes().unwrap(), 60);
+
+        fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        write(dir.path(), "model-00001-of-00002.safetensors", &[("a", 10)]);
+        write(dir.path(), "model-00002-of-00002.safetensors", &[("b", 20)]);
+        write(dir.path(), "consolidated.safetensors", &[("whole", 30)]);
+        write(dir.path(), "adapter_model.safetensors", &[("lora", 1)]);
+        assert_eq!(read(dir.path()).unwrap().unwrap().total_bytes().unwrap(), 60);
+
+        let index = r#"{"metadata":{"total_size":60},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
+        fs::write(dir.path().join(INDEX), index).unwrap();
+        assert_eq!(read(dir.path()).unwrap().unwrap().total_bytes().unwrap(), 60);
+
+        fs::remove_file(dir.path().join("model-00002-of-00002.safetensors")).unwrap();
+        assert_eq!(
+            read(dir.path()).unwrap(),
+            Some(Checkpoint::Index {
+                total_bytes: 60,
+                missing: (1, 2)
+            })
+        );
+    }
+
+    #[test]
+    fn an_index_that_lies_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "m.safetensors", &[("a", 1)]);
+        for (index, says) in [
+            (
+                r#"{"weight_map":{"a":"../secret.safetensors"}}"#,
+                "not the name of a file",
+            ),
+            (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "not the name of a file"),
+            (r#"{"weight_map":{}}"#, "names 0 files"),
+            (
+                r#"{"weight_map":{"b":"m.safetensors"}}"#,
+                "the index does not say so",
+            ),
+            (
+                r#"{"weight_map":{"a":"m.safetensors","b":"m.safetensors"}}"#,
+                "names 2 tensors",
+            ),
+            (
+                r#"{"weight_map":{"a":"gone.safetensors"}}"#,
+                "total_size is not there",
+            ),
+            (
+                r#"{"metadata":{"total_size":-3},"weight_map":{"a":"gone.safetensors"}}"#,
+                "total_size is not there",
+            ),
+            ("[]", "not a safetensors index"),
+        ] {
+            fs::write(dir.path().join(INDEX), index).unwrap();
+            let e = read(dir.path()).unwrap_err().to_string();
+            assert!(e.contains(says), "expected \"{says}\" in: {e}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_in_two_files_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "x.safetensors", &[("a", 1)]);
+        write(dir.path(), "y.safetensors", &[("a", 1)]);
+        assert!(
+            read(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("in x.safetensors and in y.safetensors")
+        );
+    }
+}
