@@ -3,9 +3,14 @@
 //! Pure: no IO, clock, thread or float in a byte count.
 
 pub mod arch;
+pub mod catalogue;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod hardware;
+pub mod names;
+pub mod plan;
 pub mod quant;
+pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

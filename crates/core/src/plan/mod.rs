@@ -1,0 +1,390 @@
+//! The plan: does this model fit on this hardware, how far does it reach, and where does the memory go.
+//!
+//! An engine's rules make an evaluation ([`generic`], [`vllm`]); this module turns it into the answer ([`report::Plan`]): the
+//! ledger ([`ledger`]), the load ([`pool`]), the margins ([`policy`]), and what would help ([`advise`]).
+//!
+//! ```
+//! use kvwise_core::plan::{Engine, Generic, Hardware, Load, Policy, Request, Subject, plan};
+//! use kvwise_core::{arch, catalogue, hardware};
+//!
+//! let config = catalogue::find("Llama-2-7b")?.config()?;
+//! let arch::family::Reading::Model(model) = arch::family::read("Llama-2-7b", &config)? else { unreachable!() };
+//! let answer = plan(&Request {
+//!     subject: Subject::of_model("Llama-2-7b", "catalogue", &model, &config),
+//!     hardware: Hardware::of(hardware::find("rtx-4090")?, 1),
+//!     engine: Engine::Generic(Generic::default()),
+//!     load: Load { contexts: vec![4096], ..Load::default() },
+//!     policy: Policy::generic(),
+//!     explain: false,
+//! })?;
+//! assert!(answer.feasibility.fits);
+//! # Ok::<(), kvwise_core::Error>(())
+//! ```
+
+mod advise;
+pub mod budget;
+mod evaluation;
+pub mod generic;
+pub mod ledger;
+mod performance;
+pub mod policy;
+pub mod pool;
+pub mod report;
+pub mod request;
+mod vllm;
+
+pub use generic::Quantization;
+pub use ledger::{Basis, Signed, Step, Term};
+pub use policy::{Factor, OomRisk, Policy};
+pub use report::Plan;
+pub use request::{CheckpointBytes, Engine, Generic, Hardware, Load, Request, Subject};
+
+use serde_json::Map;
+
+use crate::units::{gib, grouped, human_bytes};
+use crate::{Error, Result};
+use evaluation::Evaluation;
+use policy::oom_risk;
+use report::{EnginePart, Feasibility, GpuPart, GridRow, Memory, ModelPart, SCHEMA, Weights};
+
+/// Answers a request.
+///
+/// # Errors
+/// If a setting cannot be used, settings contradict each other, or a size leaves 64 bits. "It does not fit" and "the
+/// engine would not start" are answers, not errors.
+pub fn plan(request: &Request) -> Result<Plan> {
+    request.load.validate()?;
+    let evaluation = evaluate(request)?;
+    if evaluation.ranks > request.hardware.gpus {
+        return Err(Error::input(format!(
+            "the engine needs {} GPUs (tensor x pipeline x data parallel), but --gpus is {}",
+            evaluation.ranks, request.hardware.gpus
+        ))
+        .hint("raise --gpus or lower a parallel size"));
+    }
+    let mut answer = answer(request, &evaluation)?;
+    advise::advise(request, &mut answer)?;
+    Ok(answer)
+}
+
+/// The engine's rules on a request.
+fn evaluate<'a>(request: &'a Request<'a>) -> Result<Evaluation<'a>> {
+    match &request.engine {
+        Engine::Generic(settings) => generic::evaluate(request, settings),
+        Engine::Vllm(settings) => vllm::evaluate(request, settings),
+    }
+}
+
+/// One load against a pool.
+struct Fit {
+    context: u64,
+    concurrency: u64,
+    kv_bytes: u64,
+    headroom: Signed,
+    /// Headroom with every estimate at its upper end.
+    worst: Signed,
+    fits: bool,
+    max_concurrency: u64,
+    max_context: u64,
+}
+
+fn fit(request: &Request, evaluation: &Evaluation, context: u64, concurrency: u64) -> Result<Option<Fit>> {
+    let Some(pool) = &evaluation.pool else {
+        return Ok(None);
+    };
+    let kv_bytes = pool.load_bytes(context, concurrency)?;
+    let headroom = Signed::difference(evaluation.available_bytes, kv_bytes);
+    let headroom = Signed(headroom.0 - evaluation.deficit());
+    let worst = Signed(Signed::difference(evaluation.available_low, kv_bytes).0 - evaluation.worst_deficit());
+    let units = pool.load_units(context, concurrency)?;
+    Ok(Some(Fit {
+        context,
+        concurrency,
+        kv_bytes,
+        headroom,
+        worst,
+        fits: evaluation.refused.is_none()
+            && evaluation.deficit() == 0
+            && context <= pool.max_context
+            && units <= pool.usable_units
+            && headroom.0 >= i128::from(request.policy.headroom_bytes),
+        max_concurrency: pool.max_concurrency(context)?,
+        max_context: pool.max_context(concurrency)?,
+    }))
+}
+
+fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
+    let contexts = match request.load.contexts.as_slice() {
+        [] => evaluation.max_model_len.into_iter().collect(),
+        given => given.to_vec(),
+    };
+    let mut fits = Vec::new();
+    for &context in &contexts {
+        for &concurrency in &request.load.concurrencies {
+            fits.extend(fit(request, evaluation, context, concurrency)?);
+        }
+    }
+    let first = fits.first();
+    let concurrency = request.load.concurrencies.first().copied().unwrap_or(1);
+    let (overhead, _) = evaluation.overhead_bytes();
+    let kv_bytes = first.map_or(0, |f| f.kv_bytes);
+    let (headroom, worst) = match first {
+        Some(f) => (f.headroom, f.worst),
+        None => (
+            Signed(Signed::difference(evaluation.available_bytes, 0).0 - evaluation.deficit()),
+            Signed(Signed::difference(evaluation.available_low, 0).0 - evaluation.worst_deficit()),
+        ),
+    };
+    let fits_all = if first.is_some() {
+        fits.iter().all(|f| f.fits)
+    } else {
+        evaluation.refused.is_none() && headroom.0 >= i128::from(request.policy.headroom_bytes)
+    };
+    let mut warnings = evaluation.warnings.clone();
+    if !request.hardware.torch_known && matches!(request.engine, Engine::Vllm(_)) {
+        warnings.push(format!(
+            "no log tells how much of the {} PyTorch sees on this GPU; {} is estimated from the driver's figure",
+            human_bytes(request.hardware.driver_bytes),
+            human_bytes(request.hardware.torch_bytes)
+        ));
+    }
+    if evaluation.refused.is_none() && headroom.0 >= 0 && worst.0 < 0 {
+        warnings.push(format!(
+            "the interval of the estimated terms crosses zero: at their upper ends {} would be missing",
+            human_bytes(u64::try_from(-worst.0).unwrap_or(u64::MAX))
+        ));
+    }
+    if let Some(f) = first
+        && evaluation.budget_bytes > 0
+        && f.fits
+        && f.kv_bytes > evaluation.budget_bytes / 2
+    {
+        warnings.push(format!(
+            "the KV cache of the load takes {:.0} % of the usable memory; --kv-cache-dtype fp8 halves it",
+            f.kv_bytes as f64 * 100.0 / evaluation.budget_bytes as f64
+        ));
+    }
+    let grid = if fits.len() > 1 {
+        fits.iter()
+            .map(|f| GridRow {
+                context: f.context,
+                concurrency: f.concurrency,
+                fits: f.fits,
+                kv_bytes: f.kv_bytes,
+                headroom_bytes: f.headroom,
+                max_concurrency_at_context: f.max_concurrency,
+                max_context_at_concurrency: f.max_context,
+            })
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let verdict = verdict(request, evaluation, first, fits_all, &fits, headroom);
+    let model = request.subject.model.map(|(model, _)| model);
+    Ok(Plan {
+        schema: SCHEMA,
+        verdict,
+        fix: None,
+        inputs: request::echo(request),
+        model: ModelPart {
+            name: request.subject.name.to_owned(),
+            architecture: model.map(|m| m.architecture.clone()),
+            params: evaluation.params,
+            params_active: evaluation.params_active,
+            layers: model.map(|m| m.layers.len() as u64),
+            max_model_len: model.and_then(|m| m.max_position),
+            source: request.subject.source.clone(),
+        },
+        engine: match &request.engine {
+            Engine::Vllm(settings) => EnginePart {
+                name: "vllm",
+                version: Some(settings.version.to_string()),
+            },
+            Engine::Generic(_) => EnginePart {
+                name: "generic",
+                version: None,
+            },
+        },
+        gpu: GpuPart {
+            name: request.hardware.name.clone(),
+            count: evaluation.ranks,
+            memory_bytes: evaluation.gpu_bytes,
+            driver_memory_bytes: request.hardware.driver_bytes,
+        },
+        weights: Weights {
+            total_bytes: evaluation.weights_total,
+            bytes_per_rank: evaluation.weights_per_rank.clone(),
+            source: evaluation.weights_source,
+        },
+        kv_cache: evaluation.kv_cache.clone(),
+        memory: Memory {
+            gpu_bytes: evaluation.gpu_bytes,
+            budget_bytes: evaluation.budget_bytes,
+            components: components(evaluation),
+            headroom_bytes: headroom,
+        },
+        feasibility: Feasibility {
+            fits: fits_all,
+            oom_risk: if evaluation.refused.is_some() && headroom.0 < 0 {
+                OomRisk::High
+            } else {
+                oom_risk(headroom.0, worst.0)
+            },
+            vram_total_gb: gib(evaluation.gpu_bytes),
+            vram_target_alloc_gb: gib(evaluation.budget_bytes),
+            weights_gb: gib(evaluation.weights.bytes),
+            kv_cache_gb: gib(kv_bytes),
+            overhead_gb: gib(overhead),
+            headroom_gb: headroom.gib(),
+            context: first.map(|f| f.context),
+            concurrency,
+            max_concurrency_at_context: first.map(|f| f.max_concurrency),
+            max_context_at_concurrency: first.map(|f| f.max_context),
+            refused: evaluation.refused.clone(),
+            warnings,
+        },
+        recommended: Map::new(),
+        performance: performance::performance(request, evaluation, first.map(|f| (f.context, f.concurrency))),
+        grid,
+        steps: if request.explain {
+            evaluation.steps.clone()
+        } else {
+            Vec::new()
+        },
+    })
+}
+
+/// The terms that add up to the memory of the GPU: what is used, what the engine leaves alone, what is free.
+fn components(evaluation: &Evaluation) -> Vec<Term> {
+    let mut terms = vec![evaluation.weights.clone()];
+    terms.extend(evaluation.overhead.iter().cloned());
+    let used = terms.iter().fold(0_u64, |sum, t| sum.saturating_add(t.bytes));
+    let spread = evaluation.overhead.iter().fold((0_u64, 0_u64), |(low, high), t| {
+        (
+            low.saturating_add(t.bytes - t.low_bytes),
+            high.saturating_add(t.high_bytes - t.bytes),
+        )
+    });
+    let exact = evaluation.pool_given || spread == (0, 0);
+    let pool = evaluation.available_bytes;
+    terms.push(if exact {
+        let formula = if evaluation.pool_given {
+            "--kv-cache-memory-bytes"
+        } else {
+            "what the budget leaves"
+        };
+        Term::exact("kv_cache", pool, formula)
+    } else {
+        Term::estimated(
+            "kv_cache",
+            evaluation
+                .overhead
+                .iter()
+                .map(|t| t.basis)
+                .max()
+                .unwrap_or(Basis::Assumed),
+            pool,
+            (evaluation.available_low, pool.saturating_add(spread.0)),
+            format!(
+                "{} budget - {} weights and overhead",
+                human_bytes(evaluation.budget_bytes),
+                human_bytes(evaluation.budget_bytes.saturating_sub(pool))
+            ),
+        )
+    });
+    let rest = evaluation.gpu_bytes.saturating_sub(used).saturating_sub(pool);
+    terms.push(Term::exact(
+        "unused",
+        rest,
+        format!(
+            "{} - {} used - {} KV cache",
+            human_bytes(evaluation.gpu_bytes),
+            human_bytes(used),
+            human_bytes(pool)
+        ),
+    ));
+    terms
+}
+
+/// One sentence: yes or no, and by how much.
+fn verdict(
+    request: &Request,
+    evaluation: &Evaluation,
+    first: Option<&Fit>,
+    fits: bool,
+    all: &[Fit],
+    headroom: Signed,
+) -> String {
+    let requests = |n: u64| {
+        if n == 1 {
+            "1 request".to_owned()
+        } else {
+            format!("{} requests", grouped(n))
+        }
+    };
+    if evaluation.deficit() > 0 {
+        return format!(
+            "does not fit: weights and overhead need {} more than {} of {} allows",
+            human_bytes(u64::try_from(evaluation.deficit()).unwrap_or(u64::MAX)),
+            human_bytes(evaluation.budget_bytes),
+            human_bytes(evaluation.gpu_bytes)
+        );
+    }
+    if let Some(reason) = &evaluation.refused {
+        return format!("does not start: {reason}");
+    }
+    let Some(first) = first else {
+        return if fits {
+            format!(
+                "the weights fit: {} are left for the KV cache",
+                human_bytes(evaluation.available_bytes)
+            )
+        } else {
+            format!("does not fit: {} are missing", Signed(-headroom.0).human())
+        };
+    };
+    if fits {
+        let more = if all.len() > 1 {
+            format!("all {} loads fit; the first: ", all.len())
+        } else {
+            "fits: ".to_owned()
+        };
+        return format!(
+            "{more}{} of {} tokens {} {} of {} KV cache per GPU; up to {} would",
+            requests(first.concurrency),
+            grouped(first.context),
+            if first.concurrency == 1 { "takes" } else { "take" },
+            human_bytes(first.kv_bytes),
+            human_bytes(evaluation.available_bytes),
+            grouped(first.max_concurrency)
+        );
+    }
+    let Some(failing) = all.iter().find(|f| !f.fits) else {
+        return "does not fit".to_owned();
+    };
+    let load = format!(
+        "{} of {} tokens",
+        requests(failing.concurrency),
+        grouped(failing.context)
+    );
+    if let Some(pool) = &evaluation.pool
+        && failing.context > pool.max_context
+    {
+        return format!(
+            "does not fit: a request of {} tokens is longer than the {} the engine accepts",
+            grouped(failing.context),
+            grouped(pool.max_context)
+        );
+    }
+    if failing.headroom.0 >= 0 {
+        return format!(
+            "does not fit with the headroom asked for: {load} would leave {} of {}",
+            failing.headroom.human(),
+            human_bytes(request.policy.headroom_bytes)
+        );
+    }
+    format!(
+        "does not fit: {} short for {load}",
+        Signed(-failing.headroom.0).human()
+    )
+}

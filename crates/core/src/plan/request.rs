@@ -1,0 +1,275 @@
+//! The question: which model, on which hardware, by which engine, for which load.
+
+use serde_json::{Map, Value, json};
+
+use super::policy::Policy;
+use crate::arch::{Config, Model};
+use crate::engine::vllm;
+use crate::hardware::Gpu;
+use crate::{Error, Result};
+
+/// A question for [`plan`](super::plan).
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// What is served.
+    pub subject: Subject<'a>,
+    /// What it runs on.
+    pub hardware: Hardware,
+    /// Which engine, with its settings.
+    pub engine: Engine,
+    /// Contexts and concurrencies to answer for; the first pair is the load of the verdict.
+    pub load: Load,
+    /// Margins.
+    pub policy: Policy,
+    /// Whether to derive every number step by step.
+    pub explain: bool,
+}
+
+/// What is served.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// What the user called it.
+    pub name: &'a str,
+    /// Where its description comes from, for people.
+    pub source: String,
+    /// Its layers, if they are known, and the configuration they were read from.
+    pub model: Option<(&'a Model, &'a Config)>,
+    /// Why the engine does not serve this architecture, if it does not.
+    pub refused: Option<String>,
+    /// Parameters, where the user gives them.
+    pub params: Option<u64>,
+    /// Bytes of the checkpoint, where headers or an index give them.
+    pub checkpoint: Option<CheckpointBytes>,
+}
+
+impl<'a> Subject<'a> {
+    /// A model whose layers are known, and nothing else.
+    pub fn of_model(name: &'a str, source: impl Into<String>, model: &'a Model, config: &'a Config) -> Self {
+        Self {
+            name,
+            source: source.into(),
+            model: Some((model, config)),
+            refused: None,
+            params: None,
+            checkpoint: None,
+        }
+    }
+}
+
+/// Bytes of a checkpoint on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointBytes {
+    /// All tensors together.
+    pub total_bytes: u64,
+    /// `safetensors`, `index` or `gguf`.
+    pub source: &'static str,
+}
+
+/// What it runs on: one kind of GPU.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hardware {
+    /// Catalogue name, or `custom`.
+    pub name: String,
+    /// GPUs that may be used; at least as many as the engine's ranks.
+    pub gpus: u64,
+    /// Bytes as the driver reports them.
+    pub driver_bytes: u64,
+    /// Bytes as PyTorch reports them.
+    pub torch_bytes: u64,
+    /// Whether `torch_bytes` comes from a log (else it is estimated).
+    pub torch_known: bool,
+    /// CUDA compute capability.
+    pub compute_capability: Option<(u32, u32)>,
+    /// Peak device memory bandwidth in bytes per second.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// Peak dense 16-bit rate in operations per second.
+    pub flops: Option<f64>,
+    /// Whether the ranks talk over PCIe (slower for tensor parallelism).
+    pub pcie_only: bool,
+}
+
+impl Hardware {
+    /// `gpus` of a catalogue row.
+    pub fn of(gpu: &Gpu, gpus: u64) -> Self {
+        let (torch_bytes, torch_known) = gpu.torch_total();
+        Self {
+            name: gpu.name.clone(),
+            gpus,
+            driver_bytes: gpu.memory_bytes,
+            torch_bytes,
+            torch_known,
+            compute_capability: gpu.compute_capability,
+            bandwidth_bytes_per_s: Some(gpu.bandwidth_bytes_per_s),
+            flops: Some(gpu.tflops.fp16 * 1e12),
+            pcie_only: gpu.nvlink_bytes_per_s.is_none(),
+        }
+    }
+
+    /// `gpus` of a card that is not in the catalogue, with this much memory for the engine.
+    pub fn custom(memory_bytes: u64, gpus: u64) -> Self {
+        Self {
+            name: "custom".to_owned(),
+            gpus,
+            driver_bytes: memory_bytes,
+            torch_bytes: memory_bytes,
+            torch_known: true,
+            compute_capability: None,
+            bandwidth_bytes_per_s: None,
+            flops: None,
+            pcie_only: false,
+        }
+    }
+}
+
+/// Which engine's rules, with its settings.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Engine {
+    /// vLLM, by its own rules.
+    Vllm(Box<vllm::Settings>),
+    /// No particular engine: tokens times bytes, and the margins of the policy.
+    Generic(Generic),
+}
+
+/// Settings of the generic engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generic {
+    /// Ranks that share each layer.
+    pub tensor_parallel_size: u64,
+    /// Stages that share the layers.
+    pub pipeline_parallel_size: u64,
+    /// Bits of one weight element unless the checkpoint or quantisation says otherwise.
+    pub dtype: Option<crate::dtype::Dtype>,
+    /// Weight format made on load.
+    pub quantization: Option<super::generic::Quantization>,
+    /// Bytes of one KV element (1 or 2; 4 for float32).
+    pub kv_element_bytes: Option<u64>,
+    /// Share of the memory to use.
+    pub gpu_memory_utilization: f64,
+    /// Longest request.
+    pub max_model_len: Option<u64>,
+}
+
+impl Default for Generic {
+    fn default() -> Self {
+        Self {
+            tensor_parallel_size: 1,
+            pipeline_parallel_size: 1,
+            dtype: None,
+            quantization: None,
+            kv_element_bytes: None,
+            gpu_memory_utilization: 0.9,
+            max_model_len: None,
+        }
+    }
+}
+
+/// What has to be served at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of each request, prompt and output together; empty means the longest the engine is started for.
+    pub contexts: Vec<u64>,
+    /// Requests at once; at least one value.
+    pub concurrencies: Vec<u64>,
+    /// Prompt tokens of one request, where they were given apart.
+    pub prompt_tokens: Option<u64>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            contexts: Vec::new(),
+            concurrencies: vec![1],
+            prompt_tokens: None,
+        }
+    }
+}
+
+impl Load {
+    /// Checks that every number is in a sensible range.
+    ///
+    /// # Errors
+    /// If one is zero or absurdly large.
+    pub fn validate(&self) -> Result<()> {
+        for (what, values) in [
+            ("--context", &self.contexts),
+            ("--concurrency", &self.concurrencies),
+        ] {
+            for &n in values {
+                if n == 0 || n > 1 << 40 {
+                    return Err(Error::input(format!(
+                        "{what} is {n}, expected 1 to {}",
+                        1_u64 << 40
+                    )));
+                }
+            }
+        }
+        if self.concurrencies.is_empty() {
+            return Err(Error::input("--concurrency has no value"));
+        }
+        Ok(())
+    }
+}
+
+/// The settings as they were used, under the names of the flags.
+pub(super) fn echo(request: &Request) -> Map<String, Value> {
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            map.insert(key.to_owned(), value);
+        }
+    };
+    put("model", json!(request.subject.name));
+    put("gpu", json!(request.hardware.name));
+    put("gpus", json!(request.hardware.gpus));
+    match &request.engine {
+        Engine::Vllm(s) => {
+            put("engine", json!("vllm"));
+            put("engine_version", json!(s.version.to_string()));
+            put("tensor_parallel_size", json!(s.tensor_parallel_size));
+            put("pipeline_parallel_size", json!(s.pipeline_parallel_size));
+            put("data_parallel_size", json!(s.data_parallel_size));
+            put(
+                "decode_context_parallel_size",
+                json!(s.decode_context_parallel_size),
+            );
+            put("enable_expert_parallel", json!(s.enable_expert_parallel));
+            put("dtype", json!(s.dtype.map(crate::dtype::Dtype::name)));
+            put("quantization", json!(s.quantization));
+            put("kv_cache_dtype", json!(s.kv_cache_dtype.name()));
+            put("block_size", json!(s.block_size));
+            put("max_num_seqs", json!(s.max_num_seqs));
+            put("max_num_batched_tokens", json!(s.max_num_batched_tokens));
+            put("gpu_memory_utilization", json!(s.gpu_memory_utilization));
+            put("kv_cache_memory_bytes", json!(s.kv_cache_memory_bytes));
+            put("num_gpu_blocks_override", json!(s.num_gpu_blocks_override));
+            put("enforce_eager", json!(s.enforce_eager));
+            put("enable_prefix_caching", json!(s.enable_prefix_caching));
+            put("async_scheduling", json!(s.async_scheduling));
+            put("language_model_only", json!(s.language_model_only));
+        }
+        Engine::Generic(g) => {
+            put("engine", json!("generic"));
+            put("tensor_parallel_size", json!(g.tensor_parallel_size));
+            put("pipeline_parallel_size", json!(g.pipeline_parallel_size));
+            put("dtype", json!(g.dtype.map(crate::dtype::Dtype::name)));
+            put(
+                "quantization",
+                json!(g.quantization.map(super::generic::Quantization::name)),
+            );
+            put("kv_element_bytes", json!(g.kv_element_bytes));
+            put("gpu_memory_utilization", json!(g.gpu_memory_utilization));
+            put("max_model_len", json!(g.max_model_len));
+        }
+    }
+    put("context", json!(request.load.contexts));
+    put("concurrency", json!(request.load.concurrencies));
+    put("prompt_tokens", json!(request.load.prompt_tokens));
+    put(
+        "fragmentation_factor",
+        json!(request.policy.fragmentation.to_string()),
+    );
+    put("overhead_bytes", json!(request.policy.overhead_bytes));
+    put("headroom_bytes", json!(request.policy.headroom_bytes));
+    put("params", json!(request.subject.params));
+    map
+}
