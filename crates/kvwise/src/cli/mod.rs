@@ -2,13 +2,19 @@
 
 pub mod advise;
 pub mod attach;
+pub mod deployment;
 pub mod duration;
 pub mod export;
+pub mod gpus;
+pub mod models;
+pub mod output;
+pub mod plan;
 pub mod probe_path;
 pub mod replay;
 mod replay_vllm;
 pub mod report;
 pub mod run;
+pub mod shell;
 pub mod watch;
 
 use std::process::ExitCode;
@@ -33,6 +39,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replay(replay::ReplayArgs),
+    Plan(Box<plan::Plan>),
+    Models(models::Models),
+    Gpus(gpus::Gpus),
     Attach(attach::AttachArgs),
     Run(run::RunArgs),
     ProbePath(probe_path::ProbePathArgs),
@@ -40,7 +49,21 @@ enum Command {
     Report(report::ReportArgs),
     Advise(advise::AdviseArgs),
     Export(export::ExportArgs),
+    Completions(shell::Completions),
+    Man(shell::Man),
 }
+
+/// What `kvwise` says when it is asked nothing.
+const START: &str = "kvwise plans the GPU memory of serving language models.
+
+Try:
+  kvwise plan meta-llama/Llama-3.1-8B --gpu h100      does it fit, and how many requests?
+  kvwise plan Qwen/Qwen3-32B --gpu h100 --explain     every number step by step
+  kvwise models qwen3                                 models known without network
+  kvwise gpus                                         GPUs and what their drivers report
+
+All commands: kvwise --help. One command: kvwise plan --help.
+";
 
 /// Parses the command line, runs the command and reports its exit status.
 pub fn main() -> ExitCode {
@@ -56,11 +79,14 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
     match &cli.command {
         None => {
-            printer.note("kvwise: see `kvwise --help`");
+            printer.data(START)?;
             Ok(ExitStatus::Success)
         }
         Some(command) => match command {
             Command::Replay(args) => replay::run(args, printer),
+            Command::Plan(command) => command.run(printer),
+            Command::Models(command) => command.run(printer),
+            Command::Gpus(command) => command.run(printer),
             Command::Attach(args) => attach::run(args, printer),
             Command::Run(args) => run::run(args, printer),
             Command::ProbePath(args) => probe_path::run(args, printer),
@@ -68,6 +94,8 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Report(args) => report::run(args, printer),
             Command::Advise(args) => advise::run(args, printer),
             Command::Export(args) => export::run(args, printer),
+            Command::Completions(command) => command.run(printer),
+            Command::Man(command) => command.run(printer),
         },
     }
 }

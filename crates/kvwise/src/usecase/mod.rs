@@ -1,9 +1,13 @@
 //! The order of steps behind each command; no printing here.
 
 pub mod attach;
+pub mod catalogue;
+pub mod deployment;
 pub mod export;
+pub mod plan;
 pub mod probe;
 pub mod replay_sglang;
 pub mod replay_vllm;
+pub mod profile;
 pub mod session;
 pub mod watch;

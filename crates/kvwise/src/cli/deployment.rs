@@ -1,0 +1,254 @@
+//! Flags that describe a deployment; several commands share them.
+
+use clap::Args;
+use kvwise_core::Result;
+use kvwise_io::plan_profile;
+
+use crate::usecase::deployment::Deployment;
+
+/// Model, hardware, engine settings, load and margins.
+#[derive(Debug, Clone, Default, Args)]
+#[expect(clippy::doc_markdown, reason = "help texts of flags, not documentation")]
+pub struct DeploymentArgs {
+    /// Model: catalogue name or hub id, folder with config.json, or a config.json.
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Parameters in billions, where nothing else is known (or instead of the configuration's count).
+    #[arg(long, value_name = "X")]
+    pub params_b: Option<f64>,
+
+    /// Model revision (only the catalogue's revision is known offline).
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+
+    /// GPU by name (h100, h200, b200, a100-80gb, l40s, rtx-4090, ...; see `kvwise gpus`).
+    #[arg(long, value_name = "NAME", help_heading = "Hardware")]
+    pub gpu: Option<String>,
+
+    /// GPUs that are there [default: as many as the parallel sizes use].
+    #[arg(long, value_name = "N", help_heading = "Hardware")]
+    pub gpus: Option<u64>,
+
+    /// Memory of one GPU with its unit (48GiB), for cards that are not in the catalogue or to correct it.
+    #[arg(long, value_name = "SIZE", help_heading = "Hardware")]
+    pub gpu_memory: Option<String>,
+
+    /// How the GPUs are connected: pcie or nvlink [default: as the catalogue says].
+    #[arg(long, value_name = "LINK", help_heading = "Hardware")]
+    pub interconnect: Option<String>,
+
+    /// Engine whose rules are used: vllm or generic [default: vllm].
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub engine: Option<String>,
+
+    /// Version of the engine, e.g. 0.32.0 [default: the newest known].
+    #[arg(long, value_name = "V", help_heading = "Engine")]
+    pub engine_version: Option<String>,
+
+    /// Ranks that share each layer.
+    #[arg(long, visible_alias = "tp", value_name = "N", help_heading = "Engine")]
+    pub tensor_parallel_size: Option<u64>,
+
+    /// Stages that share the layers.
+    #[arg(long, visible_alias = "pp", value_name = "N", help_heading = "Engine")]
+    pub pipeline_parallel_size: Option<u64>,
+
+    /// Replicas of the attention layers.
+    #[arg(long, visible_alias = "dp", value_name = "N", help_heading = "Engine")]
+    pub data_parallel_size: Option<u64>,
+
+    /// Give whole experts to ranks.
+    #[arg(long, help_heading = "Engine")]
+    pub enable_expert_parallel: bool,
+
+    /// Ranks that share the tokens of the KV cache while decoding.
+    #[arg(long, visible_alias = "dcp", value_name = "N", help_heading = "Engine")]
+    pub decode_context_parallel_size: Option<u64>,
+
+    /// Type of weights and activations: auto, float16, bfloat16, float32.
+    #[arg(long, value_name = "TYPE", help_heading = "Engine")]
+    pub dtype: Option<String>,
+
+    /// Weight quantisation: auto (what the checkpoint says), none, or a method.
+    #[arg(long, value_name = "METHOD", help_heading = "Engine")]
+    pub quantization: Option<String>,
+
+    /// Type of the KV cache: auto, fp8, fp8_e5m2, bfloat16, ...
+    #[arg(long, value_name = "TYPE", help_heading = "Engine")]
+    pub kv_cache_dtype: Option<String>,
+
+    /// Tokens in a block.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub block_size: Option<u64>,
+
+    /// Longest request in tokens, or auto (the longest that fits) [default: the model's].
+    #[arg(
+        long,
+        value_name = "N|auto",
+        allow_hyphen_values = true,
+        help_heading = "Engine"
+    )]
+    pub max_model_len: Option<String>,
+
+    /// Most sequences in one step.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_num_seqs: Option<u64>,
+
+    /// Most tokens in one step.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_num_batched_tokens: Option<String>,
+
+    /// Share of the GPU's memory that the engine may use [default: the version's].
+    #[arg(long, value_name = "F", help_heading = "Engine")]
+    pub gpu_memory_utilization: Option<f64>,
+
+    /// KV cache bytes per GPU instead of the memory profile.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub kv_cache_memory_bytes: Option<String>,
+
+    /// Number of blocks instead of the computed one.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub num_gpu_blocks_override: Option<u64>,
+
+    /// No CUDA graphs.
+    #[arg(long, help_heading = "Engine")]
+    pub enforce_eager: bool,
+
+    /// Prefix caching off.
+    #[arg(long, help_heading = "Engine")]
+    pub no_enable_prefix_caching: bool,
+
+    /// Asynchronous scheduling off.
+    #[arg(long, help_heading = "Engine")]
+    pub no_async_scheduling: bool,
+
+    /// Sliding windows hold all tokens.
+    #[arg(long, help_heading = "Engine")]
+    pub disable_hybrid_kv_cache_manager: bool,
+
+    /// Attention backend by the engine's name (FLASH_ATTN, FLASHMLA, ...).
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub attention_backend: Option<String>,
+
+    /// Leave out vision and audio towers.
+    #[arg(long, help_heading = "Engine")]
+    pub language_model_only: bool,
+
+    /// Speculative decoding, as the engine's JSON.
+    #[arg(long, value_name = "JSON", help_heading = "Engine")]
+    pub speculative_config: Option<String>,
+
+    /// Serve LoRA adapters.
+    #[arg(long, help_heading = "Engine")]
+    pub enable_lora: bool,
+
+    /// Adapters on the GPU at once.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_loras: Option<u64>,
+
+    /// Highest rank of an adapter.
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_lora_rank: Option<u64>,
+
+    /// Tokens of one request, prompt and output; several values make a grid.
+    #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Load")]
+    pub context: Vec<String>,
+
+    /// Requests at once; several values make a grid.
+    #[arg(
+        long,
+        short = 'c',
+        value_name = "N",
+        value_delimiter = ',',
+        help_heading = "Load"
+    )]
+    pub concurrency: Vec<u64>,
+
+    /// Prompt tokens of one request.
+    #[arg(long, value_name = "N", help_heading = "Load")]
+    pub prompt_tokens: Option<u64>,
+
+    /// Output tokens of one request.
+    #[arg(long, value_name = "N", help_heading = "Load")]
+    pub gen_tokens: Option<u64>,
+
+    /// What to optimise advice for: throughput, latency or balanced.
+    #[arg(long, value_name = "MODE", help_heading = "Load")]
+    pub mode: Option<String>,
+
+    /// Bytes to reserve instead of the estimated overhead (2GiB).
+    #[arg(long, value_name = "SIZE", help_heading = "Margins")]
+    pub overhead: Option<String>,
+
+    /// Factor on the KV cache of the load [default: 1.0 for vllm, 1.15 for generic].
+    #[arg(long, value_name = "F", help_heading = "Margins")]
+    pub fragmentation_factor: Option<String>,
+
+    /// Memory that must stay free [default: none for vllm, 1GiB for generic].
+    #[arg(long, value_name = "SIZE", help_heading = "Margins")]
+    pub headroom: Option<String>,
+
+    /// Take what is not given here from a profile (YAML, version 1).
+    #[arg(long, short = 'p', value_name = "FILE", help_heading = "Input")]
+    pub profile: Option<std::path::PathBuf>,
+}
+
+impl DeploymentArgs {
+    /// The flags, over the profile if one is given.
+    ///
+    /// # Errors
+    /// If the profile cannot be read.
+    pub fn deployment(&self) -> Result<Deployment> {
+        let flags = Deployment {
+            model: self.model.clone(),
+            revision: self.revision.clone(),
+            params_b: self.params_b,
+            gpu: self.gpu.clone(),
+            gpus: self.gpus,
+            gpu_memory: self.gpu_memory.clone(),
+            interconnect: self.interconnect.clone(),
+            engine: self.engine.clone(),
+            engine_version: self.engine_version.clone(),
+            tensor_parallel_size: self.tensor_parallel_size,
+            pipeline_parallel_size: self.pipeline_parallel_size,
+            data_parallel_size: self.data_parallel_size,
+            enable_expert_parallel: self.enable_expert_parallel,
+            decode_context_parallel_size: self.decode_context_parallel_size,
+            dtype: self.dtype.clone(),
+            quantization: self.quantization.clone(),
+            kv_cache_dtype: self.kv_cache_dtype.clone(),
+            block_size: self.block_size,
+            max_model_len: self.max_model_len.clone(),
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens.clone(),
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes.clone(),
+            num_gpu_blocks_override: self.num_gpu_blocks_override,
+            enforce_eager: self.enforce_eager,
+            no_enable_prefix_caching: self.no_enable_prefix_caching,
+            no_async_scheduling: self.no_async_scheduling,
+            disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
+            attention_backend: self.attention_backend.clone(),
+            language_model_only: self.language_model_only,
+            speculative_config: self.speculative_config.clone(),
+            enable_lora: self.enable_lora,
+            max_loras: self.max_loras,
+            max_lora_rank: self.max_lora_rank,
+            context: self.context.clone(),
+            concurrency: self.concurrency.clone(),
+            prompt_tokens: self.prompt_tokens,
+            gen_tokens: self.gen_tokens,
+            mode: self.mode.clone(),
+            overhead: self.overhead.clone(),
+            fragmentation_factor: self.fragmentation_factor.clone(),
+            headroom: self.headroom.clone(),
+        };
+        match &self.profile {
+            None => Ok(flags),
+            Some(path) => flags.over(
+                &Deployment::from_profile(&plan_profile::read(path)?).map_err(|e| e.at(path.display()))?,
+            ),
+        }
+    }
+}

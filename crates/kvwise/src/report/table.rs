@@ -1,0 +1,151 @@
+//! Rows and columns in four dresses: terminal table, CSV, Markdown, JSON comes from serde.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// Widest table in columns.
+pub const WIDTH: u16 = 80;
+
+/// How cells of a column are aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table of text.
+#[derive(Debug, Clone)]
+pub struct Grid {
+    columns: Vec<(String, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    /// A table with these columns.
+    pub fn new(columns: &[(&str, Align)]) -> Self {
+        Self {
+            columns: columns
+                .iter()
+                .map(|&(name, align)| (name.to_owned(), align))
+                .collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row; missing cells are empty.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// For a terminal, at most [`WIDTH`] columns wide.
+    pub fn text(&self) -> String {
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(WIDTH)
+            .set_header(self.columns.iter().map(|(name, _)| name));
+        for row in &self.rows {
+            table.add_row(row);
+        }
+        for (i, (_, align)) in self.columns.iter().enumerate() {
+            if let Some(column) = table.column_mut(i) {
+                column.set_padding((0, 1));
+                column.set_cell_alignment(match align {
+                    Align::Left => CellAlignment::Left,
+                    Align::Right => CellAlignment::Right,
+                });
+            }
+        }
+        let mut out = String::new();
+        for line in table.to_string().lines() {
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        out
+    }
+
+    /// RFC 4180, with a header line.
+    pub fn csv(&self) -> String {
+        let mut out = String::new();
+        csv_line(&mut out, self.columns.iter().map(|(name, _)| name.as_str()));
+        for row in &self.rows {
+            csv_line(&mut out, row.iter().map(String::as_str));
+        }
+        out
+    }
+
+    /// A Markdown table.
+    pub fn markdown(&self) -> String {
+        let mut out = String::new();
+        let line = |out: &mut String, cells: &mut dyn Iterator<Item = &str>| {
+            for cell in cells {
+                let _ = write!(out, "| {} ", cell.replace('|', "\\|").replace('\n', " "));
+            }
+            out.push_str("|\n");
+        };
+        line(&mut out, &mut self.columns.iter().map(|(name, _)| name.as_str()));
+        line(
+            &mut out,
+            &mut self.columns.iter().map(|(_, align)| match align {
+                Align::Left => ":--",
+                Align::Right => "--:",
+            }),
+        );
+        for row in &self.rows {
+            line(&mut out, &mut row.iter().map(String::as_str));
+        }
+        out
+    }
+}
+
+fn csv_line<'a>(out: &mut String, cells: impl Iterator<Item = &'a str>) {
+    for (i, cell) in cells.enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        if cell.contains([',', '"', '\n', '\r']) {
+            let _ = write!(out, "\"{}\"", cell.replace('"', "\"\""));
+        } else {
+            out.push_str(cell);
+        }
+    }
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid() -> Grid {
+        let mut grid = Grid::new(&[("name", Align::Left), ("bytes", Align::Right)]);
+        grid.row(["a, \"b\"".to_owned(), "12".to_owned()]);
+        grid
+    }
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        assert_eq!(grid().csv(), "name,bytes\n\"a, \"\"b\"\"\",12\n");
+    }
+
+    #[test]
+    fn markdown_aligns_numbers_to_the_right() {
+        assert_eq!(
+            grid().markdown(),
+            "| name | bytes |\n| :-- | --: |\n| a, \"b\" | 12 |\n"
+        );
+    }
+
+    #[test]
+    fn a_table_is_never_wider_than_a_terminal() {
+        let mut wide = grid();
+        wide.row(["word ".repeat(60), "1".to_owned()]);
+        assert!(
+            wide.text()
+                .lines()
+                .all(|line| line.chars().count() <= usize::from(WIDTH))
+        );
+    }
+}

@@ -1,0 +1,719 @@
+//! What a user says about a deployment, and what it becomes: model, hardware and engine settings.
+//!
+//! The same fields come from the command line, from a profile file and from requests to the web interface.
+
+use kvwise_core::arch::{Config, Model, family};
+use kvwise_core::dtype::Dtype;
+use kvwise_core::engine::vllm;
+use kvwise_core::names::nearest;
+use kvwise_core::plan::{
+    CheckpointBytes, Engine, Factor, Generic, Hardware, Load, Policy, Quantization, Request, Subject,
+};
+use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
+use kvwise_core::{Error, ErrorKind, Result, hardware};
+use kvwise_io::model::{self, Checkpoint, Place};
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be said; what is not said has the engine's default. Sizes, counts and names are text in the
+/// spellings of the command line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(
+    missing_docs,
+    reason = "each field is the flag of the same name, documented there"
+)]
+pub struct Deployment {
+    pub model: Option<String>,
+    pub revision: Option<String>,
+    pub params_b: Option<f64>,
+    pub gpu: Option<String>,
+    pub gpus: Option<u64>,
+    pub gpu_memory: Option<String>,
+    pub interconnect: Option<String>,
+    pub engine: Option<String>,
+    pub engine_version: Option<String>,
+    pub tensor_parallel_size: Option<u64>,
+    pub pipeline_parallel_size: Option<u64>,
+    pub data_parallel_size: Option<u64>,
+    pub enable_expert_parallel: bool,
+    pub decode_context_parallel_size: Option<u64>,
+    pub dtype: Option<String>,
+    pub quantization: Option<String>,
+    pub kv_cache_dtype: Option<String>,
+    pub block_size: Option<u64>,
+    pub max_model_len: Option<String>,
+    pub max_num_seqs: Option<u64>,
+    pub max_num_batched_tokens: Option<String>,
+    pub gpu_memory_utilization: Option<f64>,
+    pub kv_cache_memory_bytes: Option<String>,
+    pub num_gpu_blocks_override: Option<u64>,
+    pub enforce_eager: bool,
+    pub no_enable_prefix_caching: bool,
+    pub no_async_scheduling: bool,
+    pub disable_hybrid_kv_cache_manager: bool,
+    pub attention_backend: Option<String>,
+    pub language_model_only: bool,
+    pub speculative_config: Option<String>,
+    pub enable_lora: bool,
+    pub max_loras: Option<u64>,
+    pub max_lora_rank: Option<u64>,
+    pub context: Vec<String>,
+    pub concurrency: Vec<u64>,
+    pub prompt_tokens: Option<u64>,
+    pub gen_tokens: Option<u64>,
+    pub mode: Option<String>,
+    pub overhead: Option<String>,
+    pub fragmentation_factor: Option<String>,
+    pub headroom: Option<String>,
+}
+
+/// A deployment whose names were looked up and whose values were read.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    name: String,
+    source: String,
+    described: Option<(Model, Config)>,
+    refused: Option<String>,
+    params: Option<u64>,
+    checkpoint: Option<CheckpointBytes>,
+    hardware: Hardware,
+    engine: Engine,
+    load: Load,
+    policy: Policy,
+    /// What the user should know about how the values were read.
+    pub warnings: Vec<String>,
+}
+
+impl Resolved {
+    /// The question for the planner.
+    pub fn request(&self, explain: bool) -> Request<'_> {
+        Request {
+            subject: Subject {
+                name: &self.name,
+                source: self.source.clone(),
+                model: self.described.as_ref().map(|(model, config)| (model, config)),
+                refused: self.refused.clone(),
+                params: self.params,
+                checkpoint: self.checkpoint,
+            },
+            hardware: self.hardware.clone(),
+            engine: self.engine.clone(),
+            load: self.load.clone(),
+            policy: self.policy,
+            explain,
+        }
+    }
+
+    /// The model, if its layers are known.
+    pub fn model(&self) -> Option<&Model> {
+        self.described.as_ref().map(|(model, _)| model)
+    }
+}
+
+/// Engines by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EngineName {
+    Vllm,
+    Generic,
+}
+
+impl Deployment {
+    /// `self`, with what it leaves open taken from `base` (flags win over a file).
+    ///
+    /// # Errors
+    /// Never; the result of serialising plain fields is always readable.
+    pub fn over(&self, base: &Self) -> Result<Self> {
+        let broken = |e: serde_json::Error| Error::input(format!("cannot combine flags and profile: {e}"));
+        let mut merged = serde_json::to_value(base).map_err(broken)?;
+        let own = serde_json::to_value(self).map_err(broken)?;
+        if let (Some(merged), Some(own)) = (merged.as_object_mut(), own.as_object()) {
+            for (key, value) in own {
+                let said = !(value.is_null()
+                    || value.as_bool() == Some(false)
+                    || value.as_array().is_some_and(Vec::is_empty));
+                if said {
+                    merged.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        serde_json::from_value(merged).map_err(broken)
+    }
+
+    /// Looks up names and reads values.
+    ///
+    /// # Errors
+    /// If a name is not known, a value cannot be read, or two contradict each other; the message names the flag.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let mut warnings = Vec::new();
+        let engine_name = self.engine_name()?;
+        let params = self.params()?;
+        let (tp, pp, dp) = (
+            self.tensor_parallel_size.unwrap_or(1),
+            self.pipeline_parallel_size.unwrap_or(1),
+            self.data_parallel_size.unwrap_or(1),
+        );
+        let ranks = [pp, dp]
+            .iter()
+            .try_fold(tp, |product, &n| product.checked_mul(n))
+            .filter(|&n| (1..=1 << 16).contains(&n))
+            .ok_or_else(|| {
+                Error::input("the parallel sizes must be at least 1 and at most 65536 together")
+            })?;
+        let hardware = self.hardware(ranks, &mut warnings)?;
+        let load = self.load(&mut warnings)?;
+        if let Some(mode) = &self.mode
+            && !["throughput", "latency", "balanced"].contains(&mode.as_str())
+        {
+            return Err(
+                Error::input(format!("--mode is \"{mode}\"")).hint("write throughput, latency or balanced")
+            );
+        }
+
+        let Some(name) = &self.model else {
+            if params.is_none() {
+                return Err(Error::input("which model? give a name, a folder or a config.json")
+                    .hint("kvwise plan meta-llama/Llama-3.1-8B --gpu h100")
+                    .hint("with nothing but a size known: kvwise plan --params-b 8 --engine generic --gpu h100"));
+            }
+            if engine_name == EngineName::Vllm && self.engine.is_some() {
+                return Err(Error::input(
+                    "vLLM's layout cannot be planned from a number of parameters alone",
+                )
+                .hint("give the model, or --engine generic for the weights"));
+            }
+            return Ok(Resolved {
+                name: format!("{} B parameters", self.params_b.unwrap_or_default()),
+                source: "--params-b".to_owned(),
+                described: None,
+                refused: None,
+                params,
+                checkpoint: None,
+                hardware,
+                engine: Engine::Generic(self.generic(None)?),
+                load,
+                policy: self.policy(EngineName::Generic)?,
+                warnings,
+            });
+        };
+
+        let found = model::find(name)?;
+        let (described, refused) =
+            match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
+                family::Reading::Model(model) => (Some(*model), None),
+                family::Reading::Refused(refusal) => (
+                    None,
+                    Some(format!("{}: {}", refusal.architecture, refusal.reason)),
+                ),
+            };
+        let checkpoint = match &found.checkpoint {
+            None => None,
+            Some(checkpoint) => Some(CheckpointBytes {
+                total_bytes: checkpoint.total_bytes()?,
+                source: match checkpoint {
+                    Checkpoint::Tensors(_) => "safetensors",
+                    Checkpoint::Index { missing, .. } => {
+                        warnings.push(format!(
+                            "{} of the {} files of the checkpoint's index are missing: its total_size is taken",
+                            missing.0, missing.1
+                        ));
+                        "index"
+                    }
+                },
+            }),
+        };
+        let source = match &found.place {
+            Place::Catalogue(provenance) => {
+                warnings.extend(provenance.note.map(|note| format!("catalogue: {note}")));
+                format!("catalogue: {} ({})", provenance.source, provenance.date)
+            }
+            Place::Path(path) => path.display().to_string(),
+        };
+        if self.revision.is_some() && matches!(found.place, Place::Catalogue(_)) {
+            warnings.push("--revision is ignored: the catalogue holds one revision of each model".to_owned());
+        }
+        let engine = match engine_name {
+            EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config)?)),
+            EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
+        };
+        Ok(Resolved {
+            name: found.name,
+            source,
+            described: described.map(|model| (model, found.config)),
+            refused,
+            params,
+            checkpoint,
+            hardware,
+            engine,
+            load,
+            policy: self.policy(engine_name)?,
+            warnings,
+        })
+    }
+
+    fn engine_name(&self) -> Result<EngineName> {
+        match self.engine.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            None | Some("vllm") => Ok(EngineName::Vllm),
+            Some("generic") => Ok(EngineName::Generic),
+            Some(other @ ("sglang" | "llamacpp" | "llama.cpp")) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the memory layout of {other} is not planned by this version"),
+            )
+            .hint("--engine generic gives engine-independent arithmetic")),
+            Some(other) => {
+                let error = Error::input(format!("--engine is \"{other}\", expected vllm or generic"));
+                let near = nearest(other, ["vllm", "generic"], 1);
+                Err(near
+                    .first()
+                    .map_or(error.clone(), |n| error.hint(format!("did you mean {n}?"))))
+            }
+        }
+    }
+
+    fn params(&self) -> Result<Option<u64>> {
+        let Some(billions) = self.params_b else {
+            return Ok(None);
+        };
+        if !(billions > 0.0 && billions <= 100_000.0) {
+            return Err(Error::input(format!(
+                "--params-b is {billions}, expected billions of parameters, like 7 or 6.74"
+            )));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked: positive and at most 10^14"
+        )]
+        let params = (billions * 1e9).round() as u64;
+        Ok(Some(params))
+    }
+
+    fn hardware(&self, ranks: u64, warnings: &mut Vec<String>) -> Result<Hardware> {
+        let gpus = self.gpus.unwrap_or(ranks);
+        if gpus == 0 {
+            return Err(Error::input("--gpus is 0, expected at least 1"));
+        }
+        let memory = self
+            .gpu_memory
+            .as_deref()
+            .map(|text| parse_bytes(text).map_err(|e| e.at("--gpu-memory")))
+            .transpose()?;
+        if let Some(bytes) = memory
+            && !(GIB / 4..=1 << 50).contains(&bytes)
+        {
+            return Err(Error::input(format!(
+                "--gpu-memory is {}, expected at least 256 MiB and at most 1 PiB",
+                human_bytes(bytes)
+            )));
+        }
+        let mut hardware = match (&self.gpu, memory) {
+            (Some(name), _) => Hardware::of(hardware::find(name)?, gpus),
+            (None, Some(bytes)) => Hardware::custom(bytes, gpus),
+            (None, None) => {
+                return Err(
+                    Error::input("which GPU? give --gpu, or --gpu-memory for any other card").hint(
+                        "examples: --gpu h100, --gpu rtx-4090, --gpu-memory 48GiB; `kvwise gpus` lists all",
+                    ),
+                );
+            }
+        };
+        if let Some(bytes) = memory {
+            hardware.driver_bytes = bytes;
+            hardware.torch_bytes = bytes;
+            hardware.torch_known = true;
+        }
+        match self.interconnect.as_deref() {
+            None => {}
+            Some("pcie") => hardware.pcie_only = true,
+            Some("nvlink") => hardware.pcie_only = false,
+            Some(other) => {
+                return Err(
+                    Error::input(format!("--interconnect is \"{other}\"")).hint("write pcie or nvlink")
+                );
+            }
+        }
+        if gpus > ranks {
+            warnings.push(format!(
+                "{gpus} GPUs are there, but the parallel sizes use {ranks}; --tensor-parallel-size {gpus} would use all"
+            ));
+        }
+        Ok(hardware)
+    }
+
+    fn load(&self, warnings: &mut Vec<String>) -> Result<Load> {
+        let mut contexts = self
+            .context
+            .iter()
+            .map(|text| parse_count(text).map_err(|e| e.at("--context")))
+            .collect::<Result<Vec<_>>>()?;
+        let prompt_tokens = match (self.prompt_tokens, self.gen_tokens) {
+            (None, None) => None,
+            (prompt, output) => {
+                if !contexts.is_empty() {
+                    return Err(Error::input(
+                        "--context and --prompt-tokens/--gen-tokens both say how long a request is: give one of them",
+                    ));
+                }
+                let sum = prompt
+                    .unwrap_or(0)
+                    .checked_add(output.unwrap_or(0))
+                    .ok_or_else(|| Error::overflow("--prompt-tokens plus --gen-tokens"))?;
+                if output.is_none() {
+                    warnings.push("--gen-tokens is not given: the output counts as 0 tokens".to_owned());
+                }
+                contexts.push(sum);
+                prompt
+            }
+        };
+        let load = Load {
+            contexts,
+            concurrencies: if self.concurrency.is_empty() {
+                vec![1]
+            } else {
+                self.concurrency.clone()
+            },
+            prompt_tokens,
+        };
+        load.validate()?;
+        Ok(load)
+    }
+
+    fn policy(&self, engine: EngineName) -> Result<Policy> {
+        let mut policy = match engine {
+            EngineName::Vllm => Policy::none(),
+            EngineName::Generic => Policy::generic(),
+        };
+        if let Some(text) = &self.overhead {
+            policy.overhead_bytes = Some(parse_bytes(text).map_err(|e| e.at("--overhead"))?);
+        }
+        if let Some(text) = &self.headroom {
+            policy.headroom_bytes = parse_bytes(text).map_err(|e| e.at("--headroom"))?;
+        }
+        if let Some(text) = &self.fragmentation_factor {
+            policy.fragmentation = Factor::parse(text).map_err(|e| e.at("--fragmentation-factor"))?;
+        }
+        Ok(policy)
+    }
+
+    /// `--dtype`: `auto` is none.
+    fn weight_dtype(&self) -> Result<Option<Dtype>> {
+        match self.dtype.as_deref() {
+            None | Some("auto") => Ok(None),
+            Some(text) => match Dtype::parse(text) {
+                Some(dtype @ (Dtype::F16 | Dtype::Bf16 | Dtype::F32)) => Ok(Some(dtype)),
+                _ => Err(Error::input(format!("--dtype is \"{text}\""))
+                    .hint("write auto, float16 (half, fp16), bfloat16 (bf16) or float32 (float, fp32)")),
+            },
+        }
+    }
+
+    fn generic(&self, config: Option<&Config>) -> Result<Generic> {
+        for (flag, given) in [
+            ("--block-size", self.block_size.is_some()),
+            (
+                "--num-gpu-blocks-override",
+                self.num_gpu_blocks_override.is_some(),
+            ),
+            ("--kv-cache-memory-bytes", self.kv_cache_memory_bytes.is_some()),
+            ("--attention-backend", self.attention_backend.is_some()),
+            ("--speculative-config", self.speculative_config.is_some()),
+            ("--engine-version", self.engine_version.is_some()),
+            (
+                "--decode-context-parallel-size",
+                self.decode_context_parallel_size.is_some_and(|n| n > 1),
+            ),
+            (
+                "--data-parallel-size",
+                self.data_parallel_size.is_some_and(|n| n > 1),
+            ),
+        ] {
+            if given {
+                return Err(Error::input(format!("{flag} means nothing to --engine generic"))
+                    .hint("leave it out, or plan with --engine vllm"));
+            }
+        }
+        let quantization = match self.quantization.as_deref() {
+            None | Some("auto" | "none") => None,
+            Some(text) => Some(Quantization::parse(text).ok_or_else(|| {
+                let known: Vec<&str> = Quantization::ALL.iter().map(|q| q.name()).collect();
+                let error = Error::input(format!("--quantization is \"{text}\""))
+                    .hint(format!("write auto, none, {}", known.join(", ")));
+                match nearest(text, known, 1).first() {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error,
+                }
+            })?),
+        };
+        if quantization.is_none()
+            && self.quantization.as_deref() != Some("none")
+            && config.is_some_and(|c| c.get("quantization_config").is_some())
+        {
+            return Err(Error::input(
+                "the checkpoint is quantised; the generic engine does not read how, so its weights cannot be told",
+            )
+            .hint("plan with --engine vllm, or give --quantization (none, fp8, awq, ...)"));
+        }
+        let kv_element_bytes = match self.kv_cache_dtype.as_deref() {
+            None | Some("auto") => None,
+            Some(text) if text.to_ascii_lowercase().contains("fp8") || text.starts_with("float8") => Some(1),
+            Some(text) => match Dtype::parse(text) {
+                Some(dtype @ (Dtype::F16 | Dtype::Bf16 | Dtype::F32)) => Some(dtype.bits() / 8),
+                Some(Dtype::I8) => Some(1),
+                _ => {
+                    return Err(Error::input(format!("--kv-cache-dtype is \"{text}\""))
+                        .hint("write auto, float16, bfloat16, float32, int8 or fp8"));
+                }
+            },
+        };
+        let max_model_len = match self.max_model_len.as_deref() {
+            None | Some("auto") => None,
+            Some(text) => match parse_count(text).map_err(|e| e.at("--max-model-len"))? {
+                0 => return Err(Error::input("--max-model-len is 0, expected at least 1")),
+                n => Some(n),
+            },
+        };
+        Ok(Generic {
+            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
+            pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
+            dtype: self.weight_dtype()?,
+            quantization,
+            kv_element_bytes,
+            gpu_memory_utilization: self.gpu_memory_utilization.unwrap_or(0.9),
+            max_model_len,
+        })
+    }
+
+    fn vllm(&self, config: &Config) -> Result<vllm::Settings> {
+        let defaults = vllm::Settings::default();
+        let count = |flag: &str, text: &Option<String>| {
+            text.as_deref()
+                .map(|text| parse_count(text).map_err(|e| e.at(flag)))
+                .transpose()
+        };
+        let quantization = match self.quantization.as_deref() {
+            None | Some("auto") => None,
+            Some(text) => Some(text.to_ascii_lowercase()),
+        };
+        if self.max_loras.is_some_and(|n| n == 0) || self.max_lora_rank.is_some_and(|n| n == 0) {
+            return Err(Error::input("--max-loras and --max-lora-rank must be at least 1"));
+        }
+        if !self.enable_lora && (self.max_loras.is_some() || self.max_lora_rank.is_some()) {
+            return Err(Error::input(
+                "--max-loras and --max-lora-rank mean nothing without --enable-lora",
+            ));
+        }
+        let settings = vllm::Settings {
+            version: match self.engine_version.as_deref() {
+                None => defaults.version,
+                Some(text) => vllm::Version::parse(text)?,
+            },
+            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
+            pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
+            data_parallel_size: self.data_parallel_size.unwrap_or(1),
+            enable_expert_parallel: self.enable_expert_parallel,
+            decode_context_parallel_size: self.decode_context_parallel_size.unwrap_or(1),
+            dtype: self.weight_dtype()?,
+            quantization,
+            kv_cache_dtype: match self.kv_cache_dtype.as_deref() {
+                None => defaults.kv_cache_dtype,
+                Some(text) => vllm::KvDtype::parse(text)?,
+            },
+            checkpoint_kv_cache_dtype: vllm::kv_dtype::declared_by_checkpoint(config)?,
+            block_size: self.block_size,
+            max_model_len: match self.max_model_len.as_deref() {
+                None => defaults.max_model_len,
+                Some(text) => vllm::MaxModelLen::parse(text)?,
+            },
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: count("--max-num-batched-tokens", &self.max_num_batched_tokens)?,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            kv_cache_memory_bytes: self
+                .kv_cache_memory_bytes
+                .as_deref()
+                .map(|text| {
+                    parse_count(text)
+                        .or_else(|_| parse_bytes(text))
+                        .map_err(|e| e.at("--kv-cache-memory-bytes"))
+                })
+                .transpose()?,
+            num_gpu_blocks_override: self.num_gpu_blocks_override,
+            enforce_eager: self.enforce_eager,
+            enable_prefix_caching: self.no_enable_prefix_caching.then_some(false),
+            async_scheduling: self.no_async_scheduling.then_some(false),
+            disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
+            attention_backend: self
+                .attention_backend
+                .as_deref()
+                .map(vllm::Backend::parse)
+                .transpose()?,
+            language_model_only: self.language_model_only,
+            speculative: self.speculative_config.as_deref().map(speculative).transpose()?,
+            enable_lora: self.enable_lora,
+            max_loras: self.max_loras,
+            max_lora_rank: self.max_lora_rank,
+            ..defaults
+        };
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+/// `--speculative-config`, as the engine takes it: JSON with `method`, `model` and `num_speculative_tokens`.
+fn speculative(text: &str) -> Result<vllm::Speculative> {
+    #[derive(Deserialize)]
+    struct Given {
+        method: Option<String>,
+        model: Option<String>,
+        num_speculative_tokens: Option<u64>,
+    }
+    let given: Given = serde_json::from_str(text).map_err(|e| {
+        Error::input(format!(
+            "--speculative-config is not the JSON object the engine takes: {e}"
+        ))
+        .hint(r#"example: '{"method":"eagle3","model":"ORG/NAME","num_speculative_tokens":3}'"#)
+    })?;
+    let method = match (&given.method, &given.model) {
+        (Some(method), _) => vllm::Method::parse(method)?,
+        (None, Some(_)) => vllm::Method::DraftModel,
+        (None, None) => return Err(Error::input("--speculative-config has neither method nor model")),
+    };
+    let draft = match &given.model {
+        Some(name) if method != vllm::Method::Ngram && method != vllm::Method::Suffix => {
+            let found = model::find(name).map_err(|e| e.at("--speculative-config model"))?;
+            match family::read(&found.name, &found.config)? {
+                family::Reading::Model(model) => Some(model),
+                family::Reading::Refused(refusal) => {
+                    return Err(Error::unsupported(format!(
+                        "--speculative-config model {name}: {}",
+                        refusal.reason
+                    )));
+                }
+            }
+        }
+        _ => None,
+    };
+    Ok(vllm::Speculative {
+        method,
+        num_tokens: given.num_speculative_tokens.unwrap_or(1),
+        draft,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(deployment: &Deployment, text: &str) {
+        let e = deployment.resolve().unwrap_err();
+        assert!(format!("{e:?}").contains(text), "expected \"{text}\" in {e:?}");
+    }
+
+    fn llama() -> Deployment {
+        Deployment {
+            model: Some("Llama-2-7b".to_owned()),
+            gpu: Some("h100".to_owned()),
+            ..Deployment::default()
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_with_an_example() {
+        says(
+            &Deployment {
+                model: None,
+                ..llama()
+            },
+            "which model?",
+        );
+        says(&Deployment { gpu: None, ..llama() }, "which GPU?");
+    }
+
+    #[test]
+    fn contradictions_and_nonsense_are_refused_by_name() {
+        says(
+            &Deployment {
+                context: vec!["4096".to_owned()],
+                prompt_tokens: Some(512),
+                ..llama()
+            },
+            "give one of them",
+        );
+        says(
+            &Deployment {
+                params_b: Some(f64::NAN),
+                ..llama()
+            },
+            "--params-b is NaN",
+        );
+        says(
+            &Deployment {
+                gpus: Some(0),
+                ..llama()
+            },
+            "--gpus is 0",
+        );
+        says(
+            &Deployment {
+                concurrency: vec![0],
+                ..llama()
+            },
+            "--concurrency is 0",
+        );
+        says(
+            &Deployment {
+                context: vec!["-5".to_owned()],
+                ..llama()
+            },
+            "--context",
+        );
+        says(
+            &Deployment {
+                gpu_memory: Some("24".to_owned()),
+                ..llama()
+            },
+            "--gpu-memory",
+        );
+        says(
+            &Deployment {
+                dtype: Some("fp17".to_owned()),
+                ..llama()
+            },
+            "--dtype is \"fp17\"",
+        );
+        says(
+            &Deployment {
+                engine: Some("vlm".to_owned()),
+                ..llama()
+            },
+            "did you mean vllm?",
+        );
+        says(
+            &Deployment {
+                max_loras: Some(2),
+                ..llama()
+            },
+            "without --enable-lora",
+        );
+        says(
+            &Deployment {
+                tensor_parallel_size: Some(u64::MAX),
+                pipeline_parallel_size: Some(2),
+                ..llama()
+            },
+            "parallel sizes",
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = Deployment {
+            gpu: Some("a100-80gb".to_owned()),
+            max_num_seqs: Some(64),
+            enforce_eager: true,
+            ..Deployment::default()
+        };
+        let both = llama().over(&file).unwrap();
+        assert_eq!(both.gpu.as_deref(), Some("h100"));
+        assert_eq!(both.max_num_seqs, Some(64));
+        assert!(both.enforce_eager);
+    }
+}

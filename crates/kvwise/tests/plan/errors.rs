@@ -1,0 +1,140 @@
+//! Bad input: one sentence on stderr, exit status 2, nothing on stdout.
+
+use std::fs;
+
+use super::kvwise;
+
+#[track_caller]
+fn refuses(args: &[&str], says: &str) {
+    let output = kvwise(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?} wrote to stdout");
+    assert!(
+        stderr.contains(says),
+        "{args:?}: expected \"{says}\" in: {stderr}"
+    );
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+}
+
+#[test]
+fn unknown_names_come_with_the_nearest() {
+    refuses(
+        &["plan", "llama-3.1-8", "--gpu", "h100"],
+        "meta-llama/Llama-3.1-8B",
+    );
+    refuses(&["plan", "llama-3.1-8b", "--gpu", "h10"], "h100-nvl");
+    refuses(
+        &["plan", "llama-3.1-8b", "--gpu", "rtx-4099"],
+        "did you mean rtx-4090",
+    );
+    refuses(&["plan", "llama-3.1-8b", "--gpu", "a"], "not in the catalogue");
+    refuses(&["plan", "llama-3.1-8b", "--gpu", "a100"], "a100-80gb");
+    refuses(&["gpus", "rtx-4099"], "rtx-4090");
+    refuses(&["models", "quen3-32"], "did you mean Qwen/Qwen3-32B");
+    refuses(
+        &["plan", "llama-3.1-8b", "--gpu", "h100", "--kv-cache-dtpe", "fp8"],
+        "--kv-cache-dtype",
+    );
+}
+
+#[test]
+fn values_that_mean_nothing_name_their_flag() {
+    let base = ["plan", "llama-3.1-8b", "--gpu", "h100"];
+    for (more, says) in [
+        (&["--tp", "0"][..], "parallel sizes"),
+        (&["--context", "0"], "--context is 0"),
+        (&["--context", "1.5"], "--context"),
+        (&["--concurrency", "99999999999999999999"], "--concurrency"),
+        (&["--gpu-memory", "24"], "--gpu-memory"),
+        (&["--gpu-memory", "0GiB"], "--gpu-memory"),
+        (&["--gpu-memory-utilization", "NaN"], "--gpu-memory-utilization"),
+        (&["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
+        (&["--max-model-len", "0"], "--max-model-len"),
+        (&["--max-model-len", "-5"], "--max-model-len"),
+        (&["--fragmentation-factor", "0.5"], "--fragmentation-factor"),
+        (&["--kv-cache-dtype", "fp3"], "--kv-cache-dtype"),
+        (&["--engine", "tgi"], "--engine is \"tgi\""),
+        (&["--engine-version", "banana"], "banana"),
+        (&["--speculative-config", "{"], "--speculative-config"),
+        (&["--context", "100", "--prompt-tokens", "5"], "give one of them"),
+        (&["--gpus", "1", "--tp", "2"], "--gpus is 1"),
+        (&["--quantization", "q9"], "--quantization"),
+    ] {
+        let args: Vec<&str> = base.iter().chain(more).copied().collect();
+        refuses(&args, says);
+    }
+}
+
+#[test]
+fn files_that_are_no_models_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (name, text, says) in [
+        ("truncated.json", "{\"architectures\": [\"Lla", "truncated.json"),
+        ("list.json", "[]", "not an object"),
+        (
+            "negative.json",
+            r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":-4096}"#,
+            "hidden_size",
+        ),
+        (
+            "text.json",
+            r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":"many","num_attention_heads":32,"num_hidden_layers":2,"intermediate_size":11,"vocab_size":100}"#,
+            "hidden_size is \"many\"",
+        ),
+        ("empty.json", "{}", "architectures"),
+        ("model.gguf", "GGUF", "GGUF"),
+    ] {
+        fs::write(path(name), text).unwrap();
+        refuses(&["plan", &path(name), "--gpu", "h100"], says);
+    }
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    fs::write(path("deep.json"), deep).unwrap();
+    refuses(&["plan", &path("deep.json"), "--gpu", "h100"], "deep.json");
+    refuses(&["plan", &path("gone.json"), "--gpu", "h100"], "no such file");
+    refuses(
+        &["plan", dir.path().to_str().unwrap(), "--gpu", "h100"],
+        "config.json: no such file",
+    );
+}
+
+#[test]
+fn absurd_sizes_are_an_error_and_not_a_wrap() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    let config = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":4611686018427387904,"num_attention_heads":2,"num_key_value_heads":2,"num_hidden_layers":2,"intermediate_size":4611686018427387904,"vocab_size":4611686018427387904,"max_position_embeddings":4096}"#;
+    fs::write(&file, config).unwrap();
+    refuses(
+        &["plan", file.to_str().unwrap(), "--gpu", "h100"],
+        "more than the largest size",
+    );
+}
+
+#[test]
+fn an_output_file_is_whole_or_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("plan.json");
+    let name = file.to_str().unwrap();
+    refuses(
+        &["plan", "nothing-like-it", "--gpu", "h100", "-o", name],
+        "nor in the catalogue",
+    );
+    assert!(!file.exists());
+    let done = kvwise(&["plan", "llama-3.1-8b", "--gpu", "h100", "-o", name]);
+    assert_eq!(done.status.code(), Some(0));
+    assert!(done.stdout.is_empty());
+    let value: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(value["schema"], "kvwise.plan/1");
+    refuses(
+        &[
+            "plan",
+            "llama-3.1-8b",
+            "--gpu",
+            "h100",
+            "-o",
+            "/nowhere/plan.json",
+        ],
+        "/nowhere/plan.json",
+    );
+}
