@@ -32,12 +32,14 @@ pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
         return Ok(Vec::new());
     };
     let weights = reader(t, &vision)?;
+    // The generic backend does not know --language-model-only for this class.
+    let tower = class != "Phi4MultimodalForCausalLM";
     Ok(if weights.is_empty() {
         Vec::new()
     } else {
         vec![Outside {
             place: Place::Every,
-            tower: true,
+            tower,
             weights,
         }]
     })
