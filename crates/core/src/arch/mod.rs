@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod config;
+mod drafter;
 pub mod family;
 pub mod model;
 pub mod parallel;

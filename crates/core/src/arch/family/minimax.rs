@@ -63,7 +63,7 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
         ),
     };
     let a = d.attention.clone();
-    d.build_with(|i, layer| {
+    let mut decoder = d.build_with(|i, layer| {
         if index_dim > 0 && at(&index_layers, i as u64, false) {
             layer.caches.push(Cache {
                 name: "self_attn.indexer.index_cache".to_owned(),
@@ -108,7 +108,9 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
             d.mlp.weights(d.hidden)
         });
         Ok(())
-    })
+    })?;
+    decoder.mtp_layers = t.config.dim_or("num_mtp_modules", 0)?;
+    Ok(decoder)
 }
 
 /// MiniMax-M3 as the generic backend builds it from transformers' class: ordinary attention and, as weights only, the
