@@ -56,7 +56,10 @@ pub(crate) fn qwen2(t: &Text) -> Result<Decoder> {
         )));
     }
     d.attention.qkv_bias = true;
-    d.build()
+    let mut decoder = d.build()?;
+    // MiMo shares the class and has prediction modules.
+    decoder.mtp_layers = t.config.dim_or("num_nextn_predict_layers", 0)?;
+    Ok(decoder)
 }
 
 /// Qwen3 (vLLM 0.32.0, `qwen3.py`): norms of queries and keys, biases only if `attention_bias`.

@@ -24,6 +24,9 @@ pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
         "Gemma4ForConditionalGeneration" => gemma4,
         "MiniMaxM3SparseForConditionalGeneration" => minimax_m3,
         "KimiK25ForConditionalGeneration" | "KimiK3ForConditionalGeneration" => moonvit_3d,
+        "Qwen2VLForConditionalGeneration" => qwen2_vl,
+        "Qwen2_5_VLForConditionalGeneration" => qwen2_5_vl,
+        "Gemma3ForConditionalGeneration" => gemma3,
         "Mistral3ForConditionalGeneration" => mistral3,
         "LlavaForConditionalGeneration" => llava,
         _ => return Ok(Vec::new()),
@@ -154,6 +157,119 @@ fn qwen3_vl(_: &Text, vision: &Config) -> Result<Vec<Weight>> {
                 .times(deep),
         );
     }
+    all.extend(blocks.weights());
+    Ok(all)
+}
+
+/// Qwen2-VL (vLLM 0.32.0, `qwen2_vl.py`); `hidden_size` of its tower is the language model's.
+fn qwen2_vl(_: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let hidden = vision.dim("embed_dim")?;
+    let patch = vision.dim("patch_size")?;
+    let blocks = Blocks {
+        path: "visual.blocks",
+        layers: vision.dim("depth")?,
+        hidden,
+        attention: hidden,
+        heads: vision.dim("num_heads")?,
+        width: hidden * vision.dim_or("mlp_ratio", 4)?,
+        names: ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"],
+        attention_bias: true,
+        mlp_bias: true,
+        norm_shift: true,
+    };
+    let merge = hidden * merged(vision)?;
+    let time = vision.dim_or("temporal_patch_size", 2)?;
+    let channels = vision.dim_or("in_channels", vision.dim_or("in_chans", CHANNELS)?)?;
+    let mut all = vec![
+        plain("visual.patch_embed.proj", &[hidden, channels, time, patch, patch]),
+        layer_norm("visual.merger.ln_q", hidden),
+        Weight::column("visual.merger.mlp.0", Role::Tower, merge, &[merge]).bias(true),
+        Weight::row(
+            "visual.merger.mlp.2",
+            Role::Tower,
+            merge,
+            vision.dim("hidden_size")?,
+        )
+        .bias(true),
+    ];
+    all.extend(blocks.weights());
+    Ok(all)
+}
+
+/// Qwen2.5-VL (vLLM 0.32.0, `qwen2_5_vl.py`): a gated feed-forward part and norms without shifts.
+fn qwen2_5_vl(_: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let hidden = vision.dim("hidden_size")?;
+    let patch = vision.dim("patch_size")?;
+    let layers = vision.dim("depth")?;
+    let heads = vision.dim("num_heads")?;
+    let width = vision.dim("intermediate_size")?;
+    let merge = hidden * merged(vision)?;
+    let time = vision.dim_or("temporal_patch_size", 2)?;
+    let channels = vision.dim_or("in_channels", vision.dim_or("in_chans", CHANNELS)?)?;
+    let head_dim = hidden.checked_div(heads).unwrap_or(0);
+    let role = Role::Tower;
+    let name = |part: &str| format!("visual.blocks.0.{part}");
+    Ok(vec![
+        plain("visual.patch_embed.proj", &[hidden, channels, time, patch, patch]),
+        plain("visual.merger.ln_q", &[hidden]),
+        Weight::column("visual.merger.mlp.0", role, merge, &[merge]).bias(true),
+        Weight::row("visual.merger.mlp.2", role, merge, vision.dim("out_hidden_size")?).bias(true),
+        Weight::qkv(name("attn.qkv"), hidden, heads, heads, head_dim)
+            .role(role)
+            .bias(true)
+            .times(layers),
+        Weight::row(name("attn.proj"), role, hidden, hidden)
+            .bias(true)
+            .times(layers),
+        Weight::column(name("mlp.gate_up_proj"), role, hidden, &[width, width])
+            .bias(true)
+            .times(layers),
+        Weight::row(name("mlp.down_proj"), role, width, hidden)
+            .bias(true)
+            .times(layers),
+        plain(&name("norms"), &[hidden]).times(2 * layers),
+    ])
+}
+
+/// Gemma-3 (vLLM 0.32.0, `gemma3_mm.py`): SigLIP and a projection of pooled patches.
+fn gemma3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let hidden = vision.dim("hidden_size")?;
+    let mut all = siglip(vision)?;
+    all.push(plain(
+        "multi_modal_projector.mm_input_projection_weight",
+        &[hidden, t.hidden()?],
+    ));
+    all.push(plain("multi_modal_projector.mm_soft_emb_norm", &[hidden]));
+    Ok(all)
+}
+
+/// SigLIP's vision model without its pooling head (vLLM 0.32.0, `siglip.py`).
+fn siglip(vision: &Config) -> Result<Vec<Weight>> {
+    let hidden = vision.dim("hidden_size")?;
+    let patch = vision.dim("patch_size")?;
+    let side = vision.dim("image_size")?.checked_div(patch).unwrap_or(0);
+    let blocks = Blocks {
+        path: "vision_tower.vision_model.encoder.layers",
+        layers: vision.dim("num_hidden_layers")?,
+        hidden,
+        attention: hidden,
+        heads: vision.dim("num_attention_heads")?,
+        width: vision.dim("intermediate_size")?,
+        names: ["self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"],
+        attention_bias: true,
+        mlp_bias: true,
+        norm_shift: true,
+    };
+    let name = |part: &str| format!("vision_tower.vision_model.{part}");
+    let mut all = vec![
+        plain(
+            &name("embeddings.patch_embedding"),
+            &[hidden, vision.dim_or("num_channels", CHANNELS)?, patch, patch],
+        ),
+        plain(&name("embeddings.patch_embedding.bias"), &[hidden]),
+        plain(&name("embeddings.position_embedding"), &[side * side, hidden]),
+        layer_norm(&name("post_layernorm"), hidden),
+    ];
     all.extend(blocks.weights());
     Ok(all)
 }
