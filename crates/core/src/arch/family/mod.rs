@@ -58,6 +58,15 @@ pub fn classes() -> impl Iterator<Item = &'static str> {
     registry::classes()
 }
 
+/// The part of a configuration (`vision_config`, `audio_config`) that describes a tower whose weights
+/// [`read`] does not count, so that a plan without `--language-model-only` can say so.
+///
+/// # Errors
+/// As [`read`], if the class cannot be told.
+pub fn unread_tower(config: &Config) -> Result<Option<&'static str>> {
+    Ok(tower::unread(&class_of(config)?, config))
+}
+
 /// Reads a model from its configuration, as vLLM 0.32.0 would build it. `name` is what the user called it.
 ///
 /// # Errors

@@ -10,12 +10,12 @@ use crate::arch::{Config, Outside, Place, Role, Weight};
 /// Elements of one pixel: red, green and blue.
 const CHANNELS: u64 = 3;
 
-/// The towers of a wrapper class, in the tower's own part of `t.top`.
-///
-/// # Errors
-/// If a size in the tower's configuration is missing or out of range.
-pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
-    let reader: fn(&Text, &Config) -> Result<Vec<Weight>> = match class {
+/// Makes a tower's parameters from the whole file and the tower's part.
+type Reader = fn(&Text, &Config) -> Result<Vec<Weight>>;
+
+/// The reader of a wrapper class's vision tower.
+fn reader(class: &str) -> Option<Reader> {
+    Some(match class {
         "Qwen3VLForConditionalGeneration"
         | "Qwen3VLMoeForConditionalGeneration"
         | "Qwen3_5ForConditionalGeneration"
@@ -28,24 +28,39 @@ pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
         "Qwen2_5_VLForConditionalGeneration" => qwen2_5_vl,
         "Gemma3ForConditionalGeneration" => gemma3,
         "Mistral3ForConditionalGeneration" => mistral3,
-        "LlavaForConditionalGeneration" => llava,
-        _ => return Ok(Vec::new()),
+        "LlavaForConditionalGeneration"
+        | "LlavaNextForConditionalGeneration"
+        | "LlavaNextVideoForConditionalGeneration" => llava,
+        "Cohere2VisionForConditionalGeneration" => cohere2_vision,
+        "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => idefics3,
+        _ => return None,
+    })
+}
+
+/// The part of a file that describes a tower whose parameters are not counted, if there is one.
+pub(crate) fn unread(class: &str, file: &Config) -> Option<&'static str> {
+    // The generic backend counts both parts of this class to its language model.
+    if class == "Phi4MultimodalForCausalLM" {
+        return None;
+    }
+    ["vision_config", "audio_config"]
+        .into_iter()
+        .find(|key| file.get(key).is_some() && (*key == "audio_config" || reader(class).is_none()))
+}
+
+/// The towers of a wrapper class, in the tower's own part of `t.top`.
+///
+/// # Errors
+/// If a size in the tower's configuration is missing or out of range.
+pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
+    let Some(reader) = reader(class) else {
+        return Ok(Vec::new());
     };
     let Some(vision) = t.top.sub("vision_config")? else {
         return Ok(Vec::new());
     };
     let weights = reader(t, &vision)?;
-    // The generic backend does not know --language-model-only for this class.
-    let tower = class != "Phi4MultimodalForCausalLM";
-    Ok(if weights.is_empty() {
-        Vec::new()
-    } else {
-        vec![Outside {
-            place: Place::Every,
-            tower,
-            weights,
-        }]
-    })
+    Ok(if weights.is_empty() { Vec::new() } else { vec![Outside { place: Place::Every, tower: true, weights }] })
 }
 
 /// A transformer encoder's blocks, which differ between towers in names, biases and norms only.
@@ -240,6 +255,36 @@ fn gemma3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
         &[hidden, t.hidden()?],
     ));
     all.push(plain("multi_modal_projector.mm_soft_emb_norm", &[hidden]));
+    Ok(all)
+}
+
+/// Cohere2-Vision (vLLM 0.32.0, `cohere2_vision.py`): SigLIP and a gated projection of joined patches.
+fn cohere2_vision(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let side = t.top.dim_or("downsample_factor", 2)?;
+    let joined = vision.dim("hidden_size")? * side * side;
+    let width = t.top.dim("alignment_intermediate_size")?;
+    let mut all = siglip(vision)?;
+    let role = Role::Tower;
+    all.push(
+        Weight::column(
+            "multi_modal_projector.linear_1",
+            role,
+            joined,
+            &[width / 2, width / 2],
+        )
+        .bias(true),
+    );
+    all.push(Weight::row("multi_modal_projector.linear_2", role, width / 2, t.hidden()?).bias(true));
+    Ok(all)
+}
+
+/// Idefics3 and `SmolVLM` (vLLM 0.32.0, `idefics3.py`): a SigLIP-like tower and one projection of joined patches.
+fn idefics3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let scale = t.top.dim_or("scale_factor", 2)?;
+    let joined = vision.dim("hidden_size")? * scale * scale;
+    let mut all = siglip(vision)?;
+    let name = "model.connector.modality_projection.proj";
+    all.push(Weight::replicated(name, Role::Tower, joined, &[t.hidden()?]));
     Ok(all)
 }
 
@@ -565,4 +610,25 @@ fn clip(vision: &Config, top: &Config) -> Result<Vec<Weight>> {
     }
     all.extend(blocks.weights());
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tower_that_is_not_counted_is_named() {
+        let file = |text: &str| Config::parse(text.as_bytes()).unwrap();
+        let both = file(r#"{"vision_config": {}, "audio_config": {}}"#);
+        assert_eq!(
+            unread("Gemma4ForConditionalGeneration", &both),
+            Some("audio_config")
+        );
+        assert_eq!(
+            unread("AriaForConditionalGeneration", &both),
+            Some("vision_config")
+        );
+        assert_eq!(unread("Phi4MultimodalForCausalLM", &both), None);
+        assert_eq!(unread("LlamaForCausalLM", &file("{}")), None);
+    }
 }
