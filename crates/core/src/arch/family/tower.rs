@@ -60,7 +60,15 @@ pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
         return Ok(Vec::new());
     };
     let weights = reader(t, &vision)?;
-    Ok(if weights.is_empty() { Vec::new() } else { vec![Outside { place: Place::Every, tower: true, weights }] })
+    Ok(if weights.is_empty() {
+        Vec::new()
+    } else {
+        vec![Outside {
+            place: Place::Every,
+            tower: true,
+            weights,
+        }]
+    })
 }
 
 /// A transformer encoder's blocks, which differ between towers in names, biases and norms only.
