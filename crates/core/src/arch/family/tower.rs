@@ -254,7 +254,7 @@ fn qwen2_5_vl(_: &Text, vision: &Config) -> Result<Vec<Weight>> {
     ])
 }
 
-/// Gemma-3 (vLLM 0.32.0, `gemma3_mm.py`): SigLIP and a projection of pooled patches.
+/// Gemma-3 (vLLM 0.32.0, `gemma3_mm.py`): `SigLIP` and a projection of pooled patches.
 fn gemma3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let hidden = vision.dim("hidden_size")?;
     let mut all = siglip(vision)?;
@@ -266,7 +266,7 @@ fn gemma3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// Cohere2-Vision (vLLM 0.32.0, `cohere2_vision.py`): SigLIP and a gated projection of joined patches.
+/// Cohere2-Vision (vLLM 0.32.0, `cohere2_vision.py`): `SigLIP` and a gated projection of joined patches.
 fn cohere2_vision(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let side = t.top.dim_or("downsample_factor", 2)?;
     let joined = vision.dim("hidden_size")? * side * side;
@@ -286,7 +286,7 @@ fn cohere2_vision(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// Idefics3 and `SmolVLM` (vLLM 0.32.0, `idefics3.py`): a SigLIP-like tower and one projection of joined patches.
+/// Idefics3 and `SmolVLM` (vLLM 0.32.0, `idefics3.py`): a `SigLIP`-like tower and one projection of joined patches.
 fn idefics3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let scale = t.top.dim_or("scale_factor", 2)?;
     let joined = vision.dim("hidden_size")? * scale * scale;
@@ -296,7 +296,7 @@ fn idefics3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// SigLIP's vision model without its pooling head (vLLM 0.32.0, `siglip.py`).
+/// `SigLIP`'s vision model without its pooling head (vLLM 0.32.0, `siglip.py`).
 fn siglip(vision: &Config) -> Result<Vec<Weight>> {
     let hidden = vision.dim("hidden_size")?;
     let patch = vision.dim("patch_size")?;
