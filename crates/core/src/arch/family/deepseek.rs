@@ -219,6 +219,58 @@ pub(crate) fn generic_latent(t: &Text) -> Result<Decoder> {
     latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?)
 }
 
+/// A.X-K2 (generic backend): queries are made from their low rank before and after its norm, with an output gate;
+/// an indexer that keeps no cache; norms with a low-rank gate, save before dense feed-forward parts.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn axk2(t: &Text) -> Result<Decoder> {
+    let c = &t.config;
+    let mut mla = Mla::read(t)?;
+    mla.indexer = None;
+    let layers = t.layers()?;
+    let sparse: Vec<bool> = match c.strs("mlp_layer_types")? {
+        Some(kinds) => kinds
+            .iter()
+            .zip(0..layers)
+            .map(|(kind, _)| *kind == "sparse")
+            .collect(),
+        None => (0..layers).map(|i| i > 0).collect(),
+    };
+    let width = c.dim("moe_intermediate_size")?;
+    let moe = Moe::read(t, "mlp")?.shared("mlp.shared_experts", width * c.dim_or("n_shared_experts", 0)?);
+    let mut decoder = latent(t, &mla, TWO_NORMS, Some(&moe), &sparse)?;
+    let hidden = t.hidden()?;
+    let q_rank = c.dim("q_lora_rank")?;
+    let (index_heads, index_dim) = (c.dim("index_n_heads")?, c.dim("index_head_dim")?);
+    let gate_rank = c.dim("gated_norm_rank")?;
+    let queries = mla.heads * (mla.nope + mla.rope + mla.value);
+    let whole = |name: &str, inputs: u64, outputs: u64| {
+        Weight::replicated(name, Role::Attention, inputs, &[outputs]).unquantized()
+    };
+    let gate = |norm: &str| {
+        [
+            Weight::replicated(format!("{norm}.mlp.fc1"), Role::Norm, hidden, &[gate_rank]),
+            Weight::replicated(format!("{norm}.mlp.fc2"), Role::Norm, gate_rank, &[hidden]),
+        ]
+    };
+    for (i, layer) in decoder.layers.iter_mut().enumerate() {
+        layer.weights.retain(|w| !w.name.ends_with("q_b_proj"));
+        layer.weights.extend([
+            Weight::column("self_attn.q_gate_proj", Role::Attention, 2 * q_rank, &[queries]),
+            whole("self_attn.indexer.wq_b", q_rank, index_heads * index_dim),
+            whole("self_attn.indexer.wk", hidden, index_dim),
+            Weight::norm("self_attn.indexer.k_norm", index_dim).times(2),
+            whole("self_attn.indexer.weights_proj", hidden, index_heads),
+        ]);
+        layer.weights.extend(gate("input_layernorm"));
+        if sparse.get(i).copied().unwrap_or(true) {
+            layer.weights.extend(gate("post_attention_layernorm"));
+        }
+    }
+    Ok(decoder)
+}
+
 /// LongCat-Flash: two attentions and two dense parts a layer beside one mixture of experts, whose zero experts
 /// have no weights but a place in the router (vLLM 0.32.0, `longcat_flash.py`).
 ///

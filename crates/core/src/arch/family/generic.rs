@@ -284,7 +284,10 @@ pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
 /// Doge: a learned decay a key/value head, gates of the residual stream.
 pub(crate) fn doge(t: &Text) -> Result<Decoder> {
     if t.config.flag("is_moe", false)? {
-        return Err(Error::unsupported("Doge with experts (is_moe) has no reader yet"));
+        return Err(Error::input(format!(
+            "{} is true, but Doge is read without experts only",
+            t.config.name("is_moe")
+        )));
     }
     let mut d = llama::base(t)?;
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);

@@ -385,6 +385,13 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     attention.path = "mixer";
     attention.qkv_bias = c.flag("attention_bias", false)?;
     attention.o_bias = attention.qkv_bias;
+    if c.get("block_configs").is_some() {
+        // Their per-layer sizes are resolved by code that comes with the checkpoint.
+        return Err(Error::input(format!(
+            "{} gives layers sizes of their own, which this version does not read for Nemotron-H",
+            c.name("block_configs")
+        )));
+    }
     let letters = nemotron_h_pattern(t)?;
     // Files without a state layer need not describe one.
     let mixer = if letters.contains(&'M') {

@@ -406,10 +406,8 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["PanguUltraMoEForCausalLM"], Own(deepseek::pangu_ultra)),
     (&["SarvamMLAForCausalLM"], Own(deepseek::sarvam)),
     (&["YoutuForCausalLM"], Own(deepseek::dense_latent)),
-    (
-        &["Mistral4ForCausalLM", "AXK2ForCausalLM"],
-        Own(deepseek::generic_latent),
-    ),
+    (&["AXK2ForCausalLM"], Own(deepseek::axk2)),
+    (&["Mistral4ForCausalLM"], Own(deepseek::generic_latent)),
     (&["LongcatFlashForCausalLM"], Own(deepseek::longcat)),
 ];
 
