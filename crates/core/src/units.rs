@@ -53,7 +53,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
 
 /// Parses a count with vLLM's own suffixes: `k`, `m`, `g`, `t` are decimal, `K`, `M`, `G`, `T` binary; `25.6k` is 25,600.
 ///
-/// The rule is `human_readable_int` of vLLM 0.32.0, vllm/engine/arg_utils.py; as there, a fraction needs a decimal suffix.
+/// The rule is `human_readable_int` of vLLM 0.32.0, `vllm/engine/arg_utils.py`; as there, a fraction needs a decimal suffix.
 ///
 /// ```
 /// use kvwise_core::units::parse_count;

@@ -34,9 +34,9 @@ pub struct Gpu {
     pub bandwidth_bytes_per_s: f64,
     /// Dense peak rates.
     pub tflops: Tflops,
-    /// NVLink or Infinity Fabric, one direction, all links of one GPU, in bytes per second.
+    /// `NVLink` or Infinity Fabric, one direction, all links of one GPU, in bytes per second.
     pub nvlink_bytes_per_s: Option<f64>,
-    /// PCIe, one direction, in bytes per second.
+    /// `PCIe`, one direction, in bytes per second.
     pub pcie_bytes_per_s: f64,
     /// Where the figures come from.
     pub source: String,
@@ -78,6 +78,9 @@ impl Gpu {
 }
 
 /// Every GPU in the catalogue, in its order (by maker and generation, newest first).
+///
+/// # Panics
+/// Never for the shipped rows, which a test reads.
 pub fn all() -> &'static [Gpu] {
     static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
     GPUS.get_or_init(|| {

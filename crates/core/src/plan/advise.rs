@@ -5,7 +5,6 @@ use serde_json::json;
 use super::report::Plan;
 use super::request::{Engine, Request};
 use super::{answer, evaluate};
-use crate::Result;
 use crate::engine::vllm::{KvDtype, MaxModelLen};
 use crate::units::grouped;
 
@@ -16,7 +15,7 @@ struct Change {
 }
 
 /// Fills `recommended` and, if it does not fit, `fix`.
-pub(super) fn advise(request: &Request, plan: &mut Plan) -> Result<()> {
+pub(super) fn advise(request: &Request, plan: &mut Plan) {
     let mut fixes = Vec::new();
     for (change, changed) in variants(request, plan) {
         // A variant that is itself an error (a size that does not divide) is no advice.
@@ -40,7 +39,6 @@ pub(super) fn advise(request: &Request, plan: &mut Plan) -> Result<()> {
     if plan.fix.is_none() && !plan.feasibility.fits {
         plan.fix = fallback(plan);
     }
-    Ok(())
 }
 
 /// Changes to try, the least invasive first.

@@ -102,7 +102,8 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
             .checked_mul(tokens)
     };
     match kind {
-        CacheKind::Full(h) => heads(h, context),
+        // Whisper-like encoders produce a fixed number of states, but the shape does not tell: charge the context.
+        CacheKind::Full(h) | CacheKind::Cross(h) => heads(h, context),
         CacheKind::Sliding { heads: h, window } | CacheKind::ConvWindow { heads: h, window } => {
             heads(h, context.min(*window))
         }
@@ -121,8 +122,6 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
                 .checked_mul(compressed.checked_add(context.min(*window))?)
         }
         CacheKind::State(state) => state_bytes(state, tp),
-        // Whisper-like encoders produce 1500 states, but the shape does not tell: charge the context.
-        CacheKind::Cross(h) => heads(h, context),
     }
 }
 

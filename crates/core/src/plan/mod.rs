@@ -63,7 +63,7 @@ pub fn plan(request: &Request) -> Result<Plan> {
         .hint("raise --gpus or lower a parallel size"));
     }
     let mut answer = answer(request, &evaluation)?;
-    advise::advise(request, &mut answer)?;
+    advise::advise(request, &mut answer);
     Ok(answer)
 }
 

@@ -84,7 +84,7 @@ pub struct Hardware {
     pub bandwidth_bytes_per_s: Option<f64>,
     /// Peak dense 16-bit rate in operations per second.
     pub flops: Option<f64>,
-    /// Whether the ranks talk over PCIe (slower for tensor parallelism).
+    /// Whether the ranks talk over `PCIe` (slower for tensor parallelism).
     pub pcie_only: bool,
 }
 

@@ -57,14 +57,28 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     let gpu = vllm::Gpu::new(&hardware.name, major, minor, total);
 
     let Some((model, config)) = request.subject.model else {
-        return unserved(request, settings, total, utilization, ranks, warnings);
+        return unserved(request, settings, total, utilization, ranks, None, warnings);
     };
     let dtype = model_dtype(model, settings, (major, minor));
     let (stages, indivisible) = match weights(model, config, settings, &parallel, dtype) {
         Ok(stages) => (stages, None),
         // Sizes that the ranks do not divide are the engine's refusal; the numbers are shown as even shares.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let whole = weights(model, config, settings, &Parallel::default(), dtype)?;
+            let whole = match weights(model, config, settings, &Parallel::default(), dtype) {
+                Ok(whole) => whole,
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    return unserved(
+                        request,
+                        settings,
+                        total,
+                        utilization,
+                        ranks,
+                        Some(error.to_string()),
+                        warnings,
+                    );
+                }
+                Err(error) => return Err(error),
+            };
             let share = whole
                 .total
                 .div_ceil(parallel.tp.saturating_mul(parallel.pp).max(1));
@@ -122,7 +136,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         max_num_batched_tokens: outcome_limits.0,
         max_num_seqs: outcome_limits.1,
         hidden_size: model.hidden_size,
-        widest_projection: widest_projection(model, &parallel)?,
+        widest_projection: widest_projection(model, &parallel),
         vocab_size: model.vocab_size,
         layers: (model.layers.len() as u64).div_ceil(parallel.pp.max(1)),
         element_bytes: dtype.bits() / 8,
@@ -131,15 +145,16 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         enforce_eager: settings.enforce_eager,
         graphs_in_budget: rules.subtracts_cuda_graph_estimate,
     };
-    let (overhead, taken) = match request.policy.overhead_bytes {
-        Some(bytes) => (vec![Term::exact("overhead", bytes, "--overhead")], (bytes, bytes)),
-        None => {
-            let estimated = budget::overhead(&inputs);
-            let (best, _, high) = estimated.budgeted();
-            (estimated.terms().into_iter().cloned().collect(), (best, high))
-        }
+    let (mut overhead, mut taken) = if let Some(bytes) = request.policy.overhead_bytes {
+        (vec![Term::exact("overhead", bytes, "--overhead")], (bytes, bytes))
+    } else {
+        let estimated = budget::overhead(&inputs);
+        let (best, _, high) = estimated.budgeted();
+        (
+            estimated.terms().into_iter().cloned().collect::<Vec<_>>(),
+            (best, high),
+        )
     };
-    let (mut overhead, mut taken) = (overhead, taken);
     if settings.enable_lora {
         let term = lora(model, settings, &parallel)?;
         taken = (
@@ -277,7 +292,7 @@ pub(super) fn parallel(settings: &Settings) -> Parallel {
 /// `math.ceil(total * utilization)`, in floats as the engine computes it.
 fn requested(total: u64, utilization: f64) -> Result<u64> {
     let product = (total as f64 * utilization).ceil();
-    if !(product >= 0.0 && product < 9_007_199_254_740_992.0) {
+    if !(0.0..9_007_199_254_740_992.0).contains(&product) {
         return Err(Error::overflow("the memory the engine allows itself"));
     }
     #[expect(
@@ -373,7 +388,7 @@ fn quantization(config: &Config, settings: &Settings) -> Result<Option<Quantizat
 
 /// Elements that the widest feed-forward output of one token has on one rank; routed experts count once for every
 /// expert that the token uses.
-fn widest_projection(model: &Model, parallel: &Parallel) -> Result<u64> {
+fn widest_projection(model: &Model, parallel: &Parallel) -> u64 {
     let mut widest = 0;
     for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
         if !matches!(weight.role, Role::Mlp | Role::Experts | Role::SharedExpert) {
@@ -403,7 +418,7 @@ fn widest_projection(model: &Model, parallel: &Parallel) -> Result<u64> {
         };
         widest = widest.max(elements);
     }
-    Ok(widest)
+    widest
 }
 
 /// Adapter slots: two low-rank matrices for every linear module of the language model, in 16 bits.
@@ -447,6 +462,7 @@ fn unserved<'a>(
     total: u64,
     utilization: f64,
     ranks: u64,
+    reason: Option<String>,
     mut warnings: Vec<String>,
 ) -> Result<Evaluation<'a>> {
     let stages = settings.pipeline_parallel_size.max(1);
@@ -480,6 +496,7 @@ fn unserved<'a>(
                 .subject
                 .refused
                 .clone()
+                .or(reason)
                 .unwrap_or_else(|| "the architecture is not known".to_owned()),
         ),
         warnings,
