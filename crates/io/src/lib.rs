@@ -1,6 +1,7 @@
 //! Everything of kvwise that touches files and sockets.
 
 pub mod atomic;
+pub mod kv_events;
 pub mod model;
 pub mod plan_profile;
 pub mod prometheus;

@@ -9,6 +9,7 @@ use rusqlite::{OptionalExtension, params, params_from_iter};
 use super::counters::{Finding, Totals};
 use super::store::sql;
 use super::{Session, schema};
+use crate::kv_events::content::{ContentTotals, Removal};
 use crate::prometheus::engine::{COUNTERS, EngineKey, HISTOGRAMS, NUM_COUNTERS, NUM_GAUGES, Snapshot};
 use crate::prometheus::histogram::Histogram;
 
@@ -212,6 +213,59 @@ impl Recorder {
             )
             .map_err(sql)?;
             self.open_gaps.insert(target, db.last_insert_rowid());
+        }
+        Ok(())
+    }
+
+    /// Notes something that happened to a target.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn event(&mut self, target: i64, t_us: i64, kind: &str, detail: &str) -> Result<()> {
+        self.begin()?;
+        self.session
+            .db
+            .execute(
+                "INSERT INTO event (t_us, target_id, kind, detail) VALUES (?, ?, ?, ?)",
+                params![t_us, target, kind, detail],
+            )
+            .map(|_| ())
+            .map_err(sql)
+    }
+
+    /// Writes the state of a prefix cache that is followed by its events, and what was removed since the last time.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn content(
+        &mut self,
+        target: i64,
+        t_us: i64,
+        cached: usize,
+        totals: &ContentTotals,
+        removals: &[Removal],
+    ) -> Result<()> {
+        self.begin()?;
+        let db = &self.session.db;
+        db.prepare_cached("INSERT OR REPLACE INTO kv_content VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
+            .and_then(|mut s| {
+                s.execute(params![
+                    target,
+                    t_us,
+                    cached.cast_signed() as i64,
+                    totals.stored.cast_signed(),
+                    totals.removed.cast_signed(),
+                    totals.recomputed.cast_signed(),
+                    totals.cleared.cast_signed(),
+                    totals.missed_batches.cast_signed(),
+                    totals.block_tokens
+                ])
+            })
+            .map_err(sql)?;
+        for removal in removals {
+            db.prepare_cached("INSERT INTO kv_removal VALUES (?, ?, ?)")
+                .and_then(|mut s| s.execute(params![target, t_us, removal.lifetime_us]))
+                .map_err(sql)?;
         }
         Ok(())
     }

@@ -34,6 +34,13 @@ CREATE TABLE gap (
 -- restarts, counters that fell, configurations that changed, quantities that the server does not publish
 CREATE TABLE event (
   t_us INTEGER NOT NULL, target_id INTEGER NOT NULL REFERENCES target(id), kind TEXT NOT NULL, detail TEXT NOT NULL);
+-- from KV events: contents of the prefix cache, once a second
+CREATE TABLE kv_content (
+  target_id INTEGER NOT NULL REFERENCES target(id), t_us INTEGER NOT NULL, cached INTEGER NOT NULL,
+  stored INTEGER NOT NULL, removed INTEGER NOT NULL, recomputed INTEGER NOT NULL, cleared INTEGER NOT NULL,
+  missed_batches INTEGER NOT NULL, block_tokens INTEGER NOT NULL, PRIMARY KEY (target_id, t_us)) WITHOUT ROWID;
+-- one content removed; lifetime_us is NULL if it was stored before the recording began
+CREATE TABLE kv_removal (target_id INTEGER NOT NULL REFERENCES target(id), t_us INTEGER NOT NULL, lifetime_us INTEGER);
 
 -- from here on: written by the probe
 CREATE TABLE process (

@@ -448,6 +448,64 @@ pub fn evictions(db: &Connection, limit: u32) -> Result<Vec<Eviction>> {
     rows.collect::<rusqlite::Result<Vec<_>>>().map_err(sql)
 }
 
+/// A prefix cache that was followed by its events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FollowedContent {
+    /// What was followed.
+    pub target: String,
+    /// Contents cached at the end that were stored since the recording began.
+    pub cached: i64,
+    /// Contents that became findable.
+    pub stored: i64,
+    /// Contents removed.
+    pub removed: i64,
+    /// Contents stored again after their removal.
+    pub recomputed: i64,
+    /// Batches of events that never arrived.
+    pub missed_batches: i64,
+    /// Tokens of one block.
+    pub block_tokens: i64,
+    /// Lifetimes of removed contents in seconds.
+    pub lifetimes_s: Vec<f64>,
+}
+
+/// The prefix caches that were followed by their events.
+///
+/// # Errors
+/// If the database cannot be read.
+pub fn contents(db: &Connection) -> Result<Vec<FollowedContent>> {
+    let mut statement = db
+        .prepare(
+            "SELECT target_id, target.name, cached, stored, removed, recomputed, missed_batches, block_tokens \
+             FROM kv_content JOIN target ON target.id = target_id \
+             WHERE t_us = (SELECT MAX(t_us) FROM kv_content l WHERE l.target_id = kv_content.target_id) ORDER BY 1",
+        )
+        .map_err(sql)?;
+    let mut rows = statement.query([]).map_err(sql)?;
+    let mut found = Vec::new();
+    while let Some(r) = rows.next().map_err(sql)? {
+        let id: i64 = r.get(0).map_err(sql)?;
+        let mut lifetimes = db
+            .prepare("SELECT lifetime_us FROM kv_removal WHERE target_id = ? AND lifetime_us IS NOT NULL LIMIT 1000000")
+            .map_err(sql)?;
+        let lifetimes_s = lifetimes
+            .query_map([id], |r| r.get::<_, i64>(0).map(|us| us as f64 / 1e6))
+            .and_then(Iterator::collect)
+            .map_err(sql)?;
+        found.push(FollowedContent {
+            target: r.get(1).map_err(sql)?,
+            cached: r.get(2).map_err(sql)?,
+            stored: r.get(3).map_err(sql)?,
+            removed: r.get(4).map_err(sql)?,
+            recomputed: r.get(5).map_err(sql)?,
+            missed_batches: r.get(6).map_err(sql)?,
+            block_tokens: r.get(7).map_err(sql)?,
+            lifetimes_s,
+        });
+    }
+    Ok(found)
+}
+
 /// Notes of the probe: hooks that are missing or failed.
 ///
 /// # Errors

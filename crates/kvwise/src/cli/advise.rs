@@ -71,6 +71,7 @@ fn watch_a_while(args: &AdviseArgs, printer: Printer) -> Result<SessionReport> {
         interval: Duration::from_millis(500),
         timeout: Duration::from_secs(5),
         folder: folder.clone(),
+        kv_events: Vec::new(),
     };
     printer.note(&format!(
         "watching {} for {}",

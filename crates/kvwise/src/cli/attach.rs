@@ -17,6 +17,7 @@ use crate::usecase::attach::{self, Attach};
 #[command(after_help = "Examples:
   kvwise attach localhost:8000 --duration 60s -o recording
   kvwise attach http://a:8000 http://b:8000 --interval 1s -o fleet
+  kvwise attach localhost:8000 --kv-events tcp://localhost:5557 --kv-events-replay tcp://localhost:5558
   kvwise attach http://prometheus:9090 --prometheus --duration 1h -o last-hour")]
 pub struct AttachArgs {
     /// Servers; `/metrics` is added where the URL has no path.
@@ -26,6 +27,14 @@ pub struct AttachArgs {
     /// The URL is a Prometheus server: take the engines' history of the last `--duration` from it.
     #[arg(long)]
     prometheus: bool,
+
+    /// Follow the KV events that vLLM (--kv-events-config) or SGLang publishes here: exact content and evictions.
+    #[arg(long, value_name = "tcp://HOST:PORT", conflicts_with = "prometheus")]
+    kv_events: Vec<String>,
+
+    /// Where missed batches can be asked for (vLLM's replay_endpoint), in the order of `--kv-events`.
+    #[arg(long, value_name = "tcp://HOST:PORT", requires = "kv_events")]
+    kv_events_replay: Vec<String>,
 
     /// How long to record (default: until interrupted; with `--prometheus`: 1h of history).
     #[arg(long, value_parser = duration::parse, value_name = "TIME")]
@@ -57,6 +66,12 @@ pub fn run(args: &AttachArgs, printer: Printer) -> Result<ExitStatus> {
         interval: args.interval,
         timeout: args.timeout,
         folder: folder.clone(),
+        kv_events: args
+            .kv_events
+            .iter()
+            .enumerate()
+            .map(|(i, e)| (e.clone(), args.kv_events_replay.get(i).cloned()))
+            .collect(),
     };
     let summary = if args.prometheus {
         attach::from_prometheus(&plan, &mut |text| printer.warn(text))?

@@ -7,6 +7,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvwise_core::{Error, Result};
+use kvwise_io::kv_events::content::{Content, ContentTotals, Removal};
+use kvwise_io::kv_events::subscribe::{Arrival, Subscription};
 use kvwise_io::prometheus::api::PrometheusServer;
 use kvwise_io::prometheus::engine::{Snapshot, Vocabulary};
 use kvwise_io::prometheus::scrape::Scraper;
@@ -37,6 +39,8 @@ pub struct Attach {
     pub timeout: Duration,
     /// Where to.
     pub folder: PathBuf,
+    /// Endpoints of KV events, each with the endpoint for missed batches.
+    pub kv_events: Vec<(String, Option<String>)>,
 }
 
 /// What was recorded.
@@ -106,6 +110,8 @@ impl Done {
 enum Message {
     Scraped(usize, i64, Vec<Snapshot>),
     Failed(usize, i64, String),
+    Content(usize, i64, usize, ContentTotals, Vec<Removal>),
+    Event(usize, i64, &'static str, String),
 }
 
 /// Records until the duration is over or `stop` is set.
@@ -144,7 +150,13 @@ pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> R
         }
     }
 
-    let names: Vec<String> = scrapers.iter().map(|s| s.url().to_owned()).collect();
+    let subscriptions = plan
+        .kv_events
+        .iter()
+        .map(|(endpoint, replay)| Subscription::new(endpoint, replay.as_deref()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut names: Vec<String> = scrapers.iter().map(|s| s.url().to_owned()).collect();
+    names.extend(plan.kv_events.iter().map(|e| e.0.clone()));
     let mut metadata = Metadata::new("attach", names.clone(), clock.now_us());
     metadata.interval_s = Some(plan.interval.as_secs_f64());
     let mut writer = Writer::new(Recorder::new(Session::create(&plan.folder, metadata)?), &names)?;
@@ -166,6 +178,21 @@ pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> R
                 .spawn_scoped(scope, work)
                 .map(|_| ())
                 .map_err(|e| Error::io(format!("cannot start a thread for {}: {e}", scraper.url())))
+        });
+        let threads = threads.and_then(|()| {
+            subscriptions
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(i, subscription)| {
+                    let (send, done, index) = (send.clone(), &done, scrapers.len() + i);
+                    std::thread::Builder::new()
+                        .name(format!("kv-events-{i}"))
+                        .spawn_scoped(scope, move || {
+                            follow_loop(index, subscription, clock, done, &send)
+                        })
+                        .map(|_| ())
+                        .map_err(|e| Error::io(format!("cannot start a thread for KV events: {e}")))
+                })
         });
         drop(send);
         if threads.is_ok() {
@@ -208,6 +235,68 @@ fn scrape_loop(
         // a slow scrape skips the ticks that it missed instead of hurrying after them
         while next < Instant::now() {
             next += interval;
+        }
+    }
+}
+
+/// Follows KV events; tells the state once a second.
+fn follow_loop(
+    index: usize,
+    mut subscription: Subscription,
+    clock: Clock,
+    done: &Done,
+    send: &Sender<Message>,
+) {
+    let mut content = Content::default();
+    let mut removals = Vec::new();
+    let mut told = Instant::now();
+    let mut failing = false;
+    loop {
+        let arrival = subscription.poll();
+        let trouble = match arrival {
+            Ok(Arrival::Nothing) => None,
+            Ok(Arrival::Batches(batches)) => {
+                removals.extend(batches.iter().flat_map(|b| content.follow(b)));
+                None
+            }
+            Ok(Arrival::AfterLoss(lost, batches)) => {
+                content.lost(lost);
+                removals.extend(batches.iter().flat_map(|b| content.follow(b)));
+                Some(("kv_events_lost", format!("{lost} batches")))
+            }
+            Ok(Arrival::Restarted(batches)) => {
+                content.lost(0);
+                removals.extend(batches.iter().flat_map(|b| content.follow(b)));
+                Some(("restart", "the publisher of KV events counts anew".to_owned()))
+            }
+            Err(e) => Some(("kv_events_failed", e.to_string())),
+        };
+        let mut pause = Duration::ZERO;
+        if let Some((kind, detail)) = trouble {
+            // a dead publisher is asked twice a second, and named once
+            if kind == "kv_events_failed" {
+                pause = Duration::from_millis(500);
+            }
+            if kind != "kv_events_failed" || !failing {
+                let _ = send.send(Message::Event(index, clock.now_us(), kind, detail));
+            }
+            failing = kind == "kv_events_failed";
+        } else if subscription.is_connected() {
+            failing = false;
+        }
+        let over = done.wait_until(Instant::now() + pause);
+        if over || told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            let state = Message::Content(
+                index,
+                clock.now_us(),
+                content.cached(),
+                content.totals,
+                std::mem::take(&mut removals),
+            );
+            if send.send(state).is_err() || over {
+                return;
+            }
         }
     }
 }
@@ -274,6 +363,18 @@ impl Writer {
                     return Ok(());
                 };
                 self.recorder.failure(target, t_us, &reason)
+            }
+            Message::Content(i, t_us, cached, totals, removals) => {
+                let Some(&target) = self.targets.get(i) else {
+                    return Ok(());
+                };
+                self.recorder.content(target, t_us, cached, &totals, &removals)
+            }
+            Message::Event(i, t_us, kind, detail) => {
+                let Some(&target) = self.targets.get(i) else {
+                    return Ok(());
+                };
+                self.recorder.event(target, t_us, kind, &detail)
             }
         }
     }

@@ -14,6 +14,7 @@ fn plan(urls: Vec<String>, folder: &std::path::Path, millis: u64) -> Attach {
         interval: Duration::from_millis(10),
         timeout: Duration::from_secs(5),
         folder: folder.to_path_buf(),
+        kv_events: Vec::new(),
     }
 }
 

@@ -61,6 +61,10 @@ pub fn page(report: &SessionReport) -> Result<String> {
     for (i, probe) in report.probes.iter().enumerate() {
         probe_html(&mut body, i, probe);
     }
+    for content in &report.contents {
+        let _ = write!(body, "<h2>Cached content ({})</h2>", escape(&content.target));
+        rows(&mut body, &text::content_rows(content));
+    }
     remarks(&mut body, report);
     Ok(format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -250,6 +254,7 @@ mod tests {
                 ..EngineReport::default()
             }],
             probes: vec![],
+            contents: vec![],
             gaps: vec![],
             events: vec![],
             notes: vec![evil.to_owned()],

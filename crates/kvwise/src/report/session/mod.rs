@@ -22,6 +22,8 @@ pub struct SessionReport {
     pub engines: Vec<EngineReport>,
     /// Processes that the probe ran in.
     pub probes: Vec<ProbeReport>,
+    /// Prefix caches followed by their events.
+    pub contents: Vec<ContentReport>,
     /// Stretches without data.
     pub gaps: Vec<GapReport>,
     /// Restarts, changed configurations, quantities that the server does not publish.
@@ -247,6 +249,27 @@ pub struct BlockMap {
     pub blocks_per_row: usize,
     /// One text a row, one digit a column: 0 never held, 9 held all the time.
     pub rows: Vec<String>,
+}
+
+/// A prefix cache followed by its events: exact, for what happened while it was followed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ContentReport {
+    /// Endpoint of the events.
+    pub target: String,
+    /// Tokens of one block.
+    pub block_tokens: i64,
+    /// Block contents cached at the end.
+    pub cached: i64,
+    /// Block contents that became findable.
+    pub stored: i64,
+    /// Block contents evicted.
+    pub removed: i64,
+    /// Block contents computed again after they had been evicted.
+    pub recomputed: i64,
+    /// Batches of events that never arrived.
+    pub missed_batches: i64,
+    /// Lifetimes of evicted contents, seconds.
+    pub lifetime_s: Option<Distribution>,
 }
 
 /// A stretch without data.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::finding::{Confidence, Severity};
-use super::{EngineReport, Finding, ProbeReport, SessionReport, Spread, Suggestion};
+use super::{ContentReport, EngineReport, Finding, ProbeReport, SessionReport, Spread, Suggestion};
 
 /// A severity in a word.
 pub fn severity(s: Severity) -> &'static str {
@@ -205,6 +205,42 @@ pub fn probe_rows(p: &ProbeReport) -> Vec<(String, String)> {
     rows
 }
 
+/// The figures of a followed cache, by name.
+pub fn content_rows(c: &ContentReport) -> Vec<(String, String)> {
+    let mut rows = vec![
+        (
+            "cached at the end".to_owned(),
+            format!("{} blocks of {} tokens", c.cached, c.block_tokens),
+        ),
+        (
+            "stored / evicted".to_owned(),
+            format!("{} / {}", c.stored, c.removed),
+        ),
+        (
+            "computed again after eviction".to_owned(),
+            c.recomputed.to_string(),
+        ),
+    ];
+    if let Some(d) = c.lifetime_s {
+        rows.push((
+            "lifetime of evicted content".to_owned(),
+            format!(
+                "p50 {} s, p90 {} s, p99 {} s",
+                number(d.p50),
+                number(d.p90),
+                number(d.p99)
+            ),
+        ));
+    }
+    if c.missed_batches > 0 {
+        rows.push((
+            "batches that never arrived".to_owned(),
+            c.missed_batches.to_string(),
+        ));
+    }
+    rows
+}
+
 /// Gaps, events and notes as sentences.
 pub fn remarks(report: &SessionReport) -> Vec<String> {
     let mut lines = Vec::new();
@@ -287,6 +323,9 @@ pub fn table(report: &SessionReport) -> String {
             probe_rows(p),
         );
     }
+    for c in &report.contents {
+        section(format!("cached content ({})", c.target), content_rows(c));
+    }
     out.push_str(&findings(&report.findings));
     for line in remarks(report) {
         let _ = writeln!(out, "{line}");
@@ -354,6 +393,9 @@ pub fn markdown(report: &SessionReport) -> String {
             format!("Inside process {} (vLLM {})", p.pid, p.vllm_version),
             probe_rows(p),
         );
+    }
+    for c in &report.contents {
+        section(format!("Cached content ({})", c.target), content_rows(c));
     }
     let lines = remarks(report);
     if !lines.is_empty() {

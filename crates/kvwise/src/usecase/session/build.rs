@@ -14,8 +14,8 @@ use kvwise_io::session::series::{self, Eviction, Point, Process, Step};
 
 use super::{blocks, rules};
 use crate::report::session::{
-    About, Distribution, EngineReport, EventReport, EvictionReport, GapReport, ProbeReport, ProbeSeries,
-    Series, SessionReport, Spread,
+    About, ContentReport, Distribution, EngineReport, EventReport, EvictionReport, GapReport, ProbeReport,
+    ProbeSeries, Series, SessionReport, Spread,
 };
 use crate::report::time;
 use crate::usecase::export;
@@ -83,6 +83,19 @@ pub fn measure(session: &Session) -> Result<SessionReport> {
         },
         engines,
         probes,
+        contents: series::contents(db)?
+            .into_iter()
+            .map(|c| ContentReport {
+                target: c.target,
+                block_tokens: c.block_tokens,
+                cached: c.cached,
+                stored: c.stored,
+                removed: c.removed,
+                recomputed: c.recomputed,
+                missed_batches: c.missed_batches,
+                lifetime_s: distribution(c.lifetimes_s),
+            })
+            .collect(),
         gaps: series::gaps(db)?
             .into_iter()
             .map(|g| GapReport {

@@ -144,6 +144,7 @@ pub fn findings(report: &SessionReport, calculator: &dyn GainCalculator) -> Vec<
         }
         found.append(&mut here);
     }
+    recomputation(report, &mut found);
     recording(report, &mut found);
     for finding in &mut found {
         finding.gain = finding
@@ -454,6 +455,33 @@ fn graphs(f: &Facts, out: &mut Vec<Finding>) {
     }
 }
 
+fn recomputation(report: &SessionReport, out: &mut Vec<Finding>) {
+    for c in &report.contents {
+        let share = c.recomputed as f64 / (c.stored.max(1)) as f64;
+        if c.recomputed > 0 && share > 0.05 {
+            out.push(Finding {
+                rule: "evicted_then_recomputed",
+                severity: Severity::Improve,
+                title:
+                    "blocks are computed again that had been cached and evicted: a larger pool would have hit"
+                        .to_owned(),
+                evidence: format!(
+                    "{} of {} stored block contents ({}), {} tokens",
+                    c.recomputed,
+                    c.stored,
+                    percent(share),
+                    c.recomputed * c.block_tokens
+                ),
+                threshold: "above 5 % of what is stored",
+                source: "KV events: the same content stored again after its removal",
+                confidence: Confidence::High,
+                suggestion: report.engines.first().map(|e| more_room(&scraped(e))),
+                gain: None,
+            });
+        }
+    }
+}
+
 fn recording(report: &SessionReport, out: &mut Vec<Finding>) {
     let failures: i64 = report.gaps.iter().map(|g| g.failures).sum();
     if failures > 0 {
@@ -518,6 +546,7 @@ mod tests {
             },
             engines: vec![engine],
             probes: vec![],
+            contents: vec![],
             gaps: vec![],
             events: vec![],
             notes: vec![],
