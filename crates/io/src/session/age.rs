@@ -85,3 +85,66 @@ fn steps_sql(width_us: i64, limit: i64) -> String {
          DROP TABLE thinned;"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::schema;
+
+    const NOW: i64 = 1_800_000_000_000_000;
+
+    fn count(db: &Connection) -> i64 {
+        db.query_row("SELECT COUNT(*) FROM sample", [], |r| r.get(0))
+            .expect("a count")
+    }
+
+    #[test]
+    fn old_samples_get_coarser_but_keep_peaks_means_and_totals() {
+        let mut db = Connection::open_in_memory().expect("memory");
+        schema::create(&mut db).expect("tables");
+        db.execute_batch(
+            "INSERT INTO target VALUES (1, 't'); INSERT INTO engine VALUES (1, 1, 'vllm', 'm', '0');",
+        )
+        .expect("rows");
+        // 1000 seconds, two hours ago, and 100 seconds now
+        let old = NOW - 7_200_000_000;
+        for (start, seconds) in [(old, 1000), (NOW - 100_000_000, 100)] {
+            for i in 0..seconds {
+                let usage = if i == 333 { 0.99 } else { 0.5 };
+                db.execute(
+                    "INSERT INTO sample (engine_id, t_us, span_us, n, usage_ratio, usage_ratio_min, usage_ratio_max, \
+                     generation_tokens) VALUES (1, ?1, 0, 1, ?2, ?2, ?2, ?3)",
+                    rusqlite::params![start + i * 1_000_000, usage, f64::from(i32::try_from(i).expect("small"))],
+                )
+                .expect("a row");
+            }
+        }
+        thin_out(&mut db, NOW).expect("thinned");
+        let thinned = count(&db);
+        assert!(
+            (200..=202).contains(&thinned),
+            "100 stretches of 10 s and 100 untouched rows: {thinned}"
+        );
+        let (n, mean, peak, total): (i64, f64, f64, f64) = db
+            .query_row(
+                "SELECT SUM(n), SUM(usage_ratio * n) / SUM(n), MAX(usage_ratio_max), MAX(generation_tokens) \
+                 FROM sample WHERE t_us < ?",
+                [NOW - 3_600_000_000],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)),
+            )
+            .expect("sums");
+        assert_eq!(n, 1000);
+        assert!((mean - (0.5 * 999.0 + 0.99) / 1000.0).abs() < 1e-9, "{mean}");
+        assert!((peak - 0.99).abs() < 1e-12);
+        assert!((total - 999.0).abs() < 1e-12);
+        thin_out(&mut db, NOW).expect("thinned again");
+        assert_eq!(count(&db), thinned, "a second time changes nothing");
+        // a day later, minutes are left of the old stretch
+        thin_out(&mut db, NOW + 86_400_000_000).expect("thinned");
+        assert!(count(&db) <= 22, "{}", count(&db));
+        let n: i64 = db
+            .query_row("SELECT SUM(n) FROM sample", [], |r| r.get(0))
+            .expect("a sum");
+        assert_eq!(n, 1100);
+    }
+}

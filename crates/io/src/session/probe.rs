@@ -73,21 +73,22 @@ pub fn ingest_all(db: &mut Connection, folder: &Path) -> Result<Progress> {
 
 fn ingest_file(db: &mut Connection, path: &Path, name: &str) -> Result<Progress> {
     let fail = |e: std::io::Error| Error::io(format!("{}: {e}", path.display()));
-    let known: Option<(i64, i64)> = db
-        .query_row("SELECT id, bytes_read FROM process WHERE file = ?", [name], |r| {
-            Ok((r.get(0)?, r.get(1)?))
-        })
-        .optional()
-        .map_err(sql)?;
+    let known = read_so_far(db, name)?;
     let mut file = File::open(path).map_err(fail)?;
     let size = file.metadata().map_err(fail)?.len();
     let offset = known.map_or(0, |k| u64::try_from(k.1).unwrap_or(0));
     if size <= offset {
         return Ok(Progress::default());
     }
+    // two programs may take in the same file (`run` and a `report` meanwhile): who has the write lock goes on where
+    // the other stopped
+    let tx = db
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+        .map_err(sql)?;
+    let known = read_so_far(&tx, name)?;
+    let offset = known.map_or(0, |k| u64::try_from(k.1).unwrap_or(0));
     file.seek(SeekFrom::Start(offset)).map_err(fail)?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
-    let tx = db.transaction().map_err(sql)?;
     let mut progress = Progress::default();
     let mut process = match known {
         Some((id, _)) => Some(load_process(&tx, id)?),
@@ -126,6 +127,15 @@ fn ingest_file(db: &mut Connection, path: &Path, name: &str) -> Result<Progress>
     }
     // no header yet: read it again later
     Ok(Progress::default())
+}
+
+/// Row id of the process that wrote a file, and how far the file was read.
+fn read_so_far(db: &Connection, name: &str) -> Result<Option<(i64, i64)>> {
+    db.query_row("SELECT id, bytes_read FROM process WHERE file = ?", [name], |r| {
+        Ok((r.get(0)?, r.get(1)?))
+    })
+    .optional()
+    .map_err(sql)
 }
 
 /// Appends one whole line without its end; returns its length with the end, 0 if there is no whole line.

@@ -321,7 +321,13 @@ impl HistogramState {
     /// Adds what was observed since the last scrape of the same process; a new process counts from zero.
     fn update(&mut self, start: Option<f64>, raw: &Histogram) {
         let added = match &self.raw {
-            None => Some(raw.clone()),
+            None => {
+                // the first state is kept even if nothing was observed yet: later ones are measured from it
+                self.total = raw.clone();
+                self.raw = Some((start, raw.clone()));
+                self.dirty = true;
+                return;
+            }
             Some((before, old)) if *before == start => {
                 raw.since(old).or_else(|| start.is_none().then(|| raw.clone()))
             }

@@ -426,16 +426,16 @@ pub struct Eviction {
     pub cached: bool,
 }
 
-/// The recorded reuses of blocks of all processes, by time; at most `limit`.
+/// The recorded reuses of blocks of one process, by time; at most `limit`.
 ///
 /// # Errors
 /// If the database cannot be read.
-pub fn evictions(db: &Connection, limit: u32) -> Result<Vec<Eviction>> {
+pub fn evictions(db: &Connection, process: i64, limit: u32) -> Result<Vec<Eviction>> {
     let mut statement = db
-        .prepare("SELECT t_us, lifetime_us, idle_us, hits, cached FROM eviction ORDER BY t_us LIMIT ?")
+        .prepare("SELECT t_us, lifetime_us, idle_us, hits, cached FROM eviction WHERE process_id = ? ORDER BY t_us LIMIT ?")
         .map_err(sql)?;
     let rows = statement
-        .query_map([limit], |r| {
+        .query_map(params![process, limit], |r| {
             Ok(Eviction {
                 t_us: r.get(0)?,
                 lifetime_us: r.get(1)?,

@@ -3,4 +3,5 @@
 mod attach;
 mod fake_engine;
 mod kill;
+mod kv_events;
 mod probe;

@@ -53,10 +53,9 @@ pub fn measure(session: &Session) -> Result<SessionReport> {
         .iter()
         .map(|e| engine_report(session, e))
         .collect::<Result<Vec<_>>>()?;
-    let evictions = series::evictions(db, MAX_EVICTIONS)?;
     let probes = series::processes(db)?
         .iter()
-        .map(|p| probe_report(session, p, &evictions))
+        .map(|p| probe_report(session, p))
         .collect::<Result<Vec<_>>>()?;
     let times = engines
         .iter()
@@ -311,7 +310,7 @@ impl Series {
     }
 }
 
-fn probe_report(session: &Session, process: &Process, evictions: &[Eviction]) -> Result<ProbeReport> {
+fn probe_report(session: &Session, process: &Process) -> Result<ProbeReport> {
     let db = &session.db;
     let steps = series::steps(db, process.id)?;
     let usable = (process.num_blocks - 1).max(0);
@@ -338,7 +337,7 @@ fn probe_report(session: &Session, process: &Process, evictions: &[Eviction]) ->
         usage_ratio: step_spread(&steps, |s| s.used_blocks / usable.max(1) as f64),
         running_requests: step_spread(&steps, |s| s.running),
         waiting_requests: step_spread(&steps, |s| s.waiting),
-        evictions: eviction_report(evictions),
+        evictions: eviction_report(&series::evictions(db, process.id, MAX_EVICTIONS)?),
         prompt_tokens: lengths("prompt_tokens")?,
         output_tokens: lengths("output_tokens")?,
         graph_replays: series::graph_replays(db, process.id)?,
