@@ -79,7 +79,9 @@ fn generated() -> Result<Trace, Failure> {
     let mut builder = TraceBuilder::new("generated", 512, IdMeaning::Prefix);
     let mut state = 1_u64;
     let mut random = |n: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % n
     };
     let mut next_id = 0;

@@ -23,7 +23,10 @@ fn cache(groups: Vec<GroupSpec>, num_blocks: u32, retention: Retention) -> Cache
 fn names(tokens: &[u32], salt: u128) -> Vec<u128> {
     let mut names: Vec<u128> = Vec::new();
     for block in tokens.chunks_exact(BLOCK as usize) {
-        names.push(fast_chain(names.last().copied().unwrap_or(u128::MAX - salt), block));
+        names.push(fast_chain(
+            names.last().copied().unwrap_or(u128::MAX - salt),
+            block,
+        ));
     }
     names
 }
@@ -140,10 +143,7 @@ fn a_drafter_drops_the_last_matched_block() {
     let (a, _) = admit(&mut m, &tokens[..64], 0);
     m.release(a);
     let (_, second) = admit(&mut m, &tokens, 0);
-    assert_eq!(
-        second,
-        (48, vec![vec![1, 2, 3]], Some(vec![vec![1, 2, 3, 5, 6]]))
-    );
+    assert_eq!(second, (48, vec![vec![1, 2, 3]], Some(vec![vec![1, 2, 3, 5, 6]])));
 }
 
 fn hybrid(retention: Retention) -> Cache {

@@ -22,6 +22,8 @@ pub struct Connection {
     place: String,
     /// A frame that arrived in part before the time was over.
     buffer: Vec<u8>,
+    /// The first parts of a message of which the last has not come yet.
+    parts: Vec<Vec<u8>>,
 }
 
 /// The host and port of `tcp://host:port`.
@@ -60,6 +62,7 @@ impl Connection {
             stream,
             place,
             buffer: Vec::new(),
+            parts: Vec::new(),
         };
         connection.greet()?;
         connection.ready(socket)?;
@@ -152,27 +155,23 @@ impl Connection {
         self.send(&[&message])
     }
 
-    /// The next message, or `None` if none came within the timeout.
+    /// The next message, or `None` if no whole one came within the timeout (what came is kept).
     ///
     /// # Errors
     /// If the connection is gone or what comes is not ZMTP.
     pub fn receive(&mut self) -> Result<Option<Vec<Vec<u8>>>> {
-        let mut parts = Vec::new();
         loop {
             let Some((flags, body)) = self.frame()? else {
-                if parts.is_empty() {
-                    return Ok(None);
-                }
-                return Err(self.fail("a message broke off"));
+                return Ok(None);
             };
             if flags & COMMAND != 0 {
                 continue; // nothing that a 3.0 peer must answer
             }
-            parts.push(body);
+            self.parts.push(body);
             if flags & MORE == 0 {
-                return Ok(Some(parts));
+                return Ok(Some(std::mem::take(&mut self.parts)));
             }
-            if parts.len() > MAX_PARTS {
+            if self.parts.len() > MAX_PARTS {
                 return Err(self.fail("a message of too many parts"));
             }
         }

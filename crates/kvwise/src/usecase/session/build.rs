@@ -12,6 +12,7 @@ use kvwise_io::prometheus::histogram::Histogram;
 use kvwise_io::session::Session;
 use kvwise_io::session::series::{self, Eviction, Point, Process, Step};
 
+use super::gains::ReplayedGains;
 use super::{blocks, rules};
 use crate::report::session::{
     About, ContentReport, Distribution, EngineReport, EventReport, EvictionReport, GapReport, ProbeReport,
@@ -39,7 +40,10 @@ pub fn report(folder: &Path) -> Result<SessionReport> {
             "it was stopped before the first scrape, or no process of the recorded command imported vLLM's engine",
         ));
     }
-    report.findings = rules::findings(&report, &rules::NotComputed);
+    report.findings = match ReplayedGains::new(&session) {
+        Some(gains) => rules::findings(&report, &gains),
+        None => rules::findings(&report, &rules::NotComputed),
+    };
     Ok(report)
 }
 

@@ -3,4 +3,5 @@
 pub mod blocks;
 pub mod build;
 pub mod compare;
+pub mod gains;
 pub mod rules;
