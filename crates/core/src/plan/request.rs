@@ -86,6 +86,8 @@ pub struct Hardware {
     pub flops: Option<f64>,
     /// Whether the ranks talk over `PCIe` (slower for tensor parallelism).
     pub pcie_only: bool,
+    /// Whether the GPU shares the host's memory.
+    pub unified: bool,
 }
 
 impl Hardware {
@@ -102,6 +104,7 @@ impl Hardware {
             bandwidth_bytes_per_s: Some(gpu.bandwidth_bytes_per_s),
             flops: Some(gpu.tflops.fp16 * 1e12),
             pcie_only: gpu.nvlink_bytes_per_s.is_none(),
+            unified: gpu.unified,
         }
     }
 
@@ -117,6 +120,7 @@ impl Hardware {
             bandwidth_bytes_per_s: None,
             flops: None,
             pcie_only: false,
+            unified: false,
         }
     }
 }

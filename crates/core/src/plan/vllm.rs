@@ -143,6 +143,8 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         tensor_parallel_size: parallel.tp,
         pipeline_parallel_size: parallel.pp,
         enforce_eager: settings.enforce_eager,
+        unified_memory: hardware.unified,
+        sampler_decibytes_per_logit: rules.sampler_decibytes_per_logit,
         graphs_in_budget: rules.subtracts_cuda_graph_estimate,
     };
     let (mut overhead, mut taken) = if let Some(bytes) = request.policy.overhead_bytes {
