@@ -15,6 +15,7 @@ mod replay_vllm;
 pub mod report;
 pub mod run;
 pub mod shell;
+pub mod simulate;
 pub mod watch;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replay(replay::ReplayArgs),
+    Simulate(Box<simulate::Simulate>),
     Plan(Box<plan::Plan>),
     Models(models::Models),
     Gpus(gpus::Gpus),
@@ -60,6 +62,8 @@ Try:
   kvwise plan meta-llama/Llama-3.1-8B --gpu h100      does it fit, and how many requests?
   kvwise plan Qwen/Qwen3-32B --gpu h100 --explain     every number step by step
   kvwise models qwen3                                 models known without network
+  kvwise simulate --model llama-3.1-8b --gpu h100 --input-len 1000 --output-len 200 --concurrency 32
+                                                      latencies and throughput under this load
   kvwise gpus                                         GPUs and what their drivers report
 
 All commands: kvwise --help. One command: kvwise plan --help.
@@ -84,6 +88,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
         }
         Some(command) => match command {
             Command::Replay(args) => replay::run(args, printer),
+            Command::Simulate(command) => command.run(printer),
             Command::Plan(command) => command.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),

@@ -9,8 +9,8 @@ use kvwise_sim::sched::sglang::ReplayConfig;
 use kvwise_sim::trace::TraceFormat;
 use serde::Serialize;
 
-use crate::printer::{ExitStatus, Printer};
 use crate::cli::replay_vllm::VllmArgs;
+use crate::printer::{ExitStatus, Printer};
 use crate::usecase::{replay_sglang, replay_vllm};
 
 /// Replay a trace through an engine's prefix cache, event for event.
@@ -130,7 +130,10 @@ fn sglang(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
     let config = ReplayConfig {
         capacity_tokens,
         page_size: flags.page,
-        policy: replay_sglang::policy(args.policy.as_deref().unwrap_or("lru"), flags.policy_config.as_deref())?,
+        policy: replay_sglang::policy(
+            args.policy.as_deref().unwrap_or("lru"),
+            flags.policy_config.as_deref(),
+        )?,
         max_running: flags.running,
         max_context_tokens: flags.max_context,
         longest_request_tokens: None,

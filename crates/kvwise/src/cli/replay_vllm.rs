@@ -117,9 +117,7 @@ impl VllmArgs {
                 ..SchedulerConfig::new(num_blocks, self.block_size)
             },
             clock: replay_vllm::clock(steps, self.step_time, trace.format()),
-            isolation: Isolation {
-                lora: self.lora_keys,
-            },
+            isolation: Isolation { lora: self.lora_keys },
         })
     }
 }

@@ -108,6 +108,21 @@ impl Resolved {
     pub fn model(&self) -> Option<&Model> {
         self.described.as_ref().map(|(model, _)| model)
     }
+
+    /// The model and the configuration it was read from, if its layers are known.
+    pub fn described(&self) -> Option<(&Model, &Config)> {
+        self.described.as_ref().map(|(model, config)| (model, config))
+    }
+
+    /// The engine with its settings.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The hardware.
+    pub fn hardware(&self) -> &Hardware {
+        &self.hardware
+    }
 }
 
 /// Engines by name.
@@ -537,7 +552,7 @@ impl Deployment {
                 .transpose()?,
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             enforce_eager: self.enforce_eager,
-            enable_prefix_caching: self.no_enable_prefix_caching.then_some(false),
+            enable_prefix_caching: Some(!self.no_enable_prefix_caching),
             async_scheduling: self.no_async_scheduling.then_some(false),
             disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
             attention_backend: self

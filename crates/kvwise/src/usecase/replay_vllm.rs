@@ -52,8 +52,9 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
     let mut groups = Vec::new();
     for item in text.split(',') {
         let bad = |what: &str| {
-            Error::input(format!("--groups: \"{item}\" {what}"))
-                .hint("write full:1,swa1024:5 for one group of full attention and five of a 1,024-token window")
+            Error::input(format!("--groups: \"{item}\" {what}")).hint(
+                "write full:1,swa1024:5 for one group of full attention and five of a 1,024-token window",
+            )
         };
         let (kind, count) = item
             .split_once(':')
@@ -75,7 +76,8 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
         } else if kind == "mamba" {
             GroupSpec::mamba_align(size)
         } else if let Some(window) = kind.strip_prefix("swa") {
-            let window = positive(window).ok_or_else(|| bad("has no window of at least 1 token after swa"))?;
+            let window =
+                positive(window).ok_or_else(|| bad("has no window of at least 1 token after swa"))?;
             GroupSpec::sliding_window(size, window)
         } else if let Some(chunk) = kind.strip_prefix("chunk") {
             let chunk = positive(chunk).ok_or_else(|| bad("has no chunk of at least 1 token after chunk"))?;
