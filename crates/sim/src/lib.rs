@@ -3,6 +3,7 @@
 //! Everything here is a pure function of its arguments: no clock, file, socket or thread-dependent order.
 
 pub mod cost;
+pub mod curve;
 pub mod demo;
 pub mod replay;
 pub mod sched;

@@ -28,6 +28,7 @@
 //! the reader of the trace decides), so that a comparison with an engine's floating-point clock is exact.
 
 mod builder;
+mod chunk;
 mod columns;
 mod format;
 mod paths;
@@ -370,38 +371,37 @@ impl Trace {
     /// If a number in `order` is not that of a request.
     #[must_use]
     pub fn select(&self, order: &[u32]) -> Self {
-        fn pick<T: Copy>(column: &[T], order: &[u32]) -> Vec<T> {
-            if column.is_empty() {
-                Vec::new()
-            } else {
-                order.iter().map(|&i| column[i as usize]).collect()
+        self.clone().into_order(order)
+    }
+
+    /// As [`Trace::select`], without a copy of the content.
+    ///
+    /// # Panics
+    /// If a number in `order` is not that of a request.
+    #[must_use]
+    pub fn into_order(mut self, order: &[u32]) -> Self {
+        fn pick<T: Copy>(column: &mut Vec<T>, order: &[u32]) {
+            if !column.is_empty() {
+                *column = order.iter().map(|&i| column[i as usize]).collect();
             }
         }
-        let mut content = self.content.clone();
-        match &mut content {
+        pick(&mut self.arrivals, order);
+        pick(&mut self.input_lens, order);
+        pick(&mut self.output_lens, order);
+        match &mut self.content {
             Content::None => {}
-            Content::Tokens(pool) => pool.spans = pick(&pool.spans, order),
-            Content::Blocks(paths) => paths.select(order),
+            Content::Tokens(pool) => pick(&mut pool.spans, order),
+            Content::Blocks(paths) => pick(&mut paths.spans, order),
         }
-        Self {
-            name: self.name.clone(),
-            format: self.format,
-            arrivals: pick(&self.arrivals, order),
-            input_lens: pick(&self.input_lens, order),
-            output_lens: pick(&self.output_lens, order),
-            content,
-            outputs: TokenPool {
-                tokens: self.outputs.tokens.clone(),
-                spans: pick(&self.outputs.spans, order),
-            },
-            has_output_tokens: pick(&self.has_output_tokens, order),
-            priorities: pick(&self.priorities, order),
-            cache_salts: self.cache_salts.select(order),
-            extra_keys: self.extra_keys.select(order),
-            loras: self.loras.select(order),
-            sessions: pick(&self.sessions, order),
-            ids: self.ids.select(order),
+        pick(&mut self.outputs.spans, order);
+        pick(&mut self.has_output_tokens, order);
+        pick(&mut self.priorities, order);
+        pick(&mut self.sessions, order);
+        for column in [&mut self.cache_salts, &mut self.extra_keys, &mut self.loras] {
+            pick(&mut column.numbers, order);
         }
+        self.ids = self.ids.select(order);
+        self
     }
 }
 

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{NewRequest, PromptIds, TraceBuilder};
 
+use rustc_hash::FxHashMap;
+
 use super::json::{Scan, Scanner};
 
 /// Buffers that live as long as the file, so that a line allocates nothing.
@@ -156,6 +158,66 @@ pub(super) fn tokens(line: &[u8], scratch: &mut Scratch, builder: &mut TraceBuil
         session: None,
         id_json,
     })
+}
+
+/// Adds one line of a Qwen-Bailian trace; `chats` maps the chats seen so far to conversations.
+pub(super) fn bailian(
+    line: &[u8],
+    scratch: &mut Scratch,
+    builder: &mut TraceBuilder,
+    chats: &mut Chats,
+    sort: bool,
+) -> Result<()> {
+    let mut fields = Line::default();
+    let (mut chat, mut parent) = (None, None);
+    scratch.ids.clear();
+    let mut scanner = Scanner::new(line);
+    let scan = scanner.object(|key, s| match key {
+        "chat_id" => once(key, &mut chat, s, Scanner::int),
+        "parent_chat_id" => once(key, &mut parent, s, Scanner::int),
+        "timestamp" => once(key, &mut fields.arrival, s, Scanner::number),
+        "input_length" => once(key, &mut fields.input_len, s, Scanner::uint),
+        "output_length" => once(key, &mut fields.output_len, s, Scanner::uint),
+        "hash_ids" => {
+            flag(key, &mut fields.has_ids, s)?;
+            named(key, s, |s| s.uints(&mut scratch.ids))
+        }
+        _ => s.skip(),
+    });
+    scan.and_then(|()| scanner.end())
+        .map_err(|e| Error::input(e.to_string()))?;
+    let missing = |what: &str| Error::input(format!("field \"{what}\" is missing"));
+    let chat = chat.ok_or_else(|| missing("chat_id"))?;
+    let arrival = fields.arrival.ok_or_else(|| missing("timestamp"))?;
+    let input_len = fields.input_len.ok_or_else(|| missing("input_length"))?;
+    let output_len = fields.output_len.ok_or_else(|| missing("output_length"))?;
+    if !fields.has_ids {
+        return Err(missing("hash_ids"));
+    }
+    not_before(arrival, builder, sort)?;
+    // a parent that was not seen began before the trace: the conversation starts here
+    let known = parent
+        .filter(|&p| p >= 0)
+        .and_then(|p| chats.conversations.get(&p).copied());
+    let session = known.unwrap_or(chats.next);
+    builder.push(&NewRequest {
+        arrival: Some(arrival),
+        input_len: Some(input_len),
+        output_len: Some(output_len),
+        prompt: PromptIds::Blocks(&scratch.ids),
+        session: Some(session),
+        ..NewRequest::default()
+    })?;
+    chats.next = chats.next.max(session + 1);
+    chats.conversations.insert(chat, session);
+    Ok(())
+}
+
+/// Which conversation each chat belongs to.
+#[derive(Debug, Default)]
+pub(super) struct Chats {
+    conversations: FxHashMap<i64, u32>,
+    next: u32,
 }
 
 /// Times that run backwards are refused where the file's order is the order of arrival.

@@ -12,6 +12,8 @@
 //! # Ok::<(), kvwise_core::Error>(())
 //! ```
 
+mod agentic;
+mod csv;
 pub mod json;
 mod jsonl;
 mod source;
@@ -105,16 +107,30 @@ const CHECK_EVERY: usize = 1024;
 /// If the file cannot be read, its format is not recognised, or (without [`ReadOptions::skip_bad`]) a line is
 /// unreadable; the message names file, line and field.
 pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
+    if path.is_dir() {
+        return match options.format {
+            None | Some(TraceFormat::Agentic) => agentic::read_folder(path, options),
+            Some(other) => Err(Error::input(format!(
+                "{}: a folder is read as the format agentic, not {other}; name a file",
+                path.display()
+            ))),
+        };
+    }
     let mut source = Source::open(path)?;
     let format = match options.format {
         Some(format) => format,
         None => detect(&mut source)?,
     };
     match format {
+        TraceFormat::Agentic => agentic::read_tar(source, options),
         TraceFormat::Mooncake => read_lines(source, options, format, 512, IdMeaning::Prefix),
+        TraceFormat::Bailian => read_lines(source, options, format, 16, IdMeaning::Prefix),
         TraceFormat::Tokens => read_lines(source, options, format, 512, IdMeaning::Content),
+        TraceFormat::Azure | TraceFormat::BurstGpt => {
+            read_lines(source, options, format, 512, IdMeaning::Prefix)
+        }
         other => Err(Error::unsupported(format!(
-            "{}: the format {other} cannot be read",
+            "{}: this build cannot read the format {other}",
             source.name
         ))),
     }
@@ -124,13 +140,26 @@ pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
 fn detect(source: &mut Source) -> Result<TraceFormat> {
     let name = source.name.clone();
     let start = source.peek()?;
+    if start.len() >= 262 && &start[257..262] == b"ustar" {
+        return Ok(TraceFormat::Agentic);
+    }
     let text = String::from_utf8_lossy(start);
-    let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("");
+    let line = text
+        .lines()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or("")
+        .trim_start_matches('\u{feff}');
     let has = |key: &str| line.contains(&format!("\"{key}\""));
     if line.is_empty() {
         return Err(Error::input(format!("{name}: the file is empty")));
     }
+    if let Some(format) = csv::detect(line) {
+        return Ok(format);
+    }
     if line.trim_start().starts_with('{') {
+        if has("chat_id") && has("hash_ids") {
+            return Ok(TraceFormat::Bailian);
+        }
         if has("timestamp") && has("hash_ids") {
             return Ok(TraceFormat::Mooncake);
         }
@@ -140,7 +169,7 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     }
     Err(
         Error::input(format!("{name}: the format of the trace is not recognised"))
-            .hint("name it with --trace-format"),
+            .hint("name it with --trace-format (mooncake, tokens, agentic, azure, bailian, burstgpt)"),
     )
 }
 
@@ -155,6 +184,8 @@ fn read_lines(
     let block = options.hash_block_tokens.unwrap_or(default_block);
     let mut builder = TraceBuilder::new(source.name.clone(), block, meaning).format(format);
     let mut scratch = jsonl::Scratch::default();
+    let mut chats = jsonl::Chats::default();
+    let mut columns: Option<csv::Columns> = None;
     let (mut skipped, mut skipped_examples) = (0, Vec::new());
     let (mut line, mut number) = (Vec::new(), 0u64);
     while source.next_line(&mut line, options.max_line_bytes)? {
@@ -164,6 +195,17 @@ fn read_lines(
         }
         let result = match format {
             TraceFormat::Mooncake => jsonl::mooncake(&line, &mut scratch, &mut builder, options.sort),
+            TraceFormat::Bailian => {
+                jsonl::bailian(&line, &mut scratch, &mut builder, &mut chats, options.sort)
+            }
+            TraceFormat::Azure | TraceFormat::BurstGpt => match &mut columns {
+                Some(columns) => columns.row(&line, &mut builder, options.sort),
+                None => {
+                    let found = csv::Columns::of_header(&line, format);
+                    columns = Some(found.map_err(|e| e.at(&source.name))?);
+                    continue;
+                }
+            },
             _ => jsonl::tokens(&line, &mut scratch, &mut builder),
         };
         if let Err(e) = result {
@@ -224,7 +266,7 @@ fn finish(
     if options.sort {
         if let Some(order) = trace.arrival_order() {
             if order.windows(2).any(|pair| pair[0] > pair[1]) {
-                trace = trace.select(&order);
+                trace = trace.into_order(&order);
             }
         }
     }

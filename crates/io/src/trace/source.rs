@@ -134,6 +134,35 @@ impl Source {
         Ok(true)
     }
 
+    /// Fills `out` as far as there is text; answers how many bytes.
+    ///
+    /// # Errors
+    /// If it cannot be read or decompressed.
+    pub fn read_some(&mut self, out: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < out.len() {
+            match self.reader.read(&mut out[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(unreadable(&self.name, &e)),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Appends the next `count` bytes (fewer at the end) to `out`.
+    ///
+    /// # Errors
+    /// If they cannot be read or decompressed.
+    pub fn take(&mut self, count: u64, out: &mut Vec<u8>) -> Result<()> {
+        (&mut self.reader)
+            .take(count)
+            .read_to_end(out)
+            .map_err(|e| unreadable(&self.name, &e))?;
+        Ok(())
+    }
+
     /// Reads everything that is left, at most `max_bytes`.
     ///
     /// # Errors

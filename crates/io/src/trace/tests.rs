@@ -127,7 +127,7 @@ fn errors_name_file_line_field_and_value() {
         mooncake(
             r#"{"timestamp": 0, "input_length": 9, "output_length": 5, "hash_ids": [18446744073709551616]}"#
         ),
-        "FILE: line 2: field \"hash_ids\": the number 18446744073709551616 is larger than 64 bits hold (byte 69)"
+        "FILE: line 2: field \"hash_ids\": the number 18446744073709551616 is larger than 64 bits hold (byte 70)"
     );
     assert_eq!(
         mooncake(r#"{"timestamp": 0, "input_length": 9, "hash_ids": [1]}"#),

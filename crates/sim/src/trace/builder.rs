@@ -304,16 +304,24 @@ impl TraceBuilder {
 
     /// Appends the requests of another trace, whose block ids name other prefixes than those so far.
     ///
-    /// Made for folders that are read in parallel, one trace a file. Sessions are kept as they are.
+    /// Made for folders that are read in parallel, one trace a file. With `session`
+    /// they all become that conversation.
     ///
     /// # Errors
     /// If the two traces differ in the kind of content, block size or in having times, ids or sessions.
-    pub fn append(&mut self, other: &Trace) -> Result<()> {
+    pub fn append(&mut self, other: &Trace, session: Option<u32>) -> Result<()> {
+        let request = |index: usize| {
+            let request = other.request(index);
+            NewRequest {
+                session: session.or(request.session),
+                ..request
+            }
+        };
         if other.is_empty() {
             return Ok(());
         }
         let Content::Blocks(paths) = &other.content else {
-            return (0..other.len()).try_for_each(|index| self.push(&other.request(index)));
+            return (0..other.len()).try_for_each(|index| self.push(&request(index)));
         };
         if self.trace.is_empty() {
             self.block_tokens = paths.block_tokens;
@@ -328,7 +336,7 @@ impl TraceBuilder {
             return Err(too_many_requests());
         }
         for index in [0, other.len() - 1] {
-            self.check_optional_columns(&other.request(index))?;
+            self.check_optional_columns(&request(index))?;
         }
         let shift = self.interner.adopt(&paths.parents, &paths.raw_ids)?;
         for index in 0..other.len() {

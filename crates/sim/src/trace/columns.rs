@@ -82,18 +82,6 @@ impl NameColumn {
             }
         }
     }
-
-    pub(crate) fn select(&self, order: &[u32]) -> Self {
-        let numbers = if self.numbers.is_empty() {
-            Vec::new()
-        } else {
-            order.iter().map(|&i| self.numbers[i as usize]).collect()
-        };
-        Self {
-            table: self.table.clone(),
-            numbers,
-        }
-    }
 }
 
 /// Short texts in one string.

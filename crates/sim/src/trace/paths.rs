@@ -88,10 +88,6 @@ impl BlockPaths {
     pub(crate) fn memory_bytes(&self) -> u64 {
         12 * self.parents.len() as u64 + 8 * self.runs.len() as u64 + 16 * self.spans.len() as u64
     }
-
-    pub(crate) fn select(&mut self, order: &[u32]) {
-        self.spans = order.iter().map(|&i| self.spans[i as usize]).collect();
-    }
 }
 
 /// The blocks of one request.

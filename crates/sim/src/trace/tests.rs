@@ -88,7 +88,7 @@ fn ids_of_single_blocks_may_stand_anywhere() {
 fn lengths_that_disagree_with_the_content_are_errors() {
     let mut builder = TraceBuilder::new("t", 16, IdMeaning::Prefix);
     for (ids, len) in [
-        (&[1u64, 2][..], 33),
+        (&[1u64, 2][..], 49),
         (&[1, 2][..], 15),
         (&[][..], 16),
         (&[1][..], 0),
@@ -274,8 +274,8 @@ fn appended_traces_share_nothing_even_with_equal_ids() {
         builder.finish()
     };
     let mut builder = TraceBuilder::new("all", 512, IdMeaning::Prefix);
-    builder.append(&one()).unwrap();
-    builder.append(&one()).unwrap();
+    builder.append(&one(), None).unwrap();
+    builder.append(&one(), None).unwrap();
     let trace = builder.finish();
     assert_eq!(trace.block_tokens(), Some(16));
     assert_eq!(trace.input_lens(), [32, 50, 32, 50]);

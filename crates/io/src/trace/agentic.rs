@@ -1,0 +1,329 @@
+//! kv-cache-tester: a folder (or a tar archive) of JSON files, one coding-agent conversation each.
+//!
+//! A file: `block_size`, `hash_id_scope` ("local": ids mean something inside the file only), `requests[]` with `t`
+//! (seconds from the start of the conversation), `in`, `out`, `hash_ids` of the full blocks. An entry of type
+//! `subagent` has its own `requests[]`, whose times count from the entry's. Requests without `hash_ids` are left out.
+//! Conversations start together at time 0; the trace is sorted by time, then file name, then place in the file.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvwise_core::{Error, Result};
+use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
+use rayon::prelude::*;
+
+use super::json::{JsonError, Scan, Scanner};
+use super::{EXAMPLES, Loaded, Progress, ReadOptions, Source, check_memory, finish};
+
+/// Files parsed in parallel between two merges: bounds the memory for raw text.
+const BATCH: usize = 16;
+/// Sub-agents inside sub-agents that are followed.
+const MAX_SUBAGENTS: u32 = 32;
+
+/// Reads all `.json` files (plain, gzip or zstd) of a folder.
+pub(super) fn read_folder(folder: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
+    let name = folder.display().to_string();
+    let files = json_files(folder)?;
+    if files.is_empty() {
+        return Err(Error::input(format!("{name}: the folder has no .json file"))
+            .hint("a folder is read as a kv-cache-tester trace; name single files of other formats"));
+    }
+    let total: u64 = files
+        .iter()
+        .filter_map(|f| f.metadata().ok())
+        .map(|m| m.len())
+        .sum();
+    let read = AtomicU64::new(0);
+    let mut merge = Merge::new(&name, options);
+    for batch in files.chunks(BATCH) {
+        let parts: Vec<Result<Trace>> = batch
+            .par_iter()
+            .map(|file| {
+                let mut source = Source::open(file)?;
+                let mut text = Vec::new();
+                source.read_rest(&mut text, options.max_line_bytes)?;
+                read.fetch_add(source.bytes_read(), Ordering::Relaxed);
+                conversation(&source.name, &text)
+            })
+            .collect();
+        for part in parts {
+            merge.take(part)?;
+        }
+        if let Some(progress) = options.progress {
+            let read_bytes = read.load(Ordering::Relaxed);
+            progress(Progress {
+                read_bytes,
+                total_bytes: Some(total),
+                requests: merge.builder.len() as u64,
+            });
+        }
+    }
+    merge.finish()
+}
+
+fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |e: std::io::Error| Error::io(format!("{}: cannot list the folder: {e}", folder.display()));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if [".json", ".json.gz", ".json.zst"]
+            .iter()
+            .any(|end| name.ends_with(end))
+            && path.is_file()
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads a tar archive (perhaps compressed) with such files inside.
+pub(super) fn read_tar(mut source: Source, options: &ReadOptions<'_>) -> Result<Loaded> {
+    let name = source.name.clone();
+    let damaged = |what: &str| Error::input(format!("{name}: the tar archive is damaged: {what}"));
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut merge = Merge::new(&name, options);
+    let mut done = false;
+    while !done {
+        let mut header = [0u8; 512];
+        let n = source.read_some(&mut header)?;
+        done = n == 0 || header.iter().all(|&b| b == 0);
+        if !done {
+            if n < header.len() || &header[257..262] != b"ustar" {
+                return Err(damaged("an entry has no header"));
+            }
+            let octal = std::str::from_utf8(&header[124..136]).unwrap_or_default();
+            let octal = octal.trim_matches(['\0', ' ']);
+            let size = u64::from_str_radix(octal, 8).map_err(|_| damaged("an entry has no size"))?;
+            let cap = options.max_line_bytes as u64;
+            if size > cap {
+                return Err(damaged(&format!("an entry is larger than {cap} bytes")));
+            }
+            let end = header.iter().take(100).position(|&b| b == 0).unwrap_or(100);
+            let file = String::from_utf8_lossy(&header[..end]).into_owned();
+            let mut text = Vec::new();
+            source.take(size.next_multiple_of(512), &mut text)?;
+            text.truncate(usize::try_from(size).expect("bounded by max_line_bytes"));
+            if text.len() as u64 != size {
+                return Err(damaged("it is cut off"));
+            }
+            // type 0: a file. macOS puts "._name" files beside the real ones.
+            let hidden = Path::new(&file)
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with('.'));
+            let is_json = Path::new(&file)
+                .extension()
+                .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+            if matches!(header[156], b'0' | 0) && is_json && !hidden {
+                files.push((file, text));
+            }
+        }
+        if files.len() == BATCH || (done && !files.is_empty()) {
+            merge.waiting.extend(
+                files
+                    .par_iter()
+                    .map(|(f, t)| conversation(f, t))
+                    .collect::<Vec<_>>(),
+            );
+            merge.names.extend(files.drain(..).map(|(f, _)| f));
+        }
+    }
+    merge.take_waiting()?;
+    merge.finish()
+}
+
+/// Puts conversations together.
+struct Merge<'o> {
+    builder: TraceBuilder,
+    options: &'o ReadOptions<'o>,
+    name: String,
+    files: u32,
+    skipped: u64,
+    examples: Vec<String>,
+    /// Parts of an archive, whose files need not be in the order of their names.
+    waiting: Vec<Result<Trace>>,
+    names: Vec<String>,
+}
+
+impl<'o> Merge<'o> {
+    fn new(name: &str, options: &'o ReadOptions<'o>) -> Self {
+        Self {
+            builder: TraceBuilder::new(name, 64, IdMeaning::Prefix).format(TraceFormat::Agentic),
+            options,
+            name: name.to_owned(),
+            files: 0,
+            skipped: 0,
+            examples: Vec::new(),
+            waiting: Vec::new(),
+            names: Vec::new(),
+        }
+    }
+
+    fn take_waiting(&mut self) -> Result<()> {
+        let mut parts: Vec<_> = std::mem::take(&mut self.names)
+            .into_iter()
+            .zip(std::mem::take(&mut self.waiting))
+            .collect();
+        parts.sort_by(|a, b| a.0.cmp(&b.0));
+        parts.into_iter().try_for_each(|(_, part)| self.take(part))
+    }
+
+    fn take(&mut self, part: Result<Trace>) -> Result<()> {
+        let session = self.files;
+        self.files += 1;
+        let result = part.and_then(|trace| self.builder.append(&trace, Some(session)));
+        if let Err(e) = result {
+            if !self.options.skip_bad {
+                return Err(e.hint("to leave out unreadable files, add --skip-bad"));
+            }
+            self.skipped += 1;
+            if self.examples.len() < EXAMPLES {
+                self.examples.push(e.to_string());
+            }
+        }
+        check_memory(&self.builder, self.options, &self.name)
+    }
+
+    fn finish(self) -> Result<Loaded> {
+        let options = ReadOptions {
+            sort: true,
+            ..*self.options
+        };
+        let mut loaded = finish(self.builder, &options, self.skipped, self.examples, &self.name)?;
+        if let Some(limit) = self.options.limit.and_then(|l| u32::try_from(l).ok()) {
+            if limit < loaded.trace.request_count() {
+                loaded.trace = loaded.trace.select(&(0..limit).collect::<Vec<u32>>());
+            }
+        }
+        Ok(loaded)
+    }
+}
+
+/// A list of requests whose time or block size was not known when it was met.
+struct Deferred<'a> {
+    scanner: Scanner<'a>,
+    start: f64,
+    depth: u32,
+}
+
+/// Parses one file.
+fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
+    let place = |e: &JsonError| {
+        let line = 1 + text[..e.offset.min(text.len())]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count();
+        Error::input(e.what.clone()).at(format_args!("{name}: line {line}, byte {}", e.offset + 1))
+    };
+    let mut block_size = None;
+    let mut lists: Vec<Deferred<'_>> = Vec::new();
+    let mut scanner = Scanner::new(text);
+    let head = scanner.object(|key, s| match key {
+        "block_size" => {
+            block_size = Some(s.uint()?);
+            Ok(())
+        }
+        "hash_id_scope" => match s.string()?.as_ref() {
+            "local" => Ok(()),
+            other => s.fail(format!(
+                "field \"hash_id_scope\" is \"{other}\", expected \"local\""
+            )),
+        },
+        "requests" => {
+            lists.push(Deferred {
+                scanner: s.clone(),
+                start: 0.0,
+                depth: 0,
+            });
+            // what follows is checked when the list is read; here only its end is looked for
+            s.skip_fast()
+        }
+        _ => s.skip(),
+    });
+    head.and_then(|()| scanner.end()).map_err(|e| place(&e))?;
+    let block = block_size
+        .and_then(|b| u32::try_from(b).ok())
+        .filter(|&b| b > 0)
+        .ok_or_else(|| {
+            Error::input(format!(
+                "{name}: field \"block_size\" is missing or not a positive integer"
+            ))
+        })?;
+    let mut builder = TraceBuilder::new(name, block, IdMeaning::Prefix).format(TraceFormat::Agentic);
+    let mut ids = Vec::new();
+    let Some(list) = lists.pop() else {
+        return Err(Error::input(format!("{name}: field \"requests\" is missing")));
+    };
+    requests(list, &mut ids, &mut builder).map_err(|e| place(&e))?;
+    Ok(builder.finish())
+}
+
+/// Reads a list of requests, and those of sub-agents in their place.
+fn requests(list: Deferred<'_>, ids: &mut Vec<u64>, builder: &mut TraceBuilder) -> Scan<()> {
+    let Deferred {
+        mut scanner,
+        start,
+        depth,
+    } = list;
+    if depth > MAX_SUBAGENTS {
+        return scanner.fail(format!("sub-agents are nested more than {MAX_SUBAGENTS} deep"));
+    }
+    scanner.array(|s| {
+        let (mut t, mut input, mut output, mut has_ids) = (None, None, None, false);
+        let mut nested: Option<Scanner<'_>> = None;
+        ids.clear();
+        let at = s.offset();
+        s.object(|key, s| match key {
+            "t" => super::jsonl::once(key, &mut t, s, Scanner::number),
+            "in" => super::jsonl::once(key, &mut input, s, Scanner::uint),
+            "out" => super::jsonl::once(key, &mut output, s, Scanner::uint),
+            "hash_ids" if !s.null()? => {
+                ids.clear();
+                has_ids = true;
+                super::jsonl::named(key, s, |s| s.uints(ids))
+            }
+            "hash_ids" => Ok(()),
+            "requests" => {
+                nested = Some(s.clone());
+                s.skip_fast()
+            }
+            _ => s.skip(),
+        })?;
+        let fail = |what: String| {
+            Err(JsonError {
+                offset: at,
+                what: what.into(),
+            })
+        };
+        let Some(t) = t else {
+            return fail("a request has no field \"t\"".to_owned());
+        };
+        if let Some(scanner) = nested {
+            return requests(
+                Deferred {
+                    scanner,
+                    start: start + t,
+                    depth: depth + 1,
+                },
+                ids,
+                builder,
+            );
+        }
+        if !has_ids || ids.is_empty() {
+            return Ok(());
+        }
+        let request = NewRequest {
+            arrival: Some(start + t),
+            input_len: input,
+            output_len: output,
+            prompt: PromptIds::Blocks(ids),
+            ..NewRequest::default()
+        };
+        if input.is_none() || output.is_none() {
+            return fail("a request has no field \"in\" or \"out\"".to_owned());
+        }
+        builder.push(&request).or_else(|e| fail(e.to_string()))
+    })
+}
