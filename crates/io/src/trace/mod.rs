@@ -116,7 +116,28 @@ pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
             ))),
         };
     }
-    let mut source = Source::open(path)?;
+    open_source(Source::open(path)?, options)
+}
+
+/// The built-in example: the first 1,000 requests of Mooncake's arXiv trace (Apache-2.0; see `data/traces/README.md`).
+///
+/// # Errors
+/// Only for options that do not suit it.
+pub fn example(options: &ReadOptions<'_>) -> Result<Loaded> {
+    const ROWS: &[u8] = include_bytes!("../../data/traces/mooncake_arxiv_trace_first1000.jsonl.zst");
+    let source = Source::from_reader(
+        "mooncake-arxiv-first1000",
+        Box::new(ROWS),
+        Some(ROWS.len() as u64),
+    )?;
+    open_source(source, options)
+}
+
+/// Reads the trace in an open source.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_source(mut source: Source, options: &ReadOptions<'_>) -> Result<Loaded> {
     let format = match options.format {
         Some(format) => format,
         None => detect(&mut source)?,

@@ -17,6 +17,8 @@ pub mod run;
 pub mod shell;
 pub mod simulate;
 pub mod watch;
+pub mod curve;
+pub mod trace_input;
 
 use std::process::ExitCode;
 
@@ -53,6 +55,7 @@ enum Command {
     Export(export::ExportArgs),
     Completions(shell::Completions),
     Man(shell::Man),
+    Curve(curve::CurveArgs),
 }
 
 /// What `kvwise` says when it is asked nothing.
@@ -101,6 +104,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Export(args) => export::run(args, printer),
             Command::Completions(command) => command.run(printer),
             Command::Man(command) => command.run(printer),
+            Command::Curve(args) => curve::run(args, printer),
         },
     }
 }

@@ -9,3 +9,4 @@ pub mod simulation;
 pub mod table;
 pub mod time;
 pub mod watch;
+pub mod curve;

@@ -12,3 +12,5 @@ pub mod replay_vllm;
 pub mod session;
 pub mod simulate;
 pub mod watch;
+pub mod curve;
+pub mod progress;

@@ -356,7 +356,7 @@ impl TraceBuilder {
                 len: u32::try_from(runs.len()).expect("a path has at most 2^31 runs"),
             });
             self.record(
-                &other.request(index),
+                &request(index),
                 other.input_len(index),
                 other.output_len(index),
             );
