@@ -5,7 +5,9 @@
 pub mod cost;
 pub mod curve;
 pub mod demo;
+pub mod generate;
 pub mod replay;
 pub mod sched;
 pub mod simulate;
 pub mod trace;
+pub mod tree;

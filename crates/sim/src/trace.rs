@@ -32,11 +32,13 @@ mod chunk;
 mod columns;
 mod format;
 mod paths;
+mod summary;
 
 pub use builder::{IdMeaning, MAX_REQUEST_TOKENS, NewRequest, PromptIds, TraceBuilder};
 pub use columns::{NameColumn, NameTable, TextColumn};
 pub use format::TraceFormat;
 pub use paths::{BlockPath, BlockPaths, PathInterner, ROOT, Run};
+pub use summary::{Distribution, Summary, concurrency, log2_bins};
 
 use kvwise_core::{Error, Result};
 

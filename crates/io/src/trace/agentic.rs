@@ -231,6 +231,7 @@ fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
                 "field \"hash_id_scope\" is \"{other}\", expected \"local\""
             )),
         },
+        "requests" if !lists.is_empty() => s.fail("field \"requests\" stands twice"),
         "requests" => {
             lists.push(Deferred {
                 scanner: s.clone(),

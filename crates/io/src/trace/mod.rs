@@ -17,6 +17,7 @@ mod csv;
 pub mod json;
 mod jsonl;
 mod source;
+mod write;
 
 use std::fmt;
 use std::path::Path;
@@ -25,6 +26,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, Trace, TraceBuilder, TraceFormat};
 
 pub use source::Source;
+pub use write::{WriteFormat, write, write_file};
 
 /// How to read a trace.
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 pub mod advise;
 pub mod attach;
 pub mod deployment;
+pub mod curve;
 pub mod duration;
 pub mod export;
 pub mod gpus;
@@ -18,7 +19,10 @@ pub mod shell;
 pub mod simulate;
 pub mod watch;
 pub mod curve;
+pub mod trace;
 pub mod trace_input;
+pub mod tree;
+pub mod watch;
 
 use std::process::ExitCode;
 
@@ -56,6 +60,8 @@ enum Command {
     Completions(shell::Completions),
     Man(shell::Man),
     Curve(curve::CurveArgs),
+    Tree(tree::TreeArgs),
+    Trace(trace::TraceArgs),
 }
 
 /// What `kvwise` says when it is asked nothing.
@@ -105,6 +111,8 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Completions(command) => command.run(printer),
             Command::Man(command) => command.run(printer),
             Command::Curve(args) => curve::run(args, printer),
+            Command::Tree(args) => tree::run(args, printer),
+            Command::Trace(args) => trace::run(args, printer),
         },
     }
 }

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod catalogue;
 pub mod deployment;
+pub mod curve;
 pub mod export;
 pub mod plan;
 pub mod probe;
@@ -14,3 +15,6 @@ pub mod simulate;
 pub mod watch;
 pub mod curve;
 pub mod progress;
+pub mod session;
+pub mod trace_info;
+pub mod watch;

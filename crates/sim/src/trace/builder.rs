@@ -355,11 +355,7 @@ impl TraceBuilder {
                 start,
                 len: u32::try_from(runs.len()).expect("a path has at most 2^31 runs"),
             });
-            self.record(
-                &request(index),
-                other.input_len(index),
-                other.output_len(index),
-            );
+            self.record(&request(index), other.input_len(index), other.output_len(index));
         }
         Ok(())
     }

@@ -340,3 +340,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn appended_traces_can_be_made_one_conversation_each() {
+    let mut part = TraceBuilder::new("part", 16, IdMeaning::Prefix);
+    part.push(&NewRequest {
+        arrival: Some(1.0),
+        ..blocks(&[1, 2], 32)
+    })
+    .unwrap();
+    let part = part.finish();
+    let mut builder = TraceBuilder::new("all", 16, IdMeaning::Prefix);
+    builder.append(&part, Some(0)).unwrap();
+    builder.append(&part, Some(1)).unwrap();
+    let trace = builder.finish();
+    assert_eq!((trace.session(0), trace.session(1)), (Some(0), Some(1)));
+}

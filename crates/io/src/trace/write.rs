@@ -1,0 +1,163 @@
+//! Writes traces: Mooncake and `tokens` JSON lines, streamed to a file that appears whole or not at all.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::write::GzEncoder;
+use kvwise_core::{Error, Result};
+use kvwise_sim::trace::{Prompt, Trace};
+
+/// A format that can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFormat {
+    /// Mooncake JSON lines; needs content and times (0 where the trace has none).
+    Mooncake,
+    /// The `tokens` format of the engines' reference scripts.
+    Tokens,
+}
+
+/// Writes `trace` to `out`. Mooncake lines need blocks: tokens are cut into blocks of `block_tokens` (default 512).
+///
+/// # Errors
+/// If the format needs content that the trace does not have, or `out` cannot be written.
+pub fn write(
+    trace: &Trace,
+    format: WriteFormat,
+    block_tokens: Option<u32>,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let fail = |e: io::Error| Error::io(format!("cannot write the trace: {e}"));
+    let mut line = Vec::new();
+    match format {
+        WriteFormat::Mooncake => {
+            let own = trace.block_tokens();
+            let paths = trace.to_blocks(block_tokens.or(own).or(Some(512)))?;
+            for index in 0..trace.len() {
+                line.clear();
+                let time_ms = trace.arrival(index).unwrap_or(0.0) * 1000.0;
+                write!(
+                    line,
+                    "{{\"timestamp\": {}, \"input_length\": {}, \"output_length\": {}, \"hash_ids\": [",
+                    number(time_ms),
+                    trace.input_len(index),
+                    trace.output_len(index)
+                )
+                .map_err(fail)?;
+                list(&mut line, paths.get(index).iter().map(u64::from)).map_err(fail)?;
+                line.extend_from_slice(b"]}\n");
+                out.write_all(&line).map_err(fail)?;
+            }
+        }
+        WriteFormat::Tokens => {
+            for index in 0..trace.len() {
+                line.clear();
+                tokens_line(trace, index, &mut line)?;
+                out.write_all(&line).map_err(fail)?;
+            }
+        }
+    }
+    out.flush().map_err(fail)
+}
+
+fn tokens_line(trace: &Trace, index: usize, line: &mut Vec<u8>) -> Result<()> {
+    let fail = |e: io::Error| Error::io(format!("cannot write the trace: {e}"));
+    write!(line, "{{\"id\": {}", trace.id_json(index)).map_err(fail)?;
+    if let Some(arrival) = trace.arrival(index) {
+        write!(line, ", \"arrival\": {}", number(arrival)).map_err(fail)?;
+    }
+    match trace.prompt(index) {
+        Prompt::Unknown => {
+            return Err(Error::input(format!(
+                "{}: the trace has lengths only; the formats tokens and mooncake need tokens or hash ids",
+                trace.name()
+            )));
+        }
+        Prompt::Tokens(tokens) => {
+            line.extend_from_slice(b", \"tokens\": [");
+            list(line, tokens.iter().map(|&t| u64::from(t))).map_err(fail)?;
+        }
+        Prompt::Blocks(path) => {
+            line.extend_from_slice(b", \"hash_ids\": [");
+            list(line, path.iter().map(u64::from)).map_err(fail)?;
+        }
+    }
+    line.push(b']');
+    let (input, output) = (trace.input_len(index), trace.output_len(index));
+    write!(line, ", \"input_length\": {input}, \"output_length\": {output}").map_err(fail)?;
+    if let Some(tokens) = trace.output_tokens(index) {
+        line.extend_from_slice(b", \"output_tokens\": [");
+        list(line, tokens.iter().map(|&t| u64::from(t))).map_err(fail)?;
+        line.push(b']');
+    }
+    if trace.priority(index) != 0 {
+        write!(line, ", \"priority\": {}", trace.priority(index)).map_err(fail)?;
+    }
+    for (key, value) in [
+        ("cache_salt", trace.cache_salt(index)),
+        ("extra_key", trace.extra_key(index)),
+        ("lora", trace.lora(index)),
+    ] {
+        if let Some(value) = value {
+            write!(line, ", \"{key}\": {}", serde_json::Value::from(value)).map_err(fail)?;
+        }
+    }
+    line.extend_from_slice(b"}\n");
+    Ok(())
+}
+
+/// A whole number without a fraction, others as short as they read back exactly.
+fn number(value: f64) -> String {
+    let nearest = value.round();
+    // times in milliseconds come from a division by 1000: undo its rounding
+    if (value - nearest).abs() < 1e-6 {
+        format!("{nearest:.0}")
+    } else {
+        value.to_string()
+    }
+}
+
+fn list(line: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) -> io::Result<()> {
+    for (k, n) in numbers.enumerate() {
+        if k > 0 {
+            line.extend_from_slice(b", ");
+        }
+        write!(line, "{n}")?;
+    }
+    Ok(())
+}
+
+/// Writes `trace` to the file `path`, compressed if its name ends in `.gz` or `.zst`.
+///
+/// # Errors
+/// As [`write`]; the file is then unchanged or absent.
+pub fn write_file(trace: &Trace, format: WriteFormat, block_tokens: Option<u32>, path: &Path) -> Result<()> {
+    let fail = |e: io::Error| Error::io(format!("{}: cannot write: {e}", path.display()));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let written = File::create(&temporary).map_err(fail).and_then(|file| {
+        let file = BufWriter::with_capacity(1 << 20, file);
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("gz") => {
+                let mut out = GzEncoder::new(file, flate2::Compression::default());
+                write(trace, format, block_tokens, &mut out)?;
+                out.finish().and_then(|mut file| file.flush()).map_err(fail)
+            }
+            Some("zst") => {
+                let mut out = zstd::Encoder::new(file, 6).map_err(fail)?;
+                write(trace, format, block_tokens, &mut out)?;
+                out.finish().and_then(|mut file| file.flush()).map_err(fail)
+            }
+            _ => {
+                let mut out = file;
+                write(trace, format, block_tokens, &mut out)
+            }
+        }
+    });
+    let renamed = written.and_then(|()| std::fs::rename(&temporary, path).map_err(fail));
+    if renamed.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    renamed
+}
