@@ -2,8 +2,8 @@
 
 pub mod advise;
 pub mod attach;
-pub mod deployment;
 pub mod curve;
+pub mod deployment;
 pub mod duration;
 pub mod export;
 pub mod gpus;

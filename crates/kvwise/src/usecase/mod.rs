@@ -2,8 +2,8 @@
 
 pub mod attach;
 pub mod catalogue;
-pub mod deployment;
 pub mod curve;
+pub mod deployment;
 pub mod export;
 pub mod plan;
 pub mod probe;
@@ -15,6 +15,9 @@ pub mod simulate;
 pub mod watch;
 pub mod curve;
 pub mod progress;
+pub mod progress;
+pub mod replay_sglang;
+pub mod replay_vllm;
 pub mod session;
 pub mod trace_info;
 pub mod watch;
