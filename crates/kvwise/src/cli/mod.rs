@@ -17,8 +17,6 @@ pub mod report;
 pub mod run;
 pub mod shell;
 pub mod simulate;
-pub mod watch;
-pub mod curve;
 pub mod trace;
 pub mod trace_input;
 pub mod tree;

@@ -1,10 +1,6 @@
 //! Plain structs of every answer, rendered as table, JSON, CSV, Markdown or HTML.
 
 pub mod catalogue;
-pub mod plan;
-pub mod replay;
-pub mod replay_vllm;
-pub mod curve;
 pub mod curve;
 pub mod plan;
 pub mod replay;
