@@ -224,7 +224,8 @@ outputs:
     fn an_alias_bomb_is_refused() {
         let mut bomb = "profile_version: 1\nx0: &x0 [a,a,a,a,a,a,a,a,a]\n".to_owned();
         for i in 1..12 {
-            bomb += &format!("x{i}: &x{i} [{}]\n", vec![format!("*x{}", i - 1); 9].join(","));
+            let inner = vec![format!("*x{}", i - 1); 9].join(",");
+            bomb = format!("{bomb}x{i}: &x{i} [{inner}]\n");
         }
         assert!(parse(&bomb).is_err());
     }

@@ -30,6 +30,9 @@ fn kvwise_with(args: &[&str], format: Option<&str>) -> Output {
 }
 
 /// The plan as JSON, and the exit status.
+///
+/// # Panics
+/// If the program does not print JSON.
 pub fn plan(args: &[&str]) -> (serde_json::Value, i32) {
     let mut words = vec!["plan"];
     words.extend_from_slice(args);

@@ -1,5 +1,6 @@
 //! Worked examples that textbooks and earlier planners print, with their right values. The published figures that were
 //! wrong are listed on the page docs/src/reference/textbook-examples.md.
+#![expect(clippy::float_cmp, reason = "whole numbers and exact powers of two")]
 
 use serde_json::Value;
 

@@ -1,0 +1,57 @@
+//! A whole plan inside the library: reading the model's layers, the memory layout, the verdict and the advice.
+//!
+//! Ceiling: 100 microseconds for a catalogue model whose configuration is parsed, without advice's further plans.
+
+use divan::Bencher;
+use kvwise_core::arch::{Config, Model, family};
+use kvwise_core::engine::vllm::Settings;
+use kvwise_core::plan::{Engine, Hardware, Load, Policy, Request, Subject, plan};
+use kvwise_core::{catalogue, hardware};
+
+const MODELS: [&str; 4] = [
+    "meta-llama/Llama-3.1-8B",
+    "deepseek-ai/DeepSeek-V3",
+    "openai/gpt-oss-120b",
+    "nvidia/Nemotron-H-56B-Base-8K",
+];
+
+fn main() {
+    divan::main();
+}
+
+fn read(name: &str) -> (Config, Model) {
+    let config = catalogue::find(name)
+        .and_then(|entry| entry.config())
+        .expect("in the catalogue");
+    match family::read(name, &config).expect("read") {
+        family::Reading::Model(model) => (config, *model),
+        family::Reading::Refused(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+#[divan::bench(args = MODELS)]
+fn look_up_and_read_layers(name: &str) -> usize {
+    read(name).1.layers.len()
+}
+
+#[divan::bench(args = MODELS)]
+fn plan_and_advise(bencher: Bencher, name: &str) {
+    let (config, model) = read(name);
+    let gpu = hardware::find("b200").expect("in the catalogue");
+    let settings = Settings {
+        tensor_parallel_size: 8,
+        ..Settings::default()
+    };
+    let request = Request {
+        subject: Subject::of_model(name, "catalogue", &model, &config),
+        hardware: Hardware::of(gpu, 8),
+        engine: Engine::Vllm(Box::new(settings)),
+        load: Load {
+            contexts: vec![8192],
+            ..Load::default()
+        },
+        policy: Policy::none(),
+        explain: false,
+    };
+    bencher.bench(|| plan(&request).expect("planned"));
+}
