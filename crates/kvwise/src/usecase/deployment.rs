@@ -532,7 +532,12 @@ impl Deployment {
                 None => defaults.kv_cache_dtype,
                 Some(text) => vllm::KvDtype::parse(text)?,
             },
-            checkpoint_kv_cache_dtype: vllm::kv_dtype::declared_by_checkpoint(config)?,
+            // `none` takes the whole quantization_config away, with what it says of the cache.
+            checkpoint_kv_cache_dtype: if self.quantization.as_deref() == Some("none") {
+                None
+            } else {
+                vllm::kv_dtype::declared_by_checkpoint(config)?
+            },
             block_size: self.block_size,
             max_model_len: match self.max_model_len.as_deref() {
                 None => defaults.max_model_len,

@@ -147,7 +147,16 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             };
             decoder(&text.inner(&inner)?, depth + 1)
         }
-        _ => Err(Error::unsupported(refusal::reason(&text.class))),
+        _ => Err(match refusal::reason(&text.class) {
+            Some(reason) => Error::unsupported(reason),
+            // Not the engine's refusal: it may well serve what this program cannot describe.
+            None => Error::not_found(format!(
+                "the architecture {} is not described here yet",
+                text.class
+            ))
+            .hint("--engine generic with --params-b plans without knowing the layers")
+            .hint("CONTRIBUTING.md shows how to describe one"),
+        }),
     }
 }
 

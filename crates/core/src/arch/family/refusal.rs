@@ -114,22 +114,37 @@ const NOT_DISPATCHED: &[(&str, &str)] = &[
     ("xLSTMForCausalLM", "its decoder takes no position_ids"),
 ];
 
-/// Why vLLM 0.32.0 refuses a class that has no reader.
-pub(crate) fn reason(class: &str) -> String {
+/// Classes that neither vLLM 0.32.0's registry nor its generic Transformers backend takes.
+const UNKNOWN: &[&str] = &[
+    "CodeGenForCausalLM",
+    "CpmAntForCausalLM",
+    "GPTNeoForCausalLM",
+    "GPTNeoXJapaneseForCausalLM",
+    "OpenAIGPTLMHeadModel",
+    "ReformerModelWithLMHead",
+    "RwkvForCausalLM",
+    "XGLMForCausalLM",
+    "XLNetLMHeadModel",
+];
+
+/// Why vLLM 0.32.0 refuses a class; `None` if it is not known to, and only has no reader here.
+pub(crate) fn reason(class: &str) -> Option<String> {
     if let Some((_, why)) = NOT_DISPATCHED.iter().find(|(name, _)| *name == class) {
-        return format!(
+        return Some(format!(
             "the generic Transformers backend, which vLLM uses for {class}, cannot run it: {why}"
-        );
+        ));
     }
     if let Some((_, version)) = REMOVED.iter().find(|(name, _)| *name == class) {
-        return format!(
+        return Some(format!(
             "Model architecture {class} was supported in vLLM until v{version}, and is not supported anymore"
-        );
+        ));
     }
     if let Some((_, url)) = PLUGIN.iter().find(|(name, _)| *name == class) {
-        return format!(
+        return Some(format!(
             "Model architecture {class} is not supported in-tree anymore; the plug-in {url} has it"
-        );
+        ));
     }
-    format!("Model architectures ['{class}'] are not supported for now")
+    UNKNOWN
+        .contains(&class)
+        .then(|| format!("Model architectures ['{class}'] are not supported for now"))
 }
