@@ -195,7 +195,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
                 table.blocks[position as usize] = copy;
                 self.pool.retain(copy);
             }
-            self.copies.push((source, copy));
+            self.copies.push((g as u32, source, copy));
         }
         let table = &mut self.tables[t];
         table.mamba.allocated = true;

@@ -135,8 +135,8 @@ pub struct KvCacheManager<I: PrefixIndex, O = ()> {
     num_slots: u32,
     /// States named in this step, which nobody can read before the next.
     named_this_step: Vec<(u32, I::Key)>,
-    /// Copies the worker has to make before this step.
-    copies: Vec<(BlockId, BlockId)>,
+    /// Copies the worker has to make before this step: group, source, destination.
+    copies: Vec<(u32, BlockId, BlockId)>,
     no_hit: Hit,
 }
 
@@ -295,7 +295,9 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         if self.copies.is_empty() {
             return;
         }
-        out.append(&mut self.copies);
+        // The engine drains its groups one after the other, which decides the order of release.
+        self.copies.sort_by_key(|&(group, ..)| group);
+        out.extend(self.copies.drain(..).map(|(_, source, copy)| (source, copy)));
         self.pool
             .release(out.iter().flat_map(|&(source, copy)| [source, copy]));
     }
@@ -534,7 +536,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
             let copy = self.allocate_one();
             self.tables[t].blocks[position as usize] = copy;
             self.pool.retain(copy);
-            self.copies.push((source, copy));
+            self.copies.push((g as u32, source, copy));
         }
         let required = num_tokens.div_ceil(self.groups[g].block_size);
         let new = required.saturating_sub(self.tables[t].len());
@@ -721,7 +723,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         for &block in self.tables.iter().flat_map(|t| &t.blocks) {
             held[block as usize] += 1;
         }
-        for &(source, copy) in &self.copies {
+        for &(_, source, copy) in &self.copies {
             held[source as usize] += 1;
             held[copy as usize] += 1;
         }
