@@ -4,6 +4,7 @@ pub mod advise;
 pub mod attach;
 pub mod curve;
 pub mod deployment;
+pub mod demo;
 pub mod duration;
 pub mod export;
 pub mod gpus;
@@ -48,6 +49,7 @@ enum Command {
     Plan(Box<plan::Plan>),
     Models(models::Models),
     Gpus(gpus::Gpus),
+    Demo(demo::DemoArgs),
     Attach(attach::AttachArgs),
     Run(run::RunArgs),
     ProbePath(probe_path::ProbePathArgs),
@@ -99,6 +101,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Plan(command) => command.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),
+            Command::Demo(args) => demo::run(args, printer),
             Command::Attach(args) => attach::run(args, printer),
             Command::Run(args) => run::run(args, printer),
             Command::ProbePath(args) => probe_path::run(args, printer),

@@ -2,10 +2,12 @@
 
 pub mod catalogue;
 pub mod curve;
+pub mod demo;
 pub mod plan;
 pub mod replay;
 pub mod replay_vllm;
 pub mod session;
+pub mod sheet;
 pub mod simulation;
 pub mod table;
 pub mod time;

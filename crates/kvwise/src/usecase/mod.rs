@@ -4,6 +4,7 @@ pub mod attach;
 pub mod catalogue;
 pub mod curve;
 pub mod deployment;
+pub mod demo;
 pub mod export;
 pub mod plan;
 pub mod probe;

@@ -56,7 +56,7 @@ pub struct CapacityAnswer {
 pub fn capacity(question: &CapacityQuestion) -> Result<CapacityAnswer> {
     let q = question;
     for (name, value) in [
-        ("kv-memory", q.kv_memory_bytes),
+        ("kv-memory-bytes", q.kv_memory_bytes),
         ("kv-bytes-per-token", q.kv_bytes_per_token),
         ("max-model-len", q.max_model_len),
         ("block-size", q.block_size),
