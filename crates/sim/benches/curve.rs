@@ -19,7 +19,12 @@ fn conversations() -> Trace {
             let chat = &mut chats[(k * 211 + turn * 37) % 500];
             chat.extend(fresh..fresh + 30);
             fresh += 30;
-            builder.push(&NewRequest { prompt: PromptIds::Blocks(chat), ..NewRequest::default() }).expect("valid");
+            builder
+                .push(&NewRequest {
+                    prompt: PromptIds::Blocks(chat),
+                    ..NewRequest::default()
+                })
+                .expect("valid");
         }
     }
     builder.finish()

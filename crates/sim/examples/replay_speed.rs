@@ -3,6 +3,8 @@
 //! `cargo run --release -p kvwise-sim --example replay_speed -- [TRACE.jsonl] [NUM_BLOCKS] [BLOCK_SIZE] [step|time]`
 //! with a trace in Mooncake's form; without one, a generated conversation trace.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of an example")]
+
 use std::time::Instant;
 
 use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig, run};

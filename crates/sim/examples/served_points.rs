@@ -1,12 +1,17 @@
 //! Compares simulated with measured serving points.
 //!
 //! `cargo run --release -p kvwise-sim --example served_points -- points.csv configs/` reads a CSV with the columns
-//! hardware, model, engine, precision, tp, ep, isl, osl, concurrency, ttft_ms, tpot_ms and a folder of `config.json`
+//! hardware, model, engine, precision, tp, ep, isl, osl, concurrency, `ttft_ms`, `tpot_ms` and a folder of `config.json`
 //! files named `org--model.json`, and prints the error of each row and their median and 95th percentile by model.
 //! The protocol is that of the measured runs: ten requests a concurrent client, lengths uniform between 0.8 n and n,
 //! no prefix caching, 8192 batched tokens.
 
 #![expect(clippy::print_stdout, reason = "an example prints its result")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers of an example"
+)]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -62,9 +67,8 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (points, folder) = match (arguments.next(), arguments.next()) {
-        (Some(points), Some(folder)) => (points, folder),
-        _ => return Err("usage: served_points POINTS.csv CONFIG_FOLDER".into()),
+    let (Some(points), Some(folder)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: served_points POINTS.csv CONFIG_FOLDER".into());
     };
     let text = std::fs::read_to_string(points)?;
     let mut lines = text.lines();

@@ -1,6 +1,6 @@
 //! Python's pickle, protocol 5, of exactly what vLLM hashes: a string, and (bytes, tuple of ints, tuple or None).
 //!
-//! Source of the format: CPython 3.11, `Modules/_pickle.c` and `Lib/pickletools.py`.
+//! Source of the format: `CPython` 3.11, `Modules/_pickle.c` and `Lib/pickletools.py`.
 
 use super::ExtraKey;
 

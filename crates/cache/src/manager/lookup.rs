@@ -195,7 +195,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> Search<'_, I, O> {
         for &g in &group.group_ids {
             blocks[g as usize].resize(max_blocks as usize, NULL_BLOCK);
         }
-        let aligned = |n: u32| n * block_size % self.alignment == 0;
+        let aligned = |n: u32| (n * block_size).is_multiple_of(self.alignment);
         let mut run = 0;
         let mut len = None;
         for i in (0..max_blocks).rev() {

@@ -44,12 +44,12 @@ pub fn is_prefill_checkpoint_valid(
     };
     let initial_state = (i64::from(start) - 1).div_euclid(i64::from(block_size));
     let checkpoint_block = i64::from(end.div_ceil(block_size)) - 2;
-    start % hash_block_size == 0
+    start.is_multiple_of(hash_block_size)
         && checkpoint_block > initial_state
         && start + hash_block_size <= checkpoint
         && start < checkpoint
         && checkpoint < end
-        && (checkpoint - start) % alignment == 0
+        && (checkpoint - start).is_multiple_of(alignment)
 }
 
 fn kernel(kind: GroupKind) -> (u32, Option<u32>) {
@@ -79,7 +79,8 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         let table = &self.tables[t];
         let required = need.main_tokens.div_ceil(block_size) + speculative;
         let mut new = i64::from(required) - hit.len() as i64 - i64::from(table.len());
-        let partial = (!hit.is_empty() && need.local_tokens % block_size != 0) || table.partial_hit.is_some();
+        let partial =
+            (!hit.is_empty() && !need.local_tokens.is_multiple_of(block_size)) || table.partial_hit.is_some();
         if partial {
             new = new.max(0) + 1;
         }
@@ -245,7 +246,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
             self.name_partial(g, block, position, a.keys);
             return;
         }
-        if num_tokens == 0 || num_tokens % hash_block_size != 0 {
+        if num_tokens == 0 || !num_tokens.is_multiple_of(hash_block_size) {
             return;
         }
         let last = prefill_checkpoint_position(a.num_prompt_tokens, hash_block_size, self.drop_checkpoint);
@@ -260,7 +261,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
             return;
         }
         self.name_partial(g, block, num_tokens, a.keys);
-        if num_tokens % block_size != 0 {
+        if !num_tokens.is_multiple_of(block_size) {
             let table = &mut self.tables[t];
             table.partial_hit = Some((index, block));
             table.num_cached = index;

@@ -473,7 +473,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         let present = hit.len() as u32 + held;
         let mut new = required.saturating_sub(skipped.max(present));
         let first = (skipped.saturating_sub(held) as usize).min(hit.len());
-        if !hit.is_empty() && need.local_tokens % spec.block_size != 0 {
+        if !hit.is_empty() && !need.local_tokens.is_multiple_of(spec.block_size) {
             new += 1;
         }
         i64::from(new) + self.evictable(&hit[first..])
@@ -521,7 +521,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         table.num_cached = table.len();
         table.tracked = true;
         if let Some(&last) = hit.last()
-            && local_tokens % spec.block_size != 0
+            && !local_tokens.is_multiple_of(spec.block_size)
         {
             let position = local_tokens / spec.block_size;
             table.partial_hit = Some((position, last));
@@ -675,7 +675,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         };
         let boundary = limit / unit * unit;
         let block_size = self.groups[g].block_size;
-        if boundary == 0 || boundary > num_tokens || boundary % block_size == 0 {
+        if boundary == 0 || boundary > num_tokens || boundary.is_multiple_of(block_size) {
             return;
         }
         if let Some(&block) = self.tables[t].blocks.get((boundary / block_size) as usize) {

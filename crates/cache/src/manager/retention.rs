@@ -87,7 +87,7 @@ impl Mask {
         retention: Retention,
         boundaries: &Boundaries,
     ) -> Self {
-        if alignment % block_size != 0 {
+        if !alignment.is_multiple_of(block_size) {
             return Self::All;
         }
         let shift = u32::from(eagle);

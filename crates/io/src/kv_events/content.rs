@@ -1,6 +1,6 @@
 //! What is cached, followed event by event.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::batch::{Batch, KvEvent};
 
@@ -36,7 +36,7 @@ pub struct Removal {
 pub struct Content {
     /// When each content was stored; several blocks may hold the same.
     cached: FxHashMap<u64, (i64, u32)>,
-    gone: FxHashMap<u64, ()>,
+    gone: FxHashSet<u64>,
     /// Totals.
     pub totals: ContentTotals,
 }
@@ -62,7 +62,7 @@ impl Content {
                     self.totals.block_tokens = *block_tokens;
                     for block in blocks {
                         self.totals.stored += 1;
-                        if self.gone.remove(block).is_some() {
+                        if self.gone.remove(block) {
                             self.totals.recomputed += 1;
                         }
                         self.cached.entry(*block).or_insert((now_us, 0)).1 += 1;
@@ -99,7 +99,7 @@ impl Content {
         if self.gone.len() >= MAX_REMEMBERED {
             self.gone.clear();
         }
-        self.gone.insert(block, ());
+        self.gone.insert(block);
         Removal { lifetime_us }
     }
 

@@ -1,4 +1,4 @@
-//! Parser of the Prometheus text exposition format (and of the parts of OpenMetrics that servers send with it).
+//! Parser of the Prometheus text exposition format (and of the parts of `OpenMetrics` that servers send with it).
 //!
 //! One pass over the page, nothing copied: names, label names and label values are slices of the input, unescaped
 //! only where asked for. A line that cannot be read is counted and skipped, because one odd line of a proxy must not
@@ -369,6 +369,7 @@ mod tests {
     }
 
     /// The slow twin: characters, one at a time, straight from the format's description.
+    #[expect(clippy::type_complexity, reason = "a twin for a test")]
     fn naive(line: &str) -> Option<(String, Vec<(String, String)>, f64)> {
         let chars: Vec<char> = line.chars().collect();
         let mut i = 0;

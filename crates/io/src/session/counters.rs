@@ -15,7 +15,7 @@
 /// State of the counters of one engine instance.
 #[derive(Debug, Clone)]
 pub struct Totals<const N: usize> {
-    totals: [Option<f64>; N],
+    sums: [Option<f64>; N],
     processes: Vec<Process<N>>,
     last_time_s: Option<f64>,
 }
@@ -43,7 +43,7 @@ const MAX_PROCESSES: usize = 16;
 impl<const N: usize> Default for Totals<N> {
     fn default() -> Self {
         Self {
-            totals: [None; N],
+            sums: [None; N],
             processes: Vec::new(),
             last_time_s: None,
         }
@@ -63,14 +63,14 @@ impl<const N: usize> Totals<N> {
         let first = self.processes.is_empty();
         if let Some(index) = known {
             let process = &mut self.processes[index];
-            for i in 0..N {
-                let Some(now) = raw[i] else { continue };
+            for (i, now) in raw.iter().enumerate() {
+                let Some(now) = *now else { continue };
                 let before = process.raw[i];
                 let added = match before {
                     None => {
                         // a family that appears later (vLLM creates some on first use) counted from zero meanwhile,
                         // but a family that a proxy dropped once did not: without an earlier value nothing is added
-                        self.totals[i].map_or(now, |_| 0.0)
+                        self.sums[i].map_or(now, |_| 0.0)
                     }
                     Some(before) if now >= before => now - before,
                     Some(_) if start_s.is_none() => {
@@ -85,16 +85,16 @@ impl<const N: usize> Totals<N> {
                     }
                 };
                 process.raw[i] = Some(now);
-                self.totals[i] = Some(self.totals[i].unwrap_or(0.0) + added);
+                self.sums[i] = Some(self.sums[i].unwrap_or(0.0) + added);
             }
         } else {
             // started after the last scrape: counted from zero, all of it happened since
             let fresh =
                 matches!((start_s, self.last_time_s), (Some(start), Some(last)) if start > last - 1.0);
-            for i in 0..N {
-                let Some(now) = raw[i] else { continue };
-                let total = self.totals[i].unwrap_or(0.0);
-                self.totals[i] = Some(if first || fresh { total + now } else { total });
+            for (i, now) in raw.iter().enumerate() {
+                let Some(now) = *now else { continue };
+                let total = self.sums[i].unwrap_or(0.0);
+                self.sums[i] = Some(if first || fresh { total + now } else { total });
             }
             if !first {
                 findings.push(if fresh {
@@ -109,12 +109,13 @@ impl<const N: usize> Totals<N> {
             self.processes.push(Process { start_s, raw: *raw });
         }
         self.last_time_s = Some(time_s);
-        (self.totals, findings)
+        (self.sums, findings)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "whole numbers, counted exactly")]
     use super::*;
     use proptest::prelude::*;
 

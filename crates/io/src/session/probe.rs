@@ -41,7 +41,7 @@ pub fn ingest(db: &mut Connection, folder: &Path) -> Result<Progress> {
     let mut names: Vec<String> = entries
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
-        .filter(|n| n.ends_with(".jsonl"))
+        .filter(|n| std::path::Path::new(n).extension().is_some_and(|e| e == "jsonl"))
         .collect();
     names.sort();
     let mut total = Progress::default();
@@ -464,7 +464,7 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     };
     let mut out = Vec::with_capacity(text.len() / 4 * 3);
     // six-byte hashes fill whole groups of four digits: there is no padding
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     for group in text.as_bytes().chunks_exact(4) {

@@ -177,20 +177,19 @@ impl Session {
             // killed between making the file and its tables, or the probe's files only
             schema::create(&mut db)?;
         }
-        let metadata = match fs::read(folder.join(METADATA)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+        let metadata = if let Ok(bytes) = fs::read(folder.join(METADATA)) {
+            serde_json::from_slice(&bytes).map_err(|e| {
                 Error::input(format!(
                     "{place}/{METADATA}: not the description of a session: {e}"
                 ))
-            })?,
-            Err(_) => {
-                let mut made = Metadata::new("probe", Vec::new(), 0);
-                made.session_id = folder
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                made
-            }
+            })?
+        } else {
+            let mut made = Metadata::new("probe", Vec::new(), 0);
+            made.session_id = folder
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            made
         };
         Ok(Self {
             folder: folder.to_path_buf(),

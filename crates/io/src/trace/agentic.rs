@@ -192,10 +192,10 @@ impl<'o> Merge<'o> {
             ..*self.options
         };
         let mut loaded = finish(self.builder, &options, self.skipped, self.examples, &self.name)?;
-        if let Some(limit) = self.options.limit.and_then(|l| u32::try_from(l).ok()) {
-            if limit < loaded.trace.request_count() {
-                loaded.trace = loaded.trace.select(&(0..limit).collect::<Vec<u32>>());
-            }
+        if let Some(limit) = self.options.limit.and_then(|l| u32::try_from(l).ok())
+            && limit < loaded.trace.request_count()
+        {
+            loaded.trace = loaded.trace.select(&(0..limit).collect::<Vec<u32>>());
         }
         Ok(loaded)
     }
@@ -209,6 +209,7 @@ struct Deferred<'a> {
 }
 
 /// Parses one file.
+#[expect(clippy::naive_bytecount, reason = "only on the way to an error message")]
 fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
     let place = |e: &JsonError| {
         let line = 1 + text[..e.offset.min(text.len())]

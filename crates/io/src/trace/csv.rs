@@ -85,34 +85,31 @@ impl Columns {
                 ))
             })
         };
-        let (input, output, nanos) = match self.format {
-            TraceFormat::Azure => {
-                let nanos = timestamp_nanos(cells[self.time]).ok_or_else(|| {
-                    Error::input(format!(
-                        "column \"TIMESTAMP\" is \"{}\", expected a time as 2023-11-16 18:15:46.6805900",
-                        cells[self.time]
-                    ))
-                })?;
-                let first = *self.first.get_or_insert(nanos);
-                (
-                    count(self.input, "ContextTokens")?,
-                    count(self.output, "GeneratedTokens")?,
-                    nanos - first,
-                )
-            }
-            _ => {
-                let nanos = decimal_nanos(cells[self.time]).ok_or_else(|| {
-                    Error::input(format!(
-                        "column \"Timestamp\" is \"{}\", expected seconds",
-                        cells[self.time]
-                    ))
-                })?;
-                (
-                    count(self.input, "Request tokens")?,
-                    count(self.output, "Response tokens")?,
-                    nanos,
-                )
-            }
+        let (input, output, nanos) = if self.format == TraceFormat::Azure {
+            let nanos = timestamp_nanos(cells[self.time]).ok_or_else(|| {
+                Error::input(format!(
+                    "column \"TIMESTAMP\" is \"{}\", expected a time as 2023-11-16 18:15:46.6805900",
+                    cells[self.time]
+                ))
+            })?;
+            let first = *self.first.get_or_insert(nanos);
+            (
+                count(self.input, "ContextTokens")?,
+                count(self.output, "GeneratedTokens")?,
+                nanos - first,
+            )
+        } else {
+            let nanos = decimal_nanos(cells[self.time]).ok_or_else(|| {
+                Error::input(format!(
+                    "column \"Timestamp\" is \"{}\", expected seconds",
+                    cells[self.time]
+                ))
+            })?;
+            (
+                count(self.input, "Request tokens")?,
+                count(self.output, "Response tokens")?,
+                nanos,
+            )
         };
         let arrival = nanos as f64 / 1e9;
         not_before(arrival, builder, sort)?;

@@ -53,6 +53,9 @@ impl<'a> Scanner<'a> {
     }
 
     /// An error at this position.
+    ///
+    /// # Errors
+    /// Always.
     pub fn fail<T>(&self, what: impl Into<Cow<'static, str>>) -> Scan<T> {
         Err(JsonError {
             offset: self.at,

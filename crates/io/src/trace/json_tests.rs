@@ -69,7 +69,7 @@ proptest! {
         let uint = s.uint().ok().filter(|_| whole(&mut s));
         prop_assert_eq!(uint, serde_json::from_slice::<u64>(bytes).ok());
         let mut s = Scanner::new(bytes);
-        let string = s.string().ok().filter(|_| whole(&mut s)).map(|c| c.into_owned());
+        let string = s.string().ok().filter(|_| whole(&mut s)).map(std::borrow::Cow::into_owned);
         prop_assert_eq!(string, serde_json::from_slice::<String>(bytes).ok());
         let mut s = Scanner::new(bytes);
         let mut list = Vec::new();

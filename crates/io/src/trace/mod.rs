@@ -221,14 +221,15 @@ fn read_lines(
             TraceFormat::Bailian => {
                 jsonl::bailian(&line, &mut scratch, &mut builder, &mut chats, options.sort)
             }
-            TraceFormat::Azure | TraceFormat::BurstGpt => match &mut columns {
-                Some(columns) => columns.row(&line, &mut builder, options.sort),
-                None => {
+            TraceFormat::Azure | TraceFormat::BurstGpt => {
+                if let Some(columns) = &mut columns {
+                    columns.row(&line, &mut builder, options.sort)
+                } else {
                     let found = csv::Columns::of_header(&line, format);
                     columns = Some(found.map_err(|e| e.at(&source.name))?);
                     continue;
                 }
-            },
+            }
             _ => jsonl::tokens(&line, &mut scratch, &mut builder),
         };
         if let Err(e) = result {
@@ -241,7 +242,7 @@ fn read_lines(
                 skipped_examples.push(e.to_string());
             }
         }
-        if builder.len() % CHECK_EVERY == 0 {
+        if builder.len().is_multiple_of(CHECK_EVERY) {
             check_memory(&builder, options, &source.name)?;
             if let Some(progress) = options.progress {
                 progress(Progress {
@@ -286,12 +287,11 @@ fn finish(
         return Err(e);
     }
     let mut trace = builder.finish();
-    if options.sort {
-        if let Some(order) = trace.arrival_order() {
-            if order.windows(2).any(|pair| pair[0] > pair[1]) {
-                trace = trace.into_order(&order);
-            }
-        }
+    if options.sort
+        && let Some(order) = trace.arrival_order()
+        && order.windows(2).any(|pair| pair[0] > pair[1])
+    {
+        trace = trace.into_order(&order);
     }
     Ok(Loaded {
         trace,

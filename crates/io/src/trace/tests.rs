@@ -390,7 +390,7 @@ fn burstgpt_and_bailian_rows_are_detected() {
     );
 }
 
-/// Counted with pools of blocks by scripts driving vLLM 0.32.0's own KVCacheManager (vllm) and, for prefix-lru,
+/// Counted with pools of blocks by scripts driving vLLM 0.32.0's own `KVCacheManager` (vllm) and, for prefix-lru,
 /// with kvcache-simulator 0.1.3 and prefixlens 0.1.0, on 2026-11-22.
 #[test]
 fn curves_of_a_real_trace_equal_independent_counts() {
@@ -432,25 +432,39 @@ fn curves_of_a_real_trace_equal_independent_counts() {
 fn a_written_trace_reads_back_the_same() {
     let folder = Folder::new();
     let original = example(&ReadOptions::default()).unwrap().trace;
-    for (name, format) in
-        [("t.jsonl", WriteFormat::Mooncake), ("t.jsonl.gz", WriteFormat::Mooncake), ("u.jsonl.zst", WriteFormat::Tokens)]
-    {
+    for (name, format) in [
+        ("t.jsonl", WriteFormat::Mooncake),
+        ("t.jsonl.gz", WriteFormat::Mooncake),
+        ("u.jsonl.zst", WriteFormat::Tokens),
+    ] {
         let path = folder.0.path().join(name);
         write_file(&original, format, None, &path).unwrap();
         let read = open(&path, &ReadOptions::default()).unwrap().trace;
         assert_eq!(read.input_lens(), original.input_lens(), "{name}");
         assert_eq!(read.output_lens(), original.output_lens(), "{name}");
-        assert!((0..read.len()).all(|i| read.arrival_ns(i) == original.arrival_ns(i)), "{name}");
+        assert!(
+            (0..read.len()).all(|i| read.arrival_ns(i) == original.arrival_ns(i)),
+            "{name}"
+        );
         let (a, b) = (read.to_blocks(None).unwrap(), original.to_blocks(None).unwrap());
         assert!((0..a.len()).all(|i| a.get(i).runs() == b.get(i).runs()), "{name}");
     }
-    assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 3, "no temporary file is left");
+    assert_eq!(
+        std::fs::read_dir(folder.0.path()).unwrap().count(),
+        3,
+        "no temporary file is left"
+    );
 }
 
 #[test]
 fn a_trace_of_lengths_cannot_become_one_of_content_and_leaves_no_file() {
     let folder = Folder::new();
-    let azure = open(&shipped("azure2023_llm_code_first300.csv.gz"), &ReadOptions::default()).unwrap().trace;
+    let azure = open(
+        &shipped("azure2023_llm_code_first300.csv.gz"),
+        &ReadOptions::default(),
+    )
+    .unwrap()
+    .trace;
     for format in [WriteFormat::Mooncake, WriteFormat::Tokens] {
         assert!(write_file(&azure, format, None, &folder.0.path().join("t.jsonl")).is_err());
     }

@@ -32,7 +32,7 @@ pub struct AttachArgs {
     #[arg(long, value_name = "tcp://HOST:PORT", conflicts_with = "prometheus")]
     kv_events: Vec<String>,
 
-    /// Where missed batches can be asked for (vLLM's replay_endpoint), in the order of `--kv-events`.
+    /// Where missed batches can be asked for (vLLM's `replay_endpoint`), in the order of `--kv-events`.
     #[arg(long, value_name = "tcp://HOST:PORT", requires = "kv_events")]
     kv_events_replay: Vec<String>,
 
@@ -48,7 +48,7 @@ pub struct AttachArgs {
     #[arg(long, value_parser = duration::parse, value_name = "TIME", default_value = "5s")]
     timeout: Duration,
 
-    /// Folder of the recording (default: kvwise_DATE_TIME).
+    /// Folder of the recording (default: `kvwise_DATE_TIME`).
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 }

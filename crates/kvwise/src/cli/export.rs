@@ -29,7 +29,7 @@ pub struct ExportArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// kv_cache_usage.csv, kv_cache_evictions.csv, kv_cache_summary.txt and the CUDA-graph files.
+    /// `kv_cache_usage.csv`, `kv_cache_evictions.csv`, `kv_cache_summary.txt` and the CUDA-graph files.
     Csv,
     /// trace.jsonl: lengths, arrivals and block hashes of the recorded requests.
     Trace,

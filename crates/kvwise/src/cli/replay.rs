@@ -90,7 +90,7 @@ struct SglangArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 1)]
     page: usize,
 
-    /// Parameters of the policy: {"protected_threshold": 2} or {"threshold": 0, "next_prompt_estimate": 0}.
+    /// Parameters of the policy: {"`protected_threshold"`: 2} or {"threshold": 0, "`next_prompt_estimate"`: 0}.
     #[arg(long, value_name = "JSON")]
     policy_config: Option<String>,
 
@@ -174,9 +174,9 @@ fn print(args: &ReplayArgs, printer: Printer, report: &impl Serialize) -> Result
             .into_iter()
             .flatten()
             .filter(|(name, _)| *name != "schema");
-        fields
-            .map(|(name, value)| format!("{name:<20} {}\n", value.to_string().trim_matches('"')))
-            .collect()
+        fields.fold(String::new(), |text, (name, value)| {
+            text + &format!("{name:<20} {}\n", value.to_string().trim_matches('"'))
+        })
     } else {
         serde_json::to_string_pretty(report).map_err(broken)? + "\n"
     };

@@ -13,7 +13,7 @@ use crate::usecase::replay_vllm;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "vLLM")]
 pub struct VllmArgs {
-    /// Blocks of the pool, the null block included (what vLLM logs as num_gpu_blocks).
+    /// Blocks of the pool, the null block included (what vLLM logs as `num_gpu_blocks`).
     #[arg(long, value_name = "N")]
     num_blocks: Option<u32>,
 

@@ -15,7 +15,7 @@ use crate::usecase::{attach, probe};
   kvwise run -- python -m vllm.entrypoints.openai.api_server --model ./model
 In a container that kvwise cannot launch: see `kvwise probe-path`")]
 pub struct RunArgs {
-    /// Folder of the recording (default: kvwise_DATE_TIME).
+    /// Folder of the recording (default: `kvwise_DATE_TIME`).
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 

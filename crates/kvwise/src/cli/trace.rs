@@ -267,19 +267,15 @@ fn info(args: &InfoArgs, printer: Printer) -> Result<()> {
 }
 
 fn put(trace: &Trace, to: To, block: Option<u32>, output: Option<&Path>, printer: Printer) -> Result<()> {
-    match output {
-        Some(path) => {
-            write_file(trace, to.into(), block, path)?;
-            printer.note(&format!("{} requests written to {}", trace.len(), path.display()));
-            Ok(())
-        }
-        None => {
-            let mut bytes = Vec::new();
-            write(trace, to.into(), block, &mut bytes)?;
-            let text =
-                String::from_utf8(bytes).map_err(|e| Error::io(format!("the trace is not text: {e}")))?;
-            printer.data(&text)
-        }
+    if let Some(path) = output {
+        write_file(trace, to.into(), block, path)?;
+        printer.note(&format!("{} requests written to {}", trace.len(), path.display()));
+        Ok(())
+    } else {
+        let mut bytes = Vec::new();
+        write(trace, to.into(), block, &mut bytes)?;
+        let text = String::from_utf8(bytes).map_err(|e| Error::io(format!("the trace is not text: {e}")))?;
+        printer.data(&text)
     }
 }
 

@@ -71,11 +71,7 @@ pub fn short(value: f64) -> String {
         v if v >= 1e3 => (value / 1e3, "k"),
         _ => (value, ""),
     };
-    let digits = if scaled.abs() >= 100.0 || (scaled - scaled.round()).abs() < 0.05 {
-        0
-    } else {
-        1
-    };
+    let digits = usize::from(!(scaled.abs() >= 100.0 || (scaled - scaled.round()).abs() < 0.05));
     format!("{scaled:.digits$}{unit}")
 }
 

@@ -99,20 +99,19 @@ pub fn draw(frame: &mut Frame<'_>, targets: &[Target], first: usize) {
             break;
         }
         let area = Rect::new(body.x, y, body.width, height);
-        match engine {
-            Some(engine) => draw_engine(frame, area, target, engine),
-            None => {
-                let text = target.error.clone().unwrap_or_default();
-                let block = Block::default()
-                    .borders(Borders::ALL)
-                    .title(format!(" {} ", target.name));
-                frame.render_widget(
-                    Paragraph::new(text)
-                        .style(Style::default().fg(Color::Red))
-                        .block(block),
-                    area,
-                );
-            }
+        if let Some(engine) = engine {
+            draw_engine(frame, area, target, engine);
+        } else {
+            let text = target.error.clone().unwrap_or_default();
+            let block = Block::default()
+                .borders(Borders::ALL)
+                .title(format!(" {} ", target.name));
+            frame.render_widget(
+                Paragraph::new(text)
+                    .style(Style::default().fg(Color::Red))
+                    .block(block),
+                area,
+            );
         }
         y += height;
     }

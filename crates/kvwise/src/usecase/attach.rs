@@ -188,7 +188,7 @@ pub fn record(plan: &Attach, stop: &AtomicBool, warn: &mut dyn FnMut(&str)) -> R
                     std::thread::Builder::new()
                         .name(format!("kv-events-{i}"))
                         .spawn_scoped(scope, move || {
-                            follow_loop(index, subscription, clock, done, &send)
+                            follow_loop(index, subscription, clock, done, &send);
                         })
                         .map(|_| ())
                         .map_err(|e| Error::io(format!("cannot start a thread for KV events: {e}")))
@@ -422,14 +422,13 @@ pub fn from_prometheus(plan: &Attach, warn: &mut dyn FnMut(&str)) -> Result<Summ
                 )?);
             }
             let Some(writer) = &mut writer else { continue };
-            let index = match names.iter().position(|n| *n == stored.instance) {
-                Some(i) => i,
-                None => {
-                    let id = writer.recorder.target(&stored.instance)?;
-                    writer.targets.push(id);
-                    names.push(stored.instance.clone());
-                    names.len() - 1
-                }
+            let index = if let Some(i) = names.iter().position(|n| *n == stored.instance) {
+                i
+            } else {
+                let id = writer.recorder.target(&stored.instance)?;
+                writer.targets.push(id);
+                names.push(stored.instance.clone());
+                names.len() - 1
             };
             last_us = last_us.max(t_us);
             writer.take(Message::Scraped(index, t_us, snapshots))?;

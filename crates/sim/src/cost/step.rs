@@ -463,9 +463,9 @@ fn add_weight(s: &mut Stack, weight: &Weight, calibration: &Calibration, o: Step
                 count,
             };
             if weight.role == Role::Router {
-                s.router.push(product)
+                s.router.push(product);
             } else {
-                s.products.push(product)
+                s.products.push(product);
             }
         }
         Shard::Experts { hidden, .. } => {

@@ -111,9 +111,8 @@ impl Curve {
         let mut segments: Vec<Segment> = Vec::new();
         // Under vLLM the partial block of the request before lies unhashed in the free list: one block less.
         let mut lost_to_partial = 0u64;
-        for index in 0..paths.len() {
+        for (index, &len) in input_lens.iter().enumerate().take(paths.len()) {
             let stamp = u32::try_from(index + 1).expect("a trace has fewer than 2^32 requests");
-            let len = input_lens[index];
             let full = u64::from(pool_blocks(len, block_tokens).1);
             let blocks = paths.get(index).len() as u64;
             let used = if semantics == Semantics::Vllm {

@@ -188,7 +188,7 @@ pub fn run<E: SchedulerEvents>(
     events: E,
 ) -> Result<(Run, E)> {
     let mut driver = Driver::new(trace, deployment, arrivals, events)?;
-    driver.drive()?;
+    driver.drive();
     Ok((driver.run, driver.events.inner))
 }
 
@@ -333,7 +333,7 @@ impl<'a, E: SchedulerEvents> Driver<'a, E> {
         }
     }
 
-    fn drive(&mut self) -> Result<()> {
+    fn drive(&mut self) {
         loop {
             self.add_arrivals();
             if !self.scheduler.has_unfinished() {
@@ -363,7 +363,6 @@ impl<'a, E: SchedulerEvents> Driver<'a, E> {
             0.0
         };
         self.run.gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Ok(())
     }
 
     /// Seconds of a step and what they are spent on.

@@ -345,10 +345,10 @@ impl IdTable {
     const SLACK: usize = 8;
 
     fn get(&self, id: u64) -> Option<u32> {
-        if let Some(&node) = usize::try_from(id).ok().and_then(|i| self.dense.get(i)) {
-            if node != ROOT {
-                return Some(node);
-            }
+        if let Some(&node) = usize::try_from(id).ok().and_then(|i| self.dense.get(i))
+            && node != ROOT
+        {
+            return Some(node);
         }
         if self.sparse.is_empty() {
             None

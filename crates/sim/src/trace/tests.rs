@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn blocks<'a>(ids: &'a [u64], input_len: u64) -> NewRequest<'a> {
+fn blocks(ids: &[u64], input_len: u64) -> NewRequest<'_> {
     NewRequest {
         input_len: Some(input_len),
         prompt: PromptIds::Blocks(ids),

@@ -370,10 +370,12 @@ fn prefix_cache(f: &Facts, out: &mut Vec<Finding>) {
             gain: None,
         });
     }
-    if let (Some(life), Some(lost)) = (f.lifetime_p50_s, f.evicted_with_content) {
-        if lost > 0.0 && life < 5.0 {
-            let never = f.never_hit_share.unwrap_or(0.0);
-            out.push(Finding {
+    if let (Some(life), Some(lost)) = (f.lifetime_p50_s, f.evicted_with_content)
+        && lost > 0.0
+        && life < 5.0
+    {
+        let never = f.never_hit_share.unwrap_or(0.0);
+        out.push(Finding {
                 rule: "content_evicted_early",
                 severity: Severity::Improve,
                 title: "cached content is thrown away within seconds".to_owned(),
@@ -388,14 +390,14 @@ fn prefix_cache(f: &Facts, out: &mut Vec<Finding>) {
                 suggestion: Some(more_room(f)),
                 gain: None,
             });
-        }
     }
 }
 
 fn lengths(f: &Facts, out: &mut Vec<Finding>) {
-    if let (Some(limit), Some(prompt), Some(output)) = (f.max_model_len, f.prompt_p99, f.output_p99) {
-        if prompt + output < limit * 0.25 {
-            out.push(Finding {
+    if let (Some(limit), Some(prompt), Some(output)) = (f.max_model_len, f.prompt_p99, f.output_p99)
+        && prompt + output < limit * 0.25
+    {
+        out.push(Finding {
                 rule: "max_model_len",
                 severity: Severity::Info,
                 title: "requests are far shorter than max_model_len".to_owned(),
@@ -409,7 +411,6 @@ fn lengths(f: &Facts, out: &mut Vec<Finding>) {
                 suggestion: None,
                 gain: None,
             });
-        }
     }
     if let (Some(block), Some(prompt), Some(output)) = (f.block_size, f.prompt_mean, f.output_mean) {
         let length = prompt + output;
@@ -554,6 +555,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the fields that it fills are optional")]
     fn spread(value: f64) -> Option<Spread> {
         Some(Spread {
             mean: value,

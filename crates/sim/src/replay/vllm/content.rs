@@ -10,6 +10,11 @@
 //!   traces their blocks get fresh numbers; in token traces they get the ids that the reference script makes up
 //!   (a CRC of request and position), since a trace could contain those.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths and node numbers of a trace are u32, checked when it is read"
+)]
+
 use kvwise_cache::hash::fast_chain;
 use kvwise_core::{Error, Result};
 use rustc_hash::FxHashMap;

@@ -10,6 +10,12 @@
 //! ([`kvwise_cache::pool`]); a decode step costs 0.1 to 2 µs for all running requests together
 //! ([`crate::sched::vllm`]).
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "both are checked to be whole and in range before"
+)]
+
 mod content;
 mod events;
 

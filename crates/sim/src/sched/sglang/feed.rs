@@ -1,5 +1,11 @@
 //! The requests of a [`Trace`] as the replay takes them.
 
+#![expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_possible_truncation,
+    reason = "request numbers and lengths of a trace are u32"
+)]
+
 use kvwise_cache::radix::Namespaces;
 use kvwise_core::{Error, Result};
 
@@ -26,7 +32,7 @@ impl<'a> Feed<'a> {
     /// # Errors
     /// If the trace has lengths only.
     pub fn new(trace: &'a Trace) -> Result<Self> {
-        if trace.len() > 0 && matches!(trace.prompt(0), Prompt::Unknown) {
+        if !trace.is_empty() && matches!(trace.prompt(0), Prompt::Unknown) {
             return Err(Error::input(format!(
                 "{}: the trace has lengths only, no tokens and no hash ids, so prefixes cannot be compared",
                 trace.name()

@@ -51,7 +51,7 @@ impl Scheduler {
                 end = aligned;
             }
         }
-        let boundary = if start % block_size != 0 && !internal {
+        let boundary = if !start.is_multiple_of(block_size) && !internal {
             (start / block_size + 1) * block_size
         } else {
             0

@@ -12,6 +12,12 @@
 //! [`Scheduler::idle_steps`] lets the driver skip steps in which nobody is due. Budget: 100 ns a step, 40 ns a due
 //! request, and what the manager does per block (about 15 ns allocated, named, evicted and freed).
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "requests, tokens and ticks are u32 by the configuration's checks"
+)]
+
 mod config;
 mod mamba;
 mod queue;
