@@ -3,8 +3,8 @@
 pub mod advise;
 pub mod attach;
 pub mod curve;
-pub mod deployment;
 pub mod demo;
+pub mod deployment;
 pub mod duration;
 pub mod export;
 pub mod gpus;

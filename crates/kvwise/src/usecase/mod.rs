@@ -3,8 +3,8 @@
 pub mod attach;
 pub mod catalogue;
 pub mod curve;
-pub mod deployment;
 pub mod demo;
+pub mod deployment;
 pub mod export;
 pub mod plan;
 pub mod probe;

@@ -233,6 +233,3 @@ fn step_of(arrival: f64) -> Result<u64> {
 fn round6(value: f64) -> f64 {
     format!("{value:.6}").parse().unwrap_or(value)
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,1 +1,0 @@
-//! Replays against recorded ones.
