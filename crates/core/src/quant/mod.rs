@@ -201,7 +201,12 @@ impl Quantization {
     pub fn scheme(&self, path: &str, weight: &Weight) -> Option<Scheme> {
         let is_head = matches!(weight.op, Op::Vocab { .. });
         let is_experts = matches!(weight.op, Op::Experts { .. });
-        if !weight.quantizable || matches!(weight.op, Op::Tensor { .. }) {
+        // Published quantised checkpoints leave vision and audio towers in 16 bits, under names that their ignore
+        // lists spell in many ways.
+        if !weight.quantizable
+            || weight.role == crate::arch::Role::Tower
+            || matches!(weight.op, Op::Tensor { .. })
+        {
             return None;
         }
         // Embeddings are looked up, not multiplied: only an output head can be quantised.
