@@ -1,7 +1,7 @@
 //! The plan: does this model fit on this hardware, how far does it reach, and where does the memory go.
 //!
-//! An engine's rules make an evaluation ([`generic`], [`vllm`]); this module turns it into the answer ([`report::Plan`]): the
-//! ledger ([`ledger`]), the load ([`pool`]), the margins ([`policy`]), and what would help ([`advise`]).
+//! An engine's rules make an evaluation ([`generic`], `vllm`); this module turns it into the answer ([`report::Plan`]): the
+//! ledger ([`ledger`]), the load ([`pool`]), the margins ([`policy`]), and what would help (`advise`).
 //!
 //! ```
 //! use kvwise_core::plan::{Engine, Generic, Hardware, Load, Policy, Request, Subject, plan};

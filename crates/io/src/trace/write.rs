@@ -130,7 +130,7 @@ fn list(line: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) -> io::Result<()
 /// Writes `trace` to the file `path`, compressed if its name ends in `.gz` or `.zst`.
 ///
 /// # Errors
-/// As [`write`]; the file is then unchanged or absent.
+/// As [`write()`]; the file is then unchanged or absent.
 pub fn write_file(trace: &Trace, format: WriteFormat, block_tokens: Option<u32>, path: &Path) -> Result<()> {
     let fail = |e: io::Error| Error::io(format!("{}: cannot write: {e}", path.display()));
     let mut temporary = path.as_os_str().to_owned();

@@ -23,7 +23,7 @@ pub struct Run {
     pub len: u32,
 }
 
-/// The paths of all requests of a trace; see the [module](self).
+/// The paths of all requests of a trace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockPaths {
     pub(crate) block_tokens: u32,
