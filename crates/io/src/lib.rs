@@ -1,6 +1,9 @@
 //! Everything of kvwise that touches files and sockets.
 
 pub mod atomic;
+pub mod folders;
+pub mod gpu;
+pub mod hub;
 pub mod kv_events;
 pub mod model;
 pub mod plan_profile;

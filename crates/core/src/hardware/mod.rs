@@ -2,7 +2,12 @@
 //!
 //! The rows are data (`data/gpus.toml`), each with its source and date. Memory comes in two columns, because they
 //! differ by about 1 %: what the driver reports, and what PyTorch reports, which is what engines budget with.
+//! Slices of multi-instance GPUs (`h100-1g.10gb`) are rows too, made of their GPU's row and the slice's own figures.
+//! A user's own file has the same columns ([`read`]) and is searched first ([`find_among`]).
 
+mod slices;
+
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
@@ -26,6 +31,8 @@ pub struct Gpu {
     pub torch_bytes: Option<u64>,
     /// Whether host and device share this memory.
     pub unified: bool,
+    /// Profile of a slice (`1g.10gb`); `None` for a whole GPU.
+    pub mig_profile: Option<String>,
     /// CUDA compute capability, major and minor; `None` for other makers.
     pub compute_capability: Option<(u32, u32)>,
     /// Compute capability or target name as text (`9.0`, `gfx942`).
@@ -84,7 +91,11 @@ impl Gpu {
 pub fn all() -> &'static [Gpu] {
     static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
     GPUS.get_or_init(|| {
-        read(include_str!("../../data/gpus.toml")).expect("the built-in catalogue is checked by tests")
+        let file = "gpus.toml";
+        let whole = parse(include_str!("../../data/gpus.toml"), file);
+        whole
+            .and_then(|whole| slices::with_slices(whole, include_str!("../../data/mig.toml")))
+            .expect("the built-in catalogue is checked by tests")
     })
 }
 
@@ -100,17 +111,29 @@ pub fn all() -> &'static [Gpu] {
 /// # Errors
 /// If no GPU has this name; the nearest names are hints.
 pub fn find(name: &str) -> Result<&'static Gpu> {
+    find_among(&[], name)
+}
+
+/// As [`find`], with `own` rows before the built-in ones.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
     let wanted = key(name);
-    let names =
-        |gpu: &'static Gpu| std::iter::once(gpu.name.as_str()).chain(gpu.aliases.iter().map(String::as_str));
+    let every = || own.iter().chain(all());
     if !wanted.is_empty()
-        && let Some(gpu) = all().iter().find(|gpu| names(gpu).any(|n| key(n) == wanted))
+        && let Some(gpu) = every().find(|gpu| gpu.names().any(|n| key(n) == wanted))
     {
         return Ok(gpu);
     }
-    let several: Vec<&str> = all()
-        .iter()
-        .map(|gpu| gpu.name.as_str())
+    // Slices are suggested only to who asks for one: there are several of each GPU.
+    let asks_for_slice = ["1g", "2g", "3g", "4g", "7g"].iter().any(|g| wanted.contains(g));
+    let candidates = || {
+        every()
+            .filter(move |gpu| asks_for_slice || gpu.mig_profile.is_none())
+            .map(|gpu| gpu.name.as_str())
+    };
+    let several: Vec<&str> = candidates()
         .filter(|n| wanted.len() >= 3 && key(n).starts_with(&wanted))
         .collect();
     if !several.is_empty() {
@@ -120,7 +143,7 @@ pub fn find(name: &str) -> Result<&'static Gpu> {
         );
     }
     let error = Error::not_found(format!("the GPU \"{name}\" is not in the catalogue"));
-    let near = nearest(&wanted, all().iter().map(|gpu| gpu.name.as_str()), 4);
+    let near = nearest(&wanted, candidates(), 4);
     let error = if near.is_empty() {
         error
     } else {
@@ -129,14 +152,23 @@ pub fn find(name: &str) -> Result<&'static Gpu> {
     Err(error.hint("`kvwise gpus` lists all; for any other card give --gpu-memory, e.g. --gpu-memory 48GiB"))
 }
 
+impl Gpu {
+    /// Name and aliases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
+    }
+}
+
 /// The name without makers' words, which some drivers print and others do not.
 fn key(name: &str) -> String {
     let words = name
         .split(|c: char| c.is_whitespace() || c == '-' || c == '_')
         .filter(|word| {
-            !["nvidia", "amd", "geforce", "tesla", "instinct", "radeon", "gpu"]
-                .iter()
-                .any(|maker| word.eq_ignore_ascii_case(maker))
+            ![
+                "nvidia", "amd", "geforce", "tesla", "instinct", "radeon", "gpu", "mig",
+            ]
+            .iter()
+            .any(|maker| word.eq_ignore_ascii_case(maker))
         });
     normalise(&words.collect::<String>())
 }
@@ -167,36 +199,118 @@ struct Row {
     date: String,
 }
 
-fn read(text: &str) -> Result<Vec<Gpu>> {
-    let file: File = toml::from_str(text).map_err(|e| Error::input(format!("gpus.toml: {e}")))?;
-    file.gpu.into_iter().map(Gpu::try_from).collect()
+/// Reads a user's file with the columns of `data/gpus.toml`; `file` is its name for messages.
+///
+/// # Errors
+/// If a column is missing or unknown, a value cannot be used, a name comes twice or is a built-in GPU's.
+pub fn read(text: &str, file: &str) -> Result<Vec<Gpu>> {
+    let own = parse(text, file)?;
+    let mut seen: HashSet<String> = all().iter().flat_map(|gpu| gpu.names().map(key)).collect();
+    let built_in = seen.clone();
+    for gpu in &own {
+        // a name and an alias of the same row may differ in punctuation alone
+        let keys: HashSet<String> = gpu.names().map(key).collect();
+        for key in keys {
+            if seen.insert(key.clone()) {
+                continue;
+            }
+            let why = if built_in.contains(&key) {
+                "is a built-in GPU's"
+            } else {
+                "is there twice"
+            };
+            return Err(Error::input(format!(
+                "{file}: {}: its name or alias {why}: \"{key}\"",
+                gpu.name
+            ))
+            .hint("give it another name"));
+        }
+    }
+    Ok(own)
 }
+
+fn parse(text: &str, file: &str) -> Result<Vec<Gpu>> {
+    let parsed: File = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| {
+            let before = text.bytes().take(span.start).filter(|&b| b == b'\n').count();
+            before + 1
+        });
+        let content = text.lines().nth(line - 1).unwrap_or_default().trim();
+        Error::input(format!("{file}: line {line} (\"{content}\"): {}", e.message()))
+    })?;
+    parsed
+        .gpu
+        .into_iter()
+        .map(|row| {
+            let name = row.name.clone();
+            Gpu::try_from(row).map_err(|e| e.at(name).at(file))
+        })
+        .collect()
+}
+
+/// Largest memory of one GPU that is taken, in MiB: 16 TiB.
+const MAX_MEMORY_MIB: u64 = 16 << 20;
 
 impl TryFrom<Row> for Gpu {
     type Error = Error;
 
     fn try_from(row: Row) -> Result<Self> {
+        if row.name.trim().is_empty() || row.name.len() > 100 || normalise(&row.name).is_empty() {
+            return Err(Error::input("name is not a name of letters and digits"));
+        }
+        if !(256..=MAX_MEMORY_MIB).contains(&row.memory_mib) {
+            return Err(Error::input(format!(
+                "memory_mib is {}, expected 256 to {MAX_MEMORY_MIB}",
+                row.memory_mib
+            )));
+        }
+        for (field, value) in [
+            ("bandwidth_gbps", Some(row.bandwidth_gbps)),
+            ("pcie_gbps", Some(row.pcie_gbps)),
+            ("nvlink_gbps", row.nvlink_gbps),
+            ("tflops.fp16", Some(row.tflops.fp16)),
+            ("tflops.fp8", row.tflops.fp8),
+            ("tflops.int8", row.tflops.int8),
+            ("tflops.fp4", row.tflops.fp4),
+        ] {
+            if let Some(value) = value
+                && !(value > 0.0 && value <= 1e7)
+            {
+                return Err(Error::input(format!(
+                    "{field} is {value}, expected a positive number"
+                )));
+            }
+        }
         let compute_capability = row
             .compute
             .split_once('.')
             .map(|(major, minor)| match (major.parse(), minor.parse()) {
                 (Ok(major), Ok(minor)) => Ok((major, minor)),
                 _ => Err(Error::input(format!(
-                    "gpus.toml: {}: compute is \"{}\"",
-                    row.name, row.compute
+                    "compute is \"{}\", expected one like 9.0 or gfx942",
+                    row.compute
                 ))),
             })
             .transpose()?;
+        let memory_bytes = row.memory_mib * MIB;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a two-decimal figure of the catalogue, far below 2^53"
+            reason = "checked below: positive and not above the driver's figure"
         )]
         let torch_bytes = row.torch_gib.map(|gib| (gib * GIB as f64) as u64);
+        if torch_bytes.is_some_and(|bytes| bytes == 0 || bytes > memory_bytes) {
+            return Err(Error::input(format!(
+                "torch_gib is {}, expected at most the driver's {:.2}",
+                row.torch_gib.unwrap_or_default(),
+                memory_bytes as f64 / GIB as f64
+            )));
+        }
         Ok(Self {
-            memory_bytes: row.memory_mib * MIB,
+            memory_bytes,
             torch_bytes,
             unified: row.unified,
+            mig_profile: None,
             compute_capability,
             compute: row.compute,
             bandwidth_bytes_per_s: row.bandwidth_gbps * 1e9,
@@ -224,8 +338,9 @@ mod tests {
         for gpu in all() {
             assert!(gpu.source.len() > 10, "{}", gpu.name);
             assert!(gpu.date.len() == 10 && gpu.date.starts_with("20"), "{}", gpu.name);
+            let least = if gpu.mig_profile.is_some() { 4 } else { 8 };
             assert!(
-                gpu.memory_bytes > 8 * GIB && gpu.memory_bytes < 512 * GIB,
+                gpu.memory_bytes > least * GIB && gpu.memory_bytes < 512 * GIB,
                 "{}",
                 gpu.name
             );
@@ -270,6 +385,9 @@ mod tests {
             ("RTX_PRO_6000", "rtx-pro-6000"),
             ("H200", "h200"),
             ("4090", "rtx-4090"),
+            ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "h100-1g.10gb"),
+            ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-40gb-3g.20gb"),
+            ("AMD Instinct MI300X OAM", "mi300x"),
         ] {
             assert_eq!(find(spelling).unwrap().name, name, "{spelling}");
         }
@@ -282,6 +400,18 @@ mod tests {
         }
         let e = find("a100").unwrap_err();
         assert!(e.hints()[0].contains("a100-80gb") && e.hints()[0].contains("a100-40gb"));
+    }
+
+    #[test]
+    fn slices_have_their_share_and_stay_out_of_other_peoples_suggestions() {
+        let (whole, slice) = (find("h100").unwrap(), find("h100-3g.40gb").unwrap());
+        assert_eq!(slice.memory_bytes, 39 * GIB + GIB / 2);
+        assert_eq!(slice.torch_total(), (slice.memory_bytes, true));
+        assert!((slice.bandwidth_bytes_per_s * 2.0 - whole.bandwidth_bytes_per_s).abs() < 1.0);
+        assert!((slice.tflops.fp16 / whole.tflops.fp16 - 60.0 / 132.0).abs() < 1e-9);
+        assert_eq!(slice.nvlink_bytes_per_s, None);
+        assert!(!find("a100").unwrap_err().hints()[0].contains("1g"));
+        assert!(find("h100-1g.11gb").unwrap_err().hints()[0].contains("h100-1g.10gb"));
     }
 
     #[test]

@@ -8,11 +8,79 @@ use serde::Deserialize;
 
 use super::safetensors::{self, Tensor};
 
-const INDEX: &str = "model.safetensors.index.json";
+/// Name of the file that says which tensor is in which file.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Largest index that is read; the largest published ones have about 16 MB.
-const MAX_INDEX_BYTES: usize = 256 << 20;
+pub(crate) const MAX_INDEX_BYTES: usize = 256 << 20;
 /// Most files that one checkpoint may have.
 const MAX_FILES: usize = 10_000;
+
+/// The files of a model, wherever they are.
+pub(crate) trait Files {
+    /// Where they are, for messages.
+    fn place(&self) -> String;
+    /// Names of the files that are there, in any order.
+    fn names(&self) -> Result<Vec<String>>;
+    /// Content of the index, if there is one.
+    fn index(&self) -> Result<Option<Vec<u8>>>;
+    /// Tensors of the file with this name.
+    fn header(&self, name: &str) -> Result<Vec<Tensor>>;
+}
+
+/// A folder with whole files.
+struct Folder<'a>(&'a Path);
+
+impl Files for Folder<'_> {
+    fn place(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let io = |e: std::io::Error| Error::io(format!("{}: cannot list: {e}", self.0.display()));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.0).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if let Ok(name) = entry.file_name().into_string()
+                && name.ends_with(".safetensors")
+                && entry.path().is_file()
+            {
+                names.push(name);
+            }
+            if names.len() > MAX_FILES {
+                return Err(Error::input(format!(
+                    "{}: more than {MAX_FILES} safetensors files",
+                    self.0.display()
+                )));
+            }
+        }
+        Ok(names)
+    }
+
+    fn index(&self) -> Result<Option<Vec<u8>>> {
+        read_index(self.0)
+    }
+
+    fn header(&self, name: &str) -> Result<Vec<Tensor>> {
+        safetensors::read(&self.0.join(name))
+    }
+}
+
+/// The index of a folder, if it has one.
+///
+/// # Errors
+/// If it cannot be read or is too long.
+pub(crate) fn read_index(folder: &Path) -> Result<Option<Vec<u8>>> {
+    let path = folder.join(INDEX);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    super::read_capped(&path, MAX_INDEX_BYTES).map(Some)
+}
+
+/// Whether this is the name of a file in the folder itself: an index from outside must not lead elsewhere.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
 
 /// What a folder's checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,44 +132,58 @@ struct Metadata {
 /// # Errors
 /// If a header or the index cannot be read, or index and headers name different tensors.
 pub fn read(folder: &Path) -> Result<Option<Checkpoint>> {
-    let index = folder.join(INDEX);
-    if index.is_file() {
-        return read_indexed(folder, &index).map(Some);
+    read_files(&Folder(folder))
+}
+
+/// Which files' headers make up the checkpoint, of those in `here`, sorted; files that an index names and that are
+/// missing are left out.
+///
+/// # Errors
+/// If the index cannot be read.
+pub(crate) fn tensor_files(place: &str, here: &[String], index: Option<&[u8]>) -> Result<Vec<String>> {
+    if let Some(bytes) = index {
+        let index = Index::parse(place, bytes)?;
+        let here: BTreeSet<&str> = here.iter().map(String::as_str).collect();
+        let files = index.files().into_iter().filter(|name| here.contains(name));
+        return Ok(files.map(str::to_owned).collect());
     }
-    let single = folder.join("model.safetensors");
-    if single.is_file() {
-        return Ok(Some(Checkpoint::Tensors(safetensors::read(&single)?)));
+    let single = "model.safetensors";
+    if here.iter().any(|name| name == single) {
+        return Ok(vec![single.to_owned()]);
     }
-    let io = |e: std::io::Error| Error::io(format!("{}: cannot list: {e}", folder.display()));
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if name.ends_with(".safetensors") && !name.starts_with("adapter") {
-            names.push(name.to_owned());
-        }
-        if names.len() > MAX_FILES {
-            return Err(Error::input(format!(
-                "{}: more than {MAX_FILES} safetensors files",
-                folder.display()
-            )));
-        }
-    }
+    let mut names: Vec<String> = here
+        .iter()
+        .filter(|name| name.ends_with(".safetensors") && !name.starts_with("adapter"))
+        .cloned()
+        .collect();
     if names.iter().any(|n| !n.starts_with("consolidated")) {
         names.retain(|n| !n.starts_with("consolidated"));
     }
     names.sort_unstable();
+    Ok(names)
+}
+
+/// As [`read`], wherever the files are.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_files(source: &impl Files) -> Result<Option<Checkpoint>> {
+    let place = source.place();
+    let index = source.index()?;
+    let names = tensor_files(&place, &source.names()?, index.as_deref())?;
+    if let Some(bytes) = index {
+        return read_indexed(source, &Index::parse(&place, &bytes)?, &names).map(Some);
+    }
     if names.is_empty() {
         return Ok(None);
     }
     let mut tensors = Vec::new();
     let mut owner: BTreeMap<String, String> = BTreeMap::new();
     for name in names {
-        for tensor in safetensors::read(&folder.join(&name))? {
+        for tensor in source.header(&name)? {
             if let Some(other) = owner.insert(tensor.name.clone(), name.clone()) {
                 return Err(Error::input(format!(
-                    "{}: tensor \"{}\" is in {other} and in {name}",
-                    folder.display(),
+                    "{place}: tensor \"{}\" is in {other} and in {name}",
                     tensor.name
                 ))
                 .hint("remove the files that belong to another checkpoint"));
@@ -112,37 +194,43 @@ pub fn read(folder: &Path) -> Result<Option<Checkpoint>> {
     Ok(Some(Checkpoint::Tensors(tensors)))
 }
 
-fn read_indexed(folder: &Path, path: &Path) -> Result<Checkpoint> {
-    let bytes = super::read_capped(path, MAX_INDEX_BYTES)?;
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::input(format!("{}: not a safetensors index: {e}", path.display())))?;
-    let files: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
-    if files.is_empty() || files.len() > MAX_FILES {
-        return Err(Error::input(format!(
-            "{}: names {} files",
-            path.display(),
-            files.len()
-        )));
-    }
-    for file in &files {
-        // An index from outside must not make us open files elsewhere.
-        if Path::new(file).components().count() != 1 || file.contains(['/', '\\']) || *file == ".." {
+impl Index {
+    fn parse(place: &str, bytes: &[u8]) -> Result<Self> {
+        let at = || format!("{place}: {INDEX}");
+        let index: Self = serde_json::from_slice(bytes)
+            .map_err(|e| Error::input(format!("{}: not a safetensors index: {e}", at())))?;
+        let files = index.files();
+        if files.is_empty() || files.len() > MAX_FILES {
+            return Err(Error::input(format!("{}: names {} files", at(), files.len())));
+        }
+        if let Some(file) = files.into_iter().find(|file| !is_file_name(file)) {
             return Err(Error::input(format!(
                 "{}: \"{file}\" is not the name of a file in the folder",
-                path.display()
+                at()
             )));
         }
+        Ok(index)
     }
-    let missing = files.iter().filter(|f| !folder.join(f).is_file()).count();
+
+    fn files(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+}
+
+fn read_indexed(source: &impl Files, index: &Index, here: &[String]) -> Result<Checkpoint> {
+    let at = || format!("{}: {INDEX}", source.place());
+    let files = index.files();
+    let missing = files.len() - here.len();
     if missing > 0 {
         let total_bytes = index
             .metadata
-            .and_then(|m| m.total_size)
+            .as_ref()
+            .and_then(|m| m.total_size.as_ref())
             .and_then(|n| n.as_u64().or_else(|| whole(n.as_f64()?)))
             .ok_or_else(|| {
                 Error::input(format!(
                     "{}: {missing} of its {} files are missing and metadata.total_size is not there",
-                    path.display(),
+                    at(),
                     files.len()
                 ))
                 .hint("download the files, or give config.json alone")
@@ -154,11 +242,11 @@ fn read_indexed(folder: &Path, path: &Path) -> Result<Checkpoint> {
     }
     let mut tensors = Vec::with_capacity(index.weight_map.len());
     for file in files {
-        for tensor in safetensors::read(&folder.join(file))? {
+        for tensor in source.header(file)? {
             if index.weight_map.get(&tensor.name).is_none_or(|f| f != file) {
                 return Err(Error::input(format!(
                     "{}: tensor \"{}\" is in {file}, but the index does not say so",
-                    path.display(),
+                    at(),
                     tensor.name
                 ))
                 .hint("the index belongs to another version of the files"));
@@ -169,7 +257,7 @@ fn read_indexed(folder: &Path, path: &Path) -> Result<Checkpoint> {
     if tensors.len() != index.weight_map.len() {
         return Err(Error::input(format!(
             "{}: names {} tensors, but its files hold {}",
-            path.display(),
+            at(),
             index.weight_map.len(),
             tensors.len()
         )));

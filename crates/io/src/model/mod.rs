@@ -1,6 +1,7 @@
-//! From what a user calls a model to its configuration and, where they lie beside it, its tensors' headers.
+//! From what a user calls a model to its configuration and, where they are known, its tensors' headers.
 
 pub mod folder;
+mod quantization;
 pub mod safetensors;
 
 use std::fs::File;
@@ -9,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 use kvwise_core::arch::Config;
 use kvwise_core::arch::config::MAX_CONFIG_BYTES;
-use kvwise_core::{Error, Result, catalogue};
+use kvwise_core::{Error, ErrorKind, Result, catalogue};
 
+use crate::hub::{self, OnProgress, RepoId};
 pub use folder::Checkpoint;
+pub(crate) use quantization::QUANTIZATION_FILE;
 
 /// A model that was found.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +27,8 @@ pub struct Found {
     pub config: Config,
     /// Its tensors, where headers or an index were there.
     pub checkpoint: Option<Checkpoint>,
+    /// What the user should know about how it was found, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Where a model was found.
@@ -33,32 +38,125 @@ pub enum Place {
     Catalogue(catalogue::Provenance),
     /// A folder or file.
     Path(PathBuf),
+    /// The hub, or a cache of it.
+    Hub(hub::Origin),
 }
 
-/// Finds a model: an existing folder or file, else a name of the built-in catalogue.
+/// Finds a model without the hub: an existing folder or file, else a name of the built-in catalogue.
 ///
 /// # Errors
 /// If there is no such file and no such name, or what is there cannot be used.
 pub fn find(name: &str) -> Result<Found> {
+    match find_path(name)? {
+        Some(found) => Ok(found),
+        None => in_catalogue(&catalogue::find(name)?),
+    }
+}
+
+/// Finds a model anywhere: an existing folder or file, a name of the built-in catalogue, the hub's caches on this
+/// machine, and last the hub itself, if `settings` allow it.
+///
+/// A catalogue name needs no network. With a `revision` other than `main` the caches and the hub are asked first, and
+/// the catalogue's row stands in, with a note, where they cannot be. Only names with an organisation (`ORG/NAME`) are
+/// asked of the hub, so that a mistyped short name never leaves this machine.
+///
+/// # Errors
+/// If it is nowhere, or what is there cannot be used; hints name the nearest names and what to do.
+pub fn find_anywhere(
+    name: &str,
+    revision: Option<&str>,
+    settings: &hub::Settings,
+    progress: OnProgress,
+) -> Result<Found> {
+    if let Some(found) = find_path(name)? {
+        return Ok(found);
+    }
+    let id = RepoId::parse(name);
+    let pinned = revision.filter(|&r| r != "main");
+    match (catalogue::find(name), pinned) {
+        (Ok(entry), None) => in_catalogue(&entry),
+        (Ok(entry), Some(pinned)) => {
+            let id = id
+                .filter(RepoId::has_organisation)
+                .or_else(|| RepoId::parse(entry.id));
+            let why = match id {
+                None => format!("{} is not a name of the hub", entry.id),
+                Some(id) => match hub::find(&id, revision, settings, progress) {
+                    Ok(model) => return Ok(on_hub(model)),
+                    // the hub has no such revision: the catalogue's is not what was asked for
+                    Err(e) if e.kind() != ErrorKind::Io && settings.offline.is_none() => return Err(e),
+                    Err(e) if !matches!(e.kind(), ErrorKind::Io | ErrorKind::NotFound) => return Err(e),
+                    Err(e) => e.to_string(),
+                },
+            };
+            let mut found = in_catalogue(&entry)?;
+            found.notes.push(format!(
+                "revision {pinned} is not known here, the catalogue's configuration is taken: {why}"
+            ));
+            Ok(found)
+        }
+        (Err(unknown), _) => {
+            let Some(id) = id else { return Err(unknown) };
+            if !id.has_organisation() {
+                return match hub::find_local(&id, revision, settings)? {
+                    Some(model) => Ok(on_hub(model)),
+                    None => Err(unknown.hint("models of the hub are written ORG/NAME")),
+                };
+            }
+            hub::find(&id, revision, settings, progress)
+                .map(on_hub)
+                .map_err(|e| {
+                    let cannot_ask = e.kind() == ErrorKind::Io || settings.offline.is_some();
+                    if !cannot_ask {
+                        return e;
+                    }
+                    let mut error = Error::new(e.kind(), format!("{unknown}; on the hub: {e}"));
+                    for hint in unknown.hints().iter().chain(e.hints()) {
+                        error = error.hint(hint.clone());
+                    }
+                    error
+                })
+        }
+    }
+}
+
+fn in_catalogue(entry: &catalogue::Entry) -> Result<Found> {
+    Ok(Found {
+        name: entry.id.to_owned(),
+        place: Place::Catalogue(entry.provenance()?),
+        config: entry.config()?,
+        checkpoint: None,
+        notes: Vec::new(),
+    })
+}
+
+fn on_hub(model: hub::HubModel) -> Found {
+    Found {
+        name: model.origin.id.as_str().to_owned(),
+        notes: model.origin.notes.clone(),
+        place: Place::Hub(model.origin),
+        config: model.config,
+        checkpoint: model.checkpoint,
+    }
+}
+
+/// A folder or file with this name; `None` if there is none and the name may be a model's.
+fn find_path(name: &str) -> Result<Option<Found>> {
     let path = Path::new(name);
+    let found = |config, checkpoint| Found {
+        name: name.to_owned(),
+        place: Place::Path(path.to_owned()),
+        config,
+        checkpoint,
+        notes: Vec::new(),
+    };
     if path.is_dir() {
-        let config = read_config(&path.join("config.json"))?;
-        let checkpoint = folder::read(path)?;
-        return Ok(Found {
-            name: name.to_owned(),
-            place: Place::Path(path.to_owned()),
-            config,
-            checkpoint,
-        });
+        let config = read_folder_config(path)?;
+        return Ok(Some(found(config, folder::read(path)?)));
     }
     if path.is_file() {
         return match extension(path).as_deref() {
-            Some("json") => Ok(Found {
-                name: name.to_owned(),
-                place: Place::Path(path.to_owned()),
-                config: read_config(path)?,
-                checkpoint: None,
-            }),
+            Some("json") => Ok(Some(found(read_config(path)?, None))),
             Some("gguf") => Err(Error::unsupported(format!(
                 "{name}: GGUF files are not read by this version"
             ))
@@ -79,13 +177,7 @@ pub fn find(name: &str) -> Result<Found> {
     {
         return Err(Error::not_found(format!("{name}: no such file or folder")));
     }
-    let entry = catalogue::find(name)?;
-    Ok(Found {
-        name: entry.id.to_owned(),
-        place: Place::Catalogue(entry.provenance()?),
-        config: entry.config()?,
-        checkpoint: None,
-    })
+    Ok(None)
 }
 
 fn extension(path: &Path) -> Option<String> {
@@ -98,7 +190,23 @@ fn extension(path: &Path) -> Option<String> {
 /// If it is missing, too large or not a JSON object.
 pub fn read_config(path: &Path) -> Result<Config> {
     let bytes = read_capped(path, MAX_CONFIG_BYTES)?;
-    Config::parse(&bytes).map_err(|e| e.at(path.display()))
+    parse_config(&bytes).map_err(|e| e.at(path.display()))
+}
+
+/// Parses a `config.json`.
+///
+/// # Errors
+/// If it is too large or not a JSON object.
+pub(crate) fn parse_config(bytes: &[u8]) -> Result<Config> {
+    Config::parse(bytes)
+}
+
+/// Reads a folder's `config.json`, and the quantisation that older ModelOpt checkpoints keep in a second file.
+///
+/// # Errors
+/// If a file is missing, too large or not a JSON object.
+pub(crate) fn read_folder_config(folder: &Path) -> Result<Config> {
+    quantization::with_second_file(read_config(&folder.join("config.json"))?, folder)
 }
 
 /// Reads a whole file, but never more than `cap` bytes.

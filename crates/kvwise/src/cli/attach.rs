@@ -11,6 +11,7 @@ use kvwise_core::{Error, Result};
 use super::duration;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::attach::{self, Attach};
+use crate::usecase::exporter::{self, Export};
 
 /// Record running vLLM, SGLang or llama.cpp servers from their /metrics pages.
 #[derive(Debug, Args)]
@@ -18,7 +19,8 @@ use crate::usecase::attach::{self, Attach};
   kvwise attach localhost:8000 --duration 60s -o recording
   kvwise attach http://a:8000 http://b:8000 --interval 1s -o fleet
   kvwise attach localhost:8000 --kv-events tcp://localhost:5557 --kv-events-replay tcp://localhost:5558
-  kvwise attach http://prometheus:9090 --prometheus --duration 1h -o last-hour")]
+  kvwise attach http://prometheus:9090 --prometheus --duration 1h -o last-hour
+  kvwise attach http://a:8000 http://b:8000 --export 127.0.0.1:9464      # metrics of the fleet for Prometheus")]
 pub struct AttachArgs {
     /// Servers; `/metrics` is added where the URL has no path.
     #[arg(required = true, value_name = "URL")]
@@ -35,6 +37,11 @@ pub struct AttachArgs {
     /// Where missed batches can be asked for (vLLM's `replay_endpoint`), in the order of `--kv-events`.
     #[arg(long, value_name = "tcp://HOST:PORT", requires = "kv_events")]
     kv_events_replay: Vec<String>,
+
+    /// Record nothing; serve what is derived from the servers' metrics (peaks, hit rates of windows, totals that go on
+    /// over restarts, findings) at this address under /metrics, for a Prometheus.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["prometheus", "kv_events", "output"])]
+    export: Option<String>,
 
     /// How long to record (default: until interrupted; with `--prometheus`: 1h of history).
     #[arg(long, value_parser = duration::parse, value_name = "TIME")]
@@ -58,6 +65,20 @@ pub struct AttachArgs {
 /// # Errors
 /// If no server can be scraped or the folder cannot be written.
 pub fn run(args: &AttachArgs, printer: Printer) -> Result<ExitStatus> {
+    if let Some(listen) = &args.export {
+        let plan = Export {
+            urls: args.urls.clone(),
+            listen: listen.clone(),
+            duration: args.duration,
+            interval: args.interval,
+            timeout: args.timeout,
+        };
+        let stop = stop_on_interrupt()?;
+        exporter::run(&plan, &stop, &mut |address| {
+            printer.note(&format!("serving http://{address}/metrics"));
+        })?;
+        return Ok(ExitStatus::Success);
+    }
     let folder = args.output.clone().unwrap_or_else(attach::default_folder);
     let stop = stop_on_interrupt()?;
     let plan = Attach {

@@ -1,16 +1,19 @@
 //! Flags that describe a deployment; several commands share them.
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use kvwise_core::Result;
 use kvwise_io::plan_profile;
 
 use crate::usecase::deployment::Deployment;
+use crate::usecase::lookup::Lookup;
 
 /// Model, hardware, engine settings, load and margins.
 #[derive(Debug, Clone, Default, Args)]
 #[expect(clippy::doc_markdown, reason = "help texts of flags, not documentation")]
 pub struct DeploymentArgs {
-    /// Model: catalogue name or hub id, folder with config.json, or a config.json.
+    /// Model: catalogue name, hub id (ORG/NAME), folder with config.json, or a config.json.
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
 
@@ -18,11 +21,15 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "X")]
     pub params_b: Option<f64>,
 
-    /// Model revision (only the catalogue's revision is known offline).
+    /// Branch, tag or commit of the model on the hub [default: main].
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
 
-    /// GPU by name (h100, h200, b200, a100-80gb, l40s, rtx-4090, ...; see `kvwise gpus`).
+    /// Ask nothing of the network: models of the catalogue, of files and of the hub's caches only.
+    #[arg(long)]
+    pub offline: bool,
+
+    /// GPU by name (h100, h200, a100-80gb, rtx-4090, h100-1g.10gb, ...; see `kvwise gpus`), or auto: this machine's.
     #[arg(long, value_name = "NAME", help_heading = "Hardware")]
     pub gpu: Option<String>,
 
@@ -243,6 +250,10 @@ impl DeploymentArgs {
             overhead: self.overhead.clone(),
             fragmentation_factor: self.fragmentation_factor.clone(),
             headroom: self.headroom.clone(),
+            lookup: Lookup {
+                network: !self.offline,
+                progress: std::io::stderr().is_terminal(),
+            },
         };
         match &self.profile {
             None => Ok(flags),

@@ -5,13 +5,16 @@ use kvwise_core::Result;
 
 use super::output::Output;
 use crate::printer::{ExitStatus, Printer};
-use crate::report::catalogue;
+use crate::report::{catalogue, detected};
 use crate::usecase;
 
 const EXAMPLES: &str = "Examples:
   kvwise gpus                      every GPU with memory, bandwidth and compute
-  kvwise gpus h100                 those whose name contains h100
-  kvwise gpus --format json        with sources and dates";
+  kvwise gpus h100                 those whose name contains h100, MIG slices too
+  kvwise gpus --detect             those of this machine, and how much of them is free
+  kvwise gpus --format json        with sources and dates
+
+GPUs of your own: gpus.toml in the configuration folder, with the catalogue's columns.";
 
 /// List or search the GPUs that --gpu knows, with what their drivers really report.
 #[derive(Debug, Args)]
@@ -19,6 +22,10 @@ const EXAMPLES: &str = "Examples:
 pub struct Gpus {
     /// Words that the name must contain.
     query: Vec<String>,
+
+    /// List the GPUs of this machine instead, as its drivers' tools tell them.
+    #[arg(long, conflicts_with = "query")]
+    detect: bool,
 
     #[command(flatten)]
     output: Output,
@@ -30,6 +37,19 @@ impl Gpus {
     /// # Errors
     /// If nothing matches or the destination cannot be written.
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
+        if self.detect {
+            let found = usecase::gpus::detect()?;
+            for note in &found.notes {
+                printer.warn(note);
+            }
+            let report = detected::Report::of(&found);
+            self.output.rows(printer, &report.grid(), &report)?;
+            if found.devices.is_empty() {
+                printer.note("no GPU is visible on this machine (asked for: nvidia-smi, amd-smi, rocm-smi)");
+                return Ok(ExitStatus::No);
+            }
+            return Ok(ExitStatus::Success);
+        }
         let gpus = usecase::catalogue::gpus(&self.query)?;
         let report = catalogue::Gpus::of(&gpus);
         self.output.rows(printer, &report.grid(), &report)?;

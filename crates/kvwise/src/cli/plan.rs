@@ -47,7 +47,8 @@ impl Plan {
     /// # Errors
     /// If the question cannot be answered or the answer cannot be written.
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
-        let deployment = self.deployment.deployment()?;
+        let mut deployment = self.deployment.deployment()?;
+        deployment.lookup.progress &= !printer.quiet;
         let plan = usecase::plan::plan(&deployment, self.explain)?;
         let text = match self.output.format(printer) {
             Format::Json => json(&plan)?,

@@ -122,6 +122,7 @@ impl Simulate {
             }
         }
         let mut deployment = self.deployment.0.deployment()?;
+        deployment.lookup.progress &= !printer.quiet;
         let concurrency = match deployment.concurrency.as_slice() {
             [] => None,
             [one] => Some(

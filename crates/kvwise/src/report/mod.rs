@@ -3,6 +3,8 @@
 pub mod catalogue;
 pub mod curve;
 pub mod demo;
+pub mod detected;
+pub mod exporter;
 pub mod plan;
 pub mod replay;
 pub mod replay_vllm;

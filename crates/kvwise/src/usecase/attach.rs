@@ -84,13 +84,13 @@ fn understand(body: &str, vocabulary: &Vocabulary) -> Result<Vec<Snapshot>> {
 
 /// Ends the sleep of every scraping thread at once, without polling.
 #[derive(Default)]
-struct Done {
+pub(super) struct Done {
     flag: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Done {
-    fn set(&self) {
+    pub(super) fn set(&self) {
         *self.flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
@@ -219,20 +219,23 @@ fn scrape_loop(
     done: &Done,
     send: &Sender<Message>,
 ) {
-    let mut next = Instant::now() + interval;
-    loop {
-        if done.wait_until(next) {
-            return;
-        }
+    ticks(Instant::now() + interval, interval, done, || {
         let message = match scrape(scraper, vocabulary) {
             Ok(snapshots) => Message::Scraped(index, clock.now_us(), snapshots),
             Err(e) => Message::Failed(index, clock.now_us(), e.to_string()),
         };
-        if send.send(message).is_err() {
+        send.send(message).is_ok()
+    });
+}
+
+/// Does `work` at `next` and then again at every interval, until it says no or `done` is set.
+pub(super) fn ticks(mut next: Instant, interval: Duration, done: &Done, mut work: impl FnMut() -> bool) {
+    loop {
+        if done.wait_until(next) || !work() {
             return;
         }
         next += interval;
-        // a slow scrape skips the ticks that it missed instead of hurrying after them
+        // slow work skips the ticks that it missed instead of hurrying after them
         while next < Instant::now() {
             next += interval;
         }

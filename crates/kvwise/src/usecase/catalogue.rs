@@ -3,14 +3,18 @@
 use kvwise_core::hardware::Gpu;
 use kvwise_core::names::nearest;
 use kvwise_core::{Error, Result, catalogue, hardware};
+use kvwise_io::gpu::user;
 
-/// GPUs whose name, title or alias contains every word; all without words.
+/// GPUs whose name, title or alias contains every word, the user's own first; without words all whole GPUs (slices are
+/// many, and found by their GPU's name).
 ///
 /// # Errors
-/// If none does.
+/// If none does, or the user's file of GPUs cannot be read.
 pub fn gpus(words: &[String]) -> Result<Vec<&'static Gpu>> {
-    let found: Vec<&Gpu> = hardware::all()
+    let found: Vec<&Gpu> = user::all()?
         .iter()
+        .chain(hardware::all())
+        .filter(|gpu| !words.is_empty() || gpu.mig_profile.is_none())
         .filter(|gpu| {
             let text = format!("{} {} {}", gpu.name, gpu.title, gpu.aliases.join(" ")).to_ascii_lowercase();
             words.iter().all(|word| text.contains(&word.to_ascii_lowercase()))

@@ -10,9 +10,13 @@ use kvwise_core::plan::{
     CheckpointBytes, Engine, Factor, Generic, Hardware, Load, Policy, Quantization, Request, Subject,
 };
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
-use kvwise_core::{Error, ErrorKind, Result, hardware};
-use kvwise_io::model::{self, Checkpoint, Place};
+use kvwise_core::{Error, ErrorKind, Result};
+use kvwise_io::gpu::user;
+use kvwise_io::model::{Checkpoint, Place};
 use serde::{Deserialize, Serialize};
+
+use super::gpus;
+use super::lookup::Lookup;
 
 /// Everything that can be said; what is not said has the engine's default. Sizes, counts and names are text in the
 /// spellings of the command line.
@@ -65,6 +69,9 @@ pub struct Deployment {
     pub overhead: Option<String>,
     pub fragmentation_factor: Option<String>,
     pub headroom: Option<String>,
+    /// How far names are looked up; not part of what a file or a request can say.
+    #[serde(skip)]
+    pub lookup: Lookup,
 }
 
 /// A deployment whose names were looked up and whose values were read.
@@ -77,6 +84,8 @@ pub struct Resolved {
     params: Option<u64>,
     checkpoint: Option<CheckpointBytes>,
     hardware: Hardware,
+    /// Free memory of the tightest GPU used, where this machine was asked (`--gpu auto`).
+    free_bytes: Option<u64>,
     engine: Engine,
     load: Load,
     policy: Policy,
@@ -123,6 +132,11 @@ impl Resolved {
     pub fn hardware(&self) -> &Hardware {
         &self.hardware
     }
+
+    /// Free memory of the tightest GPU used, in bytes, where this machine was asked (`--gpu auto`).
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.free_bytes
+    }
 }
 
 /// Engines by name.
@@ -151,7 +165,11 @@ impl Deployment {
                 }
             }
         }
-        serde_json::from_value(merged).map_err(broken)
+        let merged: Self = serde_json::from_value(merged).map_err(broken)?;
+        Ok(Self {
+            lookup: self.lookup,
+            ..merged
+        })
     }
 
     /// Looks up names and reads values.
@@ -174,7 +192,7 @@ impl Deployment {
             .ok_or_else(|| {
                 Error::input("the parallel sizes must be at least 1 and at most 65536 together")
             })?;
-        let hardware = self.hardware(ranks, &mut warnings)?;
+        let (hardware, free_bytes) = self.hardware(ranks, &mut warnings)?;
         let load = self.load(&mut warnings)?;
         if let Some(mode) = &self.mode
             && !["throughput", "latency", "balanced"].contains(&mode.as_str())
@@ -204,6 +222,7 @@ impl Deployment {
                 params,
                 checkpoint: None,
                 hardware,
+                free_bytes,
                 engine: Engine::Generic(self.generic(None)?),
                 load,
                 policy: self.policy(EngineName::Generic)?,
@@ -211,7 +230,8 @@ impl Deployment {
             });
         };
 
-        let found = model::find(name)?;
+        let found = self.lookup.find(name, self.revision.as_deref())?;
+        warnings.extend(found.notes.iter().cloned());
         let (described, refused) =
             match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
                 family::Reading::Model(model) => (Some(*model), None),
@@ -241,11 +261,14 @@ impl Deployment {
                 warnings.extend(provenance.note.map(|note| format!("catalogue: {note}")));
                 format!("catalogue: {} ({})", provenance.source, provenance.date)
             }
-            Place::Path(path) => path.display().to_string(),
+            Place::Path(path) => {
+                if self.revision.is_some() {
+                    warnings.push("--revision means nothing to a file or folder".to_owned());
+                }
+                path.display().to_string()
+            }
+            Place::Hub(origin) => origin.to_string(),
         };
-        if self.revision.is_some() && matches!(found.place, Place::Catalogue(_)) {
-            warnings.push("--revision is ignored: the catalogue holds one revision of each model".to_owned());
-        }
         let engine = match engine_name {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config)?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
@@ -258,6 +281,7 @@ impl Deployment {
             params,
             checkpoint,
             hardware,
+            free_bytes,
             engine,
             load,
             policy: self.policy(engine_name)?,
@@ -302,7 +326,7 @@ impl Deployment {
         Ok(Some(params))
     }
 
-    fn hardware(&self, ranks: u64, warnings: &mut Vec<String>) -> Result<Hardware> {
+    fn hardware(&self, ranks: u64, warnings: &mut Vec<String>) -> Result<(Hardware, Option<u64>)> {
         let gpus = self.gpus.unwrap_or(ranks);
         if gpus == 0 {
             return Err(Error::input("--gpus is 0, expected at least 1"));
@@ -320,13 +344,19 @@ impl Deployment {
                 human_bytes(bytes)
             )));
         }
+        let mut free_bytes = None;
         let mut hardware = match (&self.gpu, memory) {
-            (Some(name), _) => Hardware::of(hardware::find(name)?, gpus),
+            (Some(name), _) if name.eq_ignore_ascii_case("auto") => {
+                let here = gpus::auto(ranks, self.gpus, warnings)?;
+                free_bytes = here.free_bytes;
+                here.hardware
+            }
+            (Some(name), _) => Hardware::of(user::find(name)?, gpus),
             (None, Some(bytes)) => Hardware::custom(bytes, gpus),
             (None, None) => {
                 return Err(
                     Error::input("which GPU? give --gpu, or --gpu-memory for any other card").hint(
-                        "examples: --gpu h100, --gpu rtx-4090, --gpu-memory 48GiB; `kvwise gpus` lists all",
+                        "examples: --gpu h100, --gpu auto, --gpu-memory 48GiB; `kvwise gpus` lists all",
                     ),
                 );
             }
@@ -346,12 +376,13 @@ impl Deployment {
                 );
             }
         }
+        let gpus = hardware.gpus;
         if gpus > ranks {
             warnings.push(format!(
                 "{gpus} GPUs are there, but the parallel sizes use {ranks}; --tensor-parallel-size {gpus} would use all"
             ));
         }
-        Ok(hardware)
+        Ok((hardware, free_bytes))
     }
 
     fn load(&self, warnings: &mut Vec<String>) -> Result<Load> {
@@ -566,7 +597,11 @@ impl Deployment {
                 .map(vllm::Backend::parse)
                 .transpose()?,
             language_model_only: self.language_model_only,
-            speculative: self.speculative_config.as_deref().map(speculative).transpose()?,
+            speculative: self
+                .speculative_config
+                .as_deref()
+                .map(|text| speculative(text, self.lookup))
+                .transpose()?,
             enable_lora: self.enable_lora,
             max_loras: self.max_loras,
             max_lora_rank: self.max_lora_rank,
@@ -578,7 +613,7 @@ impl Deployment {
 }
 
 /// `--speculative-config`, as the engine takes it: JSON with `method`, `model` and `num_speculative_tokens`.
-fn speculative(text: &str) -> Result<vllm::Speculative> {
+fn speculative(text: &str, lookup: Lookup) -> Result<vllm::Speculative> {
     #[derive(Deserialize)]
     struct Given {
         method: Option<String>,
@@ -598,7 +633,9 @@ fn speculative(text: &str) -> Result<vllm::Speculative> {
     };
     let draft = match &given.model {
         Some(name) if method != vllm::Method::Ngram && method != vllm::Method::Suffix => {
-            let found = model::find(name).map_err(|e| e.at("--speculative-config model"))?;
+            let found = lookup
+                .find(name, None)
+                .map_err(|e| e.at("--speculative-config model"))?;
             match family::read(&found.name, &found.config)? {
                 family::Reading::Model(model) => Some(model),
                 family::Reading::Refused(refusal) => {

@@ -4,6 +4,7 @@ use kvwise_core::Result;
 use kvwise_core::plan::{self, Plan};
 
 use super::deployment::Deployment;
+use super::gpus;
 
 /// Answers for a deployment.
 ///
@@ -12,6 +13,9 @@ use super::deployment::Deployment;
 pub fn plan(deployment: &Deployment, explain: bool) -> Result<Plan> {
     let resolved = deployment.resolve()?;
     let mut plan = plan::plan(&resolved.request(explain))?;
+    if let Some(free_bytes) = resolved.free_bytes() {
+        gpus::check_start(&mut plan, resolved.engine(), resolved.hardware(), free_bytes);
+    }
     plan.feasibility.warnings.splice(0..0, resolved.warnings);
     Ok(plan)
 }

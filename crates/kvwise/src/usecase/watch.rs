@@ -12,7 +12,7 @@ use kvwise_io::prometheus::engine::{
 use kvwise_io::prometheus::histogram::Histogram;
 use kvwise_io::prometheus::scrape::Scraper;
 use kvwise_io::session::Session;
-use kvwise_io::session::counters::Totals;
+use kvwise_io::session::counters::{Finding, Totals};
 use kvwise_io::session::series;
 
 use super::attach::scrape;
@@ -46,6 +46,8 @@ pub struct EngineState {
     pub capacity_tokens: Option<f64>,
     /// The last moments, oldest first.
     pub history: VecDeque<Moment>,
+    /// Restarts of the server that were noticed.
+    pub restarts: u64,
     totals: Totals<NUM_COUNTERS>,
     histograms: VecDeque<(f64, Vec<Option<Histogram>>)>,
 }
@@ -56,35 +58,47 @@ impl EngineState {
         self.history.back().copied().unwrap_or_default()
     }
 
-    fn window_start(&self) -> Option<&Moment> {
+    fn window_start(&self, seconds: f64) -> Option<&Moment> {
         let now = self.history.back()?.t_s;
-        self.history.iter().find(|m| m.t_s >= now - WINDOW_S)
+        self.history.iter().find(|m| m.t_s >= now - seconds)
     }
 
-    fn grown(&self, counter: usize) -> Option<f64> {
-        Some(self.history.back()?.totals[counter]? - self.window_start()?.totals[counter]?)
+    fn grown(&self, counter: usize, seconds: f64) -> Option<f64> {
+        Some(self.history.back()?.totals[counter]? - self.window_start(seconds)?.totals[counter]?)
     }
 
     /// Increase a second of a counter in the window.
     pub fn rate(&self, counter: usize) -> Option<f64> {
-        let seconds = self.history.back()?.t_s - self.window_start()?.t_s;
+        let seconds = self.history.back()?.t_s - self.window_start(WINDOW_S)?.t_s;
         (seconds > 0.0)
-            .then(|| self.grown(counter))
+            .then(|| self.grown(counter, WINDOW_S))
             .flatten()
             .map(|g| g / seconds)
     }
 
     /// Prefix hit rate in the window; `None` if nothing was looked up.
     pub fn hit_rate(&self) -> Option<f64> {
-        let queries = self.grown(PREFIX_QUERIES)?;
+        self.hit_rate_over(WINDOW_S)
+    }
+
+    /// Prefix hit rate of the last seconds (or since it is watched, if shorter); `None` if nothing was looked up.
+    pub fn hit_rate_over(&self, seconds: f64) -> Option<f64> {
+        let queries = self.grown(PREFIX_QUERIES, seconds)?;
         (queries > 0.0)
-            .then(|| Some(self.grown(PREFIX_HITS)? / queries))
+            .then(|| Some(self.grown(PREFIX_HITS, seconds)? / queries))
             .flatten()
+    }
+
+    /// Highest usage of the last seconds (or since it is watched, if shorter).
+    pub fn peak_usage(&self, seconds: f64) -> Option<f64> {
+        let now = self.history.back()?.t_s;
+        let recent = self.history.iter().rev().take_while(|m| m.t_s >= now - seconds);
+        recent.filter_map(|m| m.usage).reduce(f64::max)
     }
 
     /// Preemptions in the window.
     pub fn preemptions(&self) -> Option<f64> {
-        self.grown(PREEMPTIONS)
+        self.grown(PREEMPTIONS, WINDOW_S)
     }
 
     /// Quantile of a histogram over the window (or since it is watched, if shorter), in the histogram's unit.
@@ -104,28 +118,44 @@ impl EngineState {
 
     /// What is wrong now, in sentences.
     pub fn troubles(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let now = self.now();
-        let waiting = now.waiting.unwrap_or(0.0);
-        if let Some(p) = self.preemptions().filter(|p| *p > 0.0) {
-            found.push(format!(
-                "{p:.0} preemptions in the last minute: the KV pool is too small for this load"
-            ));
-        }
-        if waiting >= 1.0 {
-            if now.usage.unwrap_or(0.0) > 0.9 {
-                found.push(format!("{waiting:.0} requests wait for KV blocks"));
-            } else {
-                found.push(format!(
-                    "{waiting:.0} requests wait although blocks are free: batch size or token budget is the limit"
-                ));
-            }
-        }
-        found
+        self.live_rules()
+            .into_iter()
+            .filter_map(|(_, found)| found)
+            .collect()
     }
 
-    fn take(&mut self, t_s: f64, s: &Snapshot) {
-        let (totals, _) = self.totals.update(t_s, s.process_start_s, &s.counters);
+    /// Every rule that is looked at live, and what it finds now.
+    pub fn live_rules(&self) -> [(&'static str, Option<String>); 3] {
+        let now = self.now();
+        let waiting = now.waiting.unwrap_or(0.0);
+        let is_full = now.usage.unwrap_or(0.0) > 0.9;
+        let waits = waiting >= 1.0;
+        [
+            (
+                "preemptions",
+                self.preemptions().filter(|p| *p > 0.0).map(|p| {
+                    format!("{p:.0} preemptions in the last minute: the KV pool is too small for this load")
+                }),
+            ),
+            (
+                "pool_full",
+                (waits && is_full).then(|| format!("{waiting:.0} requests wait for KV blocks")),
+            ),
+            (
+                "queueing",
+                (waits && !is_full).then(|| {
+                    format!(
+                        "{waiting:.0} requests wait although blocks are free: batch size or token budget is the limit"
+                    )
+                }),
+            ),
+        ]
+    }
+
+    /// Takes in one scrape.
+    pub(super) fn take(&mut self, t_s: f64, s: &Snapshot) {
+        let (totals, noticed) = self.totals.update(t_s, s.process_start_s, &s.counters);
+        self.restarts += noticed.iter().filter(|f| matches!(f, Finding::Restart)).count() as u64;
         self.capacity_tokens = s.capacity_tokens().or(self.capacity_tokens);
         self.history.push_back(Moment {
             t_s,

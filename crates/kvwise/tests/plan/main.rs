@@ -2,6 +2,8 @@
 
 mod docs;
 mod errors;
+mod gpus;
+mod hub;
 mod output;
 mod textbook;
 
@@ -22,6 +24,8 @@ fn kvwise_with(args: &[&str], format: Option<&str>) -> Output {
     command
         .args(args)
         .env_remove("KVWISE_FORMAT")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("KVWISE_CONFIG_DIR", "/nowhere")
         .env("NO_COLOR", "1");
     if let Some(format) = format {
         command.env("KVWISE_FORMAT", format);
