@@ -63,10 +63,8 @@ pub enum ReleaseOrder {
 /// Reference-counted blocks, their free queue and the names of their contents.
 #[derive(Debug, Clone)]
 pub struct BlockPool<I: PrefixIndex, O = ()> {
+    /// The free queue, and each block's owners and length of name.
     free: FreeList,
-    refs: Vec<u32>,
-    /// Prefix tokens that the block's primary name covers; 0: the block has no name.
-    hash_tokens: Vec<u32>,
     /// Ring of entries with the same name, 0 for a ring of one.
     ring: Vec<Ring>,
     index: I,
@@ -121,8 +119,6 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         index.reserve_entries(n);
         Ok(Self {
             free: FreeList::new(num_blocks),
-            refs: vec![0; n],
-            hash_tokens: vec![0; n],
             ring: vec![Ring::default(); n],
             index,
             aliases: Aliases::default(),
@@ -136,8 +132,9 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     }
 
     /// Blocks of the pool, the null block included.
+    #[inline]
     pub fn num_blocks(&self) -> u32 {
-        self.refs.len() as u32
+        self.free.num_blocks()
     }
 
     /// Blocks in the free queue, cached ones included.
@@ -190,13 +187,13 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// How many requests hold `block`.
     #[inline]
     pub fn ref_count(&self, block: BlockId) -> u32 {
-        self.refs[block as usize]
+        self.free.node(block).refs
     }
 
     /// Prefix tokens covered by the block's name, 0 if it has none.
     #[inline]
     pub fn hash_tokens(&self, block: BlockId) -> u32 {
-        self.hash_tokens[block as usize]
+        self.free.node(block).hash_tokens
     }
 
     /// The block that holds the content `key` in `group`; of several, the one cached first.
@@ -210,7 +207,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
 
     /// Group and key of the block's primary name.
     pub fn name_of(&self, block: BlockId) -> Option<(u32, I::Key)> {
-        (self.hash_tokens[block as usize] != 0).then(|| self.index.key_of(block))
+        (self.free.node(block).hash_tokens != 0).then(|| self.index.key_of(block))
     }
 
     /// Whether `key` leads to `block` itself, not only to a duplicate.
@@ -247,17 +244,18 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         self.num_allocated += u64::from(n);
         out.reserve(n as usize);
         let mut free = std::mem::take(&mut self.free);
-        free.pop_n(n, |block| {
+        let num_blocks = free.num_blocks();
+        free.pop_n(n, |block, node| {
             if self.caching {
                 self.observer.recycled(block);
-                if self.hash_tokens[block as usize] != 0 {
-                    self.forget_names(block);
+                if std::mem::take(&mut node.hash_tokens) != 0 {
+                    self.drop_names(block, num_blocks);
                     self.num_evicted += 1;
                     self.observer.evicted(block);
                 }
             }
-            debug_assert_eq!(self.refs[block as usize], 0, "block {block} was free and owned");
-            self.refs[block as usize] = 1;
+            debug_assert_eq!(node.refs, 0, "block {block} was free and owned");
+            node.refs = 1;
             self.observer.allocated(block);
             out.push(block);
         });
@@ -273,9 +271,9 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             if block == NULL_BLOCK {
                 continue;
             }
-            let refs = &mut self.refs[block as usize];
-            *refs += 1;
-            if *refs == 1 {
+            let node = self.free.node_mut(block);
+            node.refs += 1;
+            if node.refs == 1 {
                 self.free.remove(block);
             }
             self.observer.touched(block);
@@ -294,13 +292,13 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             if block == NULL_BLOCK {
                 continue;
             }
-            let refs = &mut self.refs[block as usize];
-            debug_assert!(*refs > 0, "block {block} was released without an owner");
-            *refs -= 1;
-            if *refs != 0 {
+            let node = self.free.node_mut(block);
+            debug_assert!(node.refs > 0, "block {block} was released without an owner");
+            node.refs -= 1;
+            if node.refs != 0 {
                 continue;
             }
-            let named = self.hash_tokens[block as usize] != 0;
+            let named = node.hash_tokens != 0;
             let at_head = match self.order {
                 ReleaseOrder::UnnamedFirst => !named || !self.caching,
                 ReleaseOrder::UnnamedFirstCachingOnly => !named && self.caching,
@@ -318,10 +316,10 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// Adds an owner to an owned block (copy-on-write keeps both ends of a copy).
     pub fn retain(&mut self, block: BlockId) {
         debug_assert!(
-            self.refs[block as usize] > 0,
+            self.free.node(block).refs > 0,
             "block {block} has no owner to join"
         );
-        self.refs[block as usize] += 1;
+        self.free.node_mut(block).refs += 1;
     }
 
     /// Names the content of `block`: its first `num_tokens` prefix tokens are `key`.
@@ -332,8 +330,8 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         debug_assert!(block != NULL_BLOCK, "the null block cannot be cached");
         debug_assert!(num_tokens > 0, "a name covers at least one token");
         self.version += 1;
-        let entry = if self.hash_tokens[block as usize] == 0 {
-            self.hash_tokens[block as usize] = num_tokens;
+        let entry = if self.free.node(block).hash_tokens == 0 {
+            self.free.node_mut(block).hash_tokens = num_tokens;
             block
         } else if self.is_named(block, group, key) {
             return;
@@ -345,7 +343,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
 
     /// Takes all names off `block`, calling the observer's `removed`; returns whether it had any.
     pub fn unregister(&mut self, block: BlockId) -> bool {
-        if self.hash_tokens[block as usize] == 0 {
+        if self.free.node(block).hash_tokens == 0 {
             return false;
         }
         self.version += 1;
@@ -367,14 +365,15 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// Moves all names of `from` to the nameless block `to`; no events.
     pub fn move_names(&mut self, from: BlockId, to: BlockId) {
         debug_assert_eq!(
-            self.hash_tokens[to as usize], 0,
+            self.free.node(to).hash_tokens,
+            0,
             "block {to} has names of its own"
         );
-        if self.hash_tokens[from as usize] == 0 {
+        if self.free.node(from).hash_tokens == 0 {
             return;
         }
         self.version += 1;
-        let tokens = self.hash_tokens[from as usize];
+        let tokens = self.free.node(from).hash_tokens;
         let (group, key) = self.index.key_of(from);
         let mut moved = Vec::new();
         let mut alias = self.first_alias(from);
@@ -402,7 +401,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         }
         self.version += 1;
         self.index.clear();
-        self.hash_tokens.fill(0);
+        self.free.forget_names();
         self.ring.fill(Ring::default());
         self.aliases.head.fill(0);
         let n = self.num_blocks();
@@ -469,19 +468,26 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
 
     #[inline]
     fn forget_names(&mut self, block: BlockId) {
+        self.free.node_mut(block).hash_tokens = 0;
+        self.drop_names(block, self.free.num_blocks());
+    }
+
+    /// Removes all names of a block, whose state says already that it has none. `num_blocks` is given because the free
+    /// queue may be taken apart meanwhile.
+    #[inline]
+    fn drop_names(&mut self, block: BlockId, num_blocks: u32) {
         let (group, key) = self.index.key_of(block);
         self.remove(block);
-        self.hash_tokens[block as usize] = 0;
         self.observer.removed(group, key);
         if !self.aliases.head.is_empty() {
-            self.forget_aliases(block);
+            self.forget_aliases(block, num_blocks);
         }
     }
 
-    fn forget_aliases(&mut self, block: BlockId) {
+    fn forget_aliases(&mut self, block: BlockId, num_blocks: u32) {
         let mut alias = self.first_alias(block);
         while alias != 0 {
-            let next = self.next_alias(alias);
+            let next = self.aliases.nodes[(alias - num_blocks) as usize].1;
             let (group, key) = self.index.key_of(alias);
             self.remove(alias);
             self.observer.removed(group, key);
@@ -494,7 +500,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     fn remove_all_entries(&mut self, block: BlockId, mut each: impl FnMut(u32, I::Key)) {
         let (group, key) = self.index.key_of(block);
         self.remove(block);
-        self.hash_tokens[block as usize] = 0;
+        self.free.node_mut(block).hash_tokens = 0;
         each(group, key);
         let mut alias = self.first_alias(block);
         while alias != 0 {
@@ -552,7 +558,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             if queued > n {
                 return Err("the free queue has a cycle".to_owned());
             }
-            if block == NULL_BLOCK || self.refs[block as usize] != 0 {
+            if block == NULL_BLOCK || self.free.node(block).refs != 0 {
                 return Err(format!("block {block} is in the free queue and owned"));
             }
         }
@@ -563,10 +569,10 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             ));
         }
         for block in 1..n {
-            if (self.refs[block as usize] == 0) != self.free.contains(block) {
+            if (self.free.node(block).refs == 0) != self.free.contains(block) {
                 return Err(format!(
                     "block {block} has {} owners and the wrong place",
-                    self.refs[block as usize]
+                    self.free.node(block).refs
                 ));
             }
             if let Some((group, key)) = self.name_of(block)

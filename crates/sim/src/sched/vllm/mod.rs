@@ -172,9 +172,19 @@ struct Request {
     arrival: u32,
     preemptions: u32,
     boundary: u32,
-    slot: Slot,
+    /// Its place in the manager; from its first try on, so that what waits takes no memory there.
+    slot: Option<Slot>,
+    /// Names of its blocks; from its first try on.
     keys: Vec<u32>,
     state: State,
+}
+
+impl Request {
+    /// The place of a request that was tried.
+    #[inline]
+    fn slot(&self) -> Slot {
+        self.slot.expect("a request has a place from its first try on")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +228,8 @@ pub struct Scheduler {
     mamba: Option<MambaAlign>,
     requests: Vec<Request>,
     unused: Vec<u32>,
+    /// Lists of names for the next requests that are tried, the one in the caches last.
+    spare_keys: Vec<Vec<u32>>,
     waiting: Waiting,
     /// Running requests in the order of admission.
     running: Vec<u32>,
@@ -251,6 +263,7 @@ impl Scheduler {
             manager,
             requests: Vec::new(),
             unused: Vec::new(),
+            spare_keys: Vec::new(),
             waiting: Waiting::new(config.policy),
             running: Vec::new(),
             due: Vec::new(),
@@ -314,7 +327,6 @@ impl Scheduler {
             .prompt_tokens
             .saturating_add(new.max_tokens.max(1))
             .min(self.config.max_model_len);
-        let slot = self.manager.open();
         let fresh = Request {
             tag: new.tag,
             prompt: new.prompt_tokens,
@@ -328,13 +340,12 @@ impl Scheduler {
             arrival,
             preemptions: 0,
             boundary: 0,
-            slot,
+            slot: None,
             keys: Vec::new(),
             state: State::Waiting,
         };
         let r = if let Some(r) = self.unused.pop() {
-            let keys = std::mem::take(&mut self.requests[r as usize].keys);
-            self.requests[r as usize] = Request { keys, ..fresh };
+            self.requests[r as usize] = fresh;
             r
         } else {
             self.requests.push(fresh);
@@ -525,7 +536,7 @@ impl Scheduler {
             content.extend(request.tag, request.known, &mut request.keys);
         }
         self.manager.allocate(
-            request.slot,
+            request.slot(),
             &Allocation {
                 num_prompt_tokens: request.prompt,
                 shared_prefix_boundary: request.boundary,
@@ -556,11 +567,11 @@ impl Scheduler {
         let request = &self.requests[r as usize];
         let tables = BlockTables {
             manager: &self.manager,
-            slot: request.slot,
+            slot: request.slot(),
         };
         events.preempted(step, request.tag, computed, &tables);
         self.totals.preemptions += 1;
-        self.manager.release(request.slot);
+        self.manager.release(request.slot());
         let request = &mut self.requests[r as usize];
         if request.decoding {
             request.known = computed + 1;
@@ -592,6 +603,10 @@ impl Scheduler {
                 break;
             }
             let request = &mut self.requests[r as usize];
+            if request.slot.is_none() {
+                request.slot = Some(self.manager.open());
+                request.keys = self.spare_keys.pop().unwrap_or_default();
+            }
             if self.config.prefix_caching {
                 content.extend(request.tag, request.known, &mut request.keys);
             }
@@ -606,7 +621,7 @@ impl Scheduler {
             let request = &self.requests[r as usize];
             let granted = tokens > 0
                 && self.manager.allocate(
-                    request.slot,
+                    request.slot(),
                     &Allocation {
                         num_prompt_tokens: request.prompt,
                         shared_prefix_boundary: request.boundary,
@@ -644,7 +659,7 @@ impl Scheduler {
             request.scheduled = tokens;
             let tables = BlockTables {
                 manager: &self.manager,
-                slot: request.slot,
+                slot: request.slot(),
             };
             events.admitted(step, &admission, &tables);
             self.waiting.pop_first();
@@ -754,7 +769,7 @@ impl Scheduler {
         let request = &self.requests[r as usize];
         let tables = BlockTables {
             manager: &self.manager,
-            slot: request.slot,
+            slot: request.slot(),
         };
         events.finished(step, request.tag, generated, request.preemptions, &tables);
         self.retire(r, content);
@@ -763,8 +778,12 @@ impl Scheduler {
     /// Gives blocks, slot and keys of a request back.
     fn retire<C: ContentKeys>(&mut self, r: u32, content: &mut C) {
         let request = &mut self.requests[r as usize];
-        self.manager.close(request.slot);
-        request.keys.clear();
+        if let Some(slot) = request.slot.take() {
+            self.manager.close(slot);
+            let mut keys = std::mem::take(&mut request.keys);
+            keys.clear();
+            self.spare_keys.push(keys);
+        }
         content.finish(request.tag);
     }
 
