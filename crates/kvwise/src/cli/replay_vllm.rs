@@ -1,6 +1,7 @@
 //! The flags of `kvwise replay --engine vllm`, named as vLLM names them.
 
 use clap::{Args, ValueEnum};
+use kvwise_core::engine::vllm::version::Version;
 use kvwise_core::{Error, Result};
 use kvwise_sim::replay::vllm::{Isolation, ReplayConfig};
 use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
@@ -16,6 +17,10 @@ pub struct VllmArgs {
     /// Blocks of the pool, the null block included (what vLLM logs as `num_gpu_blocks`).
     #[arg(long, value_name = "N")]
     num_blocks: Option<u32>,
+
+    /// Release of vLLM: before 0.23 partial blocks that a request gives back push out cached ones.
+    #[arg(long, value_name = "V", default_value = "0.32.0")]
+    engine_version: String,
 
     /// Tokens per block.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
@@ -102,6 +107,13 @@ impl VllmArgs {
                  pass --lora-keys to keep them apart as vLLM does when it serves adapters",
             );
         }
+        let version = Version::parse(&self.engine_version).map_err(|e| e.at("--engine-version"))?;
+        if version.is_newer_than_known() {
+            printer.warn(&format!(
+                "vLLM {version} is newer than the rules known here; those of {} are used",
+                Version::NEWEST
+            ));
+        }
         let steps = self.clock.map(|clock| clock == ClockArg::Step);
         Ok(ReplayConfig {
             scheduler: SchedulerConfig {
@@ -114,6 +126,7 @@ impl VllmArgs {
                 prefix_caching: !self.no_prefix_caching,
                 retention: replay_vllm::retention(&self.retention)?,
                 reserve_full_isl: !self.no_reserve_full_isl,
+                release_order: replay_vllm::release_order(version),
                 ..SchedulerConfig::new(num_blocks, self.block_size)
             },
             clock: replay_vllm::clock(steps, self.step_time, trace.format()),

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use kvwise_cache::manager::{GroupSpec, Retention};
+use kvwise_cache::pool::ReleaseOrder;
+use kvwise_core::engine::vllm::version::{FreedBlocks, Rules, Version};
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run};
@@ -88,6 +90,14 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
         groups.extend((0..count).map(|_| group));
     }
     Ok(groups)
+}
+
+/// Where a release of vLLM puts the blocks that a request gives back.
+pub fn release_order(version: Version) -> ReleaseOrder {
+    match Rules::of(version).freed_blocks {
+        FreedBlocks::AllLast => ReleaseOrder::AllLast,
+        FreedBlocks::UnnamedFirst => ReleaseOrder::UnnamedFirst,
+    }
 }
 
 /// vLLM's `prefix_cache_retention_interval`: `none`, 0, or tokens.

@@ -75,6 +75,15 @@ pub enum TokensRule {
     ConcurrencyTimesLength,
 }
 
+/// Where the pool puts the blocks that a request gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreedBlocks {
+    /// All behind the others in the free queue: a partial block pushes out a cached one.
+    AllLast,
+    /// Blocks that no later request can hit first, cached ones last.
+    UnnamedFirst,
+}
+
 /// The rules of one release, where they are not the same in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
@@ -90,6 +99,8 @@ pub struct Rules {
     pub subtracts_cuda_graph_estimate: bool,
     /// Tenths of a byte that the sampler of the profiling step holds for each logit at its peak.
     pub sampler_decibytes_per_logit: u64,
+    /// Where blocks that a request gives back stand in the free queue.
+    pub freed_blocks: FreedBlocks,
 }
 
 /// One change: from `since` on, `apply` holds.
@@ -109,9 +120,10 @@ const OLDEST: Rules = Rules {
     tokens: TokensRule::BlocksOverGroups,
     subtracts_cuda_graph_estimate: false,
     sampler_decibytes_per_logit: 100,
+    freed_blocks: FreedBlocks::AllLast,
 };
 
-const CHANGES: [Change; 8] = [
+const CHANGES: [Change; 9] = [
     Change {
         since: Version::new(0, 8, 0),
         source: "start-up logs of 0.10.0 and 0.10.1 (A100, L40S class): fitted",
@@ -136,6 +148,12 @@ const CHANGES: [Change; 8] = [
         source: "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS is on by default since 0.21",
         what: "the CUDA graph estimate is taken off the KV budget",
         apply: |rules| rules.subtracts_cuda_graph_estimate = true,
+    },
+    Change {
+        since: Version::new(0, 23, 0),
+        source: "vllm-project/vllm pull request 42656 of May 2026 (v1/core/block_pool.py); 0.22 still appends, read in 0.32.0",
+        what: "freed blocks without a hash go to the head of the free queue",
+        apply: |rules| rules.freed_blocks = FreedBlocks::UnnamedFirst,
     },
     Change {
         since: Version::new(0, 25, 0),
