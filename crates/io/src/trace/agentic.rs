@@ -12,7 +12,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
 use rayon::prelude::*;
 
-use super::json::{JsonError, Scan, Scanner};
+use super::json::{JsonError, Repeat, Scan, Scanner};
 use super::{EXAMPLES, Loaded, Progress, ReadOptions, Source, check_memory, finish};
 
 /// Files parsed in parallel between two merges: bounds the memory for raw text.
@@ -201,13 +201,6 @@ impl<'o> Merge<'o> {
     }
 }
 
-/// A list of requests whose time or block size was not known when it was met.
-struct Deferred<'a> {
-    scanner: Scanner<'a>,
-    start: f64,
-    depth: u32,
-}
-
 /// Parses one file.
 #[expect(clippy::naive_bytecount, reason = "only on the way to an error message")]
 fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
@@ -218,77 +211,75 @@ fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
             .count();
         Error::input(e.what.clone()).at(format_args!("{name}: line {line}, byte {}", e.offset + 1))
     };
-    let mut block_size = None;
-    let mut lists: Vec<Deferred<'_>> = Vec::new();
+    let new_builder =
+        |block: u32| TraceBuilder::new(name, block, IdMeaning::Prefix).format(TraceFormat::Agentic);
+    let mut block_size: Option<u32> = None;
+    let mut builder: Option<TraceBuilder> = None;
+    // a list that stands before the block size is passed over and read afterwards
+    let mut early: Option<Scanner<'_>> = None;
     let mut scanner = Scanner::new(text);
     let head = scanner.object(|key, s| match key {
-        "block_size" => {
-            block_size = Some(s.uint()?);
-            Ok(())
-        }
+        "block_size" => super::jsonl::once(key, &mut block_size, s, |s| {
+            let size = s.uint()?;
+            match u32::try_from(size) {
+                Ok(size) if size > 0 => Ok(size),
+                _ => s.fail(format!("{size} tokens are no block, expected 1 to {}", u32::MAX)),
+            }
+        }),
         "hash_id_scope" => match s.string()?.as_ref() {
             "local" => Ok(()),
             other => s.fail(format!(
                 "field \"hash_id_scope\" is \"{other}\", expected \"local\""
             )),
         },
-        "requests" if !lists.is_empty() => s.fail("field \"requests\" stands twice"),
+        "requests" if builder.is_some() || early.is_some() => s.fail("field \"requests\" stands twice"),
         "requests" => {
-            lists.push(Deferred {
-                scanner: s.clone(),
-                start: 0.0,
-                depth: 0,
-            });
-            // what follows is checked when the list is read; here only its end is looked for
+            if let Some(block) = block_size {
+                return requests(s, 0.0, 0, builder.insert(new_builder(block)));
+            }
+            early = Some(s.clone());
             s.skip_fast()
         }
         _ => s.skip(),
     });
     head.and_then(|()| scanner.end()).map_err(|e| place(&e))?;
-    let block = block_size
-        .and_then(|b| u32::try_from(b).ok())
-        .filter(|&b| b > 0)
-        .ok_or_else(|| {
-            Error::input(format!(
-                "{name}: field \"block_size\" is missing or not a positive integer"
-            ))
-        })?;
-    let mut builder = TraceBuilder::new(name, block, IdMeaning::Prefix).format(TraceFormat::Agentic);
-    let mut ids = Vec::new();
-    let Some(list) = lists.pop() else {
-        return Err(Error::input(format!("{name}: field \"requests\" is missing")));
-    };
-    requests(list, &mut ids, &mut builder).map_err(|e| place(&e))?;
+    if let Some(mut list) = early {
+        let block =
+            block_size.ok_or_else(|| Error::input(format!("{name}: field \"block_size\" is missing")))?;
+        requests(&mut list, 0.0, 0, builder.insert(new_builder(block))).map_err(|e| place(&e))?;
+    }
+    let builder = builder.ok_or_else(|| Error::input(format!("{name}: field \"requests\" is missing")))?;
     Ok(builder.finish())
 }
 
-/// Reads a list of requests, and those of sub-agents in their place.
-fn requests(list: Deferred<'_>, ids: &mut Vec<u64>, builder: &mut TraceBuilder) -> Scan<()> {
-    let Deferred {
-        mut scanner,
-        start,
-        depth,
-    } = list;
+/// Reads a list of requests, and those of sub-agents in their place; times count from `start`.
+fn requests(scanner: &mut Scanner<'_>, start: f64, depth: u32, builder: &mut TraceBuilder) -> Scan<()> {
     if depth > MAX_SUBAGENTS {
         return scanner.fail(format!("sub-agents are nested more than {MAX_SUBAGENTS} deep"));
     }
+    // a conversation's prompt begins with the one before
+    let mut ids = Repeat::default();
     scanner.array(|s| {
         let (mut t, mut input, mut output, mut has_ids) = (None, None, None, false);
-        let mut nested: Option<Scanner<'_>> = None;
-        ids.clear();
+        let (mut early, mut has_requests) = (None, false);
         let at = s.offset();
         s.object(|key, s| match key {
             "t" => super::jsonl::once(key, &mut t, s, Scanner::number),
             "in" => super::jsonl::once(key, &mut input, s, Scanner::uint),
             "out" => super::jsonl::once(key, &mut output, s, Scanner::uint),
+            "hash_ids" if has_ids => s.fail("field \"hash_ids\" stands twice"),
             "hash_ids" if !s.null()? => {
-                ids.clear();
                 has_ids = true;
-                super::jsonl::named(key, s, |s| s.uints(ids))
+                super::jsonl::named(key, s, |s| s.uints_repeating(&mut ids).map(drop))
             }
             "hash_ids" => Ok(()),
+            "requests" if has_requests => s.fail("field \"requests\" stands twice"),
             "requests" => {
-                nested = Some(s.clone());
+                has_requests = true;
+                if let Some(t) = t {
+                    return requests(s, start + t, depth + 1, builder);
+                }
+                early = Some(s.clone());
                 s.skip_fast()
             }
             _ => s.skip(),
@@ -302,25 +293,17 @@ fn requests(list: Deferred<'_>, ids: &mut Vec<u64>, builder: &mut TraceBuilder) 
         let Some(t) = t else {
             return fail("a request has no field \"t\"".to_owned());
         };
-        if let Some(scanner) = nested {
-            return requests(
-                Deferred {
-                    scanner,
-                    start: start + t,
-                    depth: depth + 1,
-                },
-                ids,
-                builder,
-            );
+        if let Some(mut list) = early {
+            return requests(&mut list, start + t, depth + 1, builder);
         }
-        if !has_ids || ids.is_empty() {
+        if has_requests || !has_ids || ids.values().is_empty() {
             return Ok(());
         }
         let request = NewRequest {
             arrival: Some(start + t),
             input_len: input,
             output_len: output,
-            prompt: PromptIds::Blocks(ids),
+            prompt: PromptIds::Blocks(ids.values()),
             ..NewRequest::default()
         };
         if input.is_none() || output.is_none() {

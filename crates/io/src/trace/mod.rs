@@ -16,7 +16,10 @@ mod agentic;
 mod csv;
 pub mod json;
 mod jsonl;
+mod session;
 mod source;
+mod text;
+mod tokenizer;
 mod write;
 
 use std::fmt;
@@ -26,6 +29,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, Trace, TraceBuilder, TraceFormat};
 
 pub use source::Source;
+pub use tokenizer::{Tokenize, open_tokenizer};
 pub use write::{WriteFormat, write, write_file};
 
 /// How to read a trace.
@@ -45,6 +49,8 @@ pub struct ReadOptions<'a> {
     pub max_memory_bytes: u64,
     /// Longest line that is accepted, in bytes.
     pub max_line_bytes: usize,
+    /// Tokenizer of formats that hold text.
+    pub tokenizer: Option<&'a dyn Tokenize>,
     /// Called now and then with what was read and the file's size.
     pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 }
@@ -59,6 +65,7 @@ impl Default for ReadOptions<'_> {
             limit: None,
             max_memory_bytes: 16 << 30,
             max_line_bytes: 256 << 20,
+            tokenizer: None,
             progress: None,
         }
     }
@@ -111,9 +118,11 @@ const CHECK_EVERY: usize = 1024;
 pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
     if path.is_dir() {
         return match options.format {
+            None if crate::session::Session::is_folder(path) => session::read(path, options),
+            Some(TraceFormat::Session) => session::read(path, options),
             None | Some(TraceFormat::Agentic) => agentic::read_folder(path, options),
             Some(other) => Err(Error::input(format!(
-                "{}: a folder is read as the format agentic, not {other}; name a file",
+                "{}: a folder is read as the format agentic or session, not {other}; name a file",
                 path.display()
             ))),
         };
@@ -152,12 +161,20 @@ pub fn open_source(mut source: Source, options: &ReadOptions<'_>) -> Result<Load
         TraceFormat::Azure | TraceFormat::BurstGpt => {
             read_lines(source, options, format, 512, IdMeaning::Prefix)
         }
+        TraceFormat::ShareGpt | TraceFormat::OpenAi => text::read(source, options, format),
+        TraceFormat::Session => Err(Error::input(format!(
+            "{}: a recording is a folder, name the folder that holds session.sqlite",
+            source.name
+        ))),
         other => Err(Error::unsupported(format!(
             "{}: this build cannot read the format {other}",
             source.name
         ))),
     }
 }
+
+/// Where the keys of an object of text are looked for, in bytes.
+const TEXT_START: usize = 16 << 10;
 
 /// Guesses the format from the first line.
 fn detect(source: &mut Source) -> Result<TraceFormat> {
@@ -166,12 +183,12 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     if start.len() >= 262 && &start[257..262] == b"ustar" {
         return Ok(TraceFormat::Agentic);
     }
-    let text = String::from_utf8_lossy(start);
-    let line = text
-        .lines()
-        .find(|l| !l.trim().is_empty())
-        .unwrap_or("")
-        .trim_start_matches('\u{feff}');
+    let first = start
+        .split(|&b| b == b'\n')
+        .find(|line| !line.trim_ascii().is_empty())
+        .unwrap_or(&[]);
+    let line = String::from_utf8_lossy(first);
+    let line = line.trim_start_matches('\u{feff}').trim_end();
     let has = |key: &str| line.contains(&format!("\"{key}\""));
     if line.is_empty() {
         return Err(Error::input(format!("{name}: the file is empty")));
@@ -179,11 +196,16 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     if let Some(format) = csv::detect(line) {
         return Ok(format);
     }
+    let text = &start[..start.len().min(TEXT_START)];
+    if let Some(format) = detect_text(&String::from_utf8_lossy(text)) {
+        return Ok(format);
+    }
     if line.trim_start().starts_with('{') {
         if has("chat_id") && has("hash_ids") {
             return Ok(TraceFormat::Bailian);
         }
-        if has("timestamp") && has("hash_ids") {
+        // what `kvwise export --to trace` writes has both clocks: the exact lengths' names tell
+        if has("timestamp") && has("hash_ids") && !has("input_len") {
             return Ok(TraceFormat::Mooncake);
         }
         if has("tokens") || has("hash_ids") {
@@ -192,8 +214,29 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     }
     Err(
         Error::input(format!("{name}: the format of the trace is not recognised"))
-            .hint("name it with --trace-format (mooncake, tokens, agentic, azure, bailian, burstgpt)"),
+            .hint(
+                "name it with --trace-format (mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai)",
+            ),
     )
+}
+
+/// Whether the text holds conversations, from the keys near its start: in a list of objects they may stand on any line.
+fn detect_text(text: &str) -> Option<TraceFormat> {
+    let start = text.trim_start_matches(['\u{feff}', ' ', '\n', '\r', '\t']);
+    if !start.starts_with(['[', '{']) {
+        return None;
+    }
+    let at = |key: &str| start.find(&format!("\"{key}\""));
+    let first = |keys: &[&str]| keys.iter().filter_map(|key| at(key)).min();
+    let trace = first(&["hash_ids", "tokens", "input_length", "input_len"]).unwrap_or(usize::MAX);
+    let sharegpt = first(&["conversations", "conversation"]).filter(|&at| at < trace);
+    let openai = first(&["messages", "prompt"]).filter(|&at| at < trace);
+    match (sharegpt, openai) {
+        (Some(a), Some(b)) if b < a => Some(TraceFormat::OpenAi),
+        (Some(_), _) => Some(TraceFormat::ShareGpt),
+        (None, Some(_)) => Some(TraceFormat::OpenAi),
+        (None, None) => None,
+    }
 }
 
 /// Reads a format with one request a line.

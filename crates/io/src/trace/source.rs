@@ -22,6 +22,8 @@ pub struct Source {
     read: Arc<AtomicU64>,
     /// Size of the file on disk; unknown for standard input.
     pub total_bytes: Option<u64>,
+    /// Line ends passed by [`Source::next_object`].
+    lines: u64,
 }
 
 /// Counts what is read from below, before decompression: that is what progress can be measured in.
@@ -89,6 +91,7 @@ impl Source {
             reader,
             read,
             total_bytes,
+            lines: 0,
         })
     }
 
@@ -132,6 +135,85 @@ impl Source {
             );
         }
         Ok(true)
+    }
+
+    /// Reads the next JSON object into `object`, from a list of objects or from text with one object after the other;
+    /// answers the line on which it begins, `None` at the end.
+    ///
+    /// # Errors
+    /// If the text cannot be read or decompressed, something else than an object stands between objects, one does not
+    /// end or is longer than `max_bytes`.
+    pub fn next_object(&mut self, object: &mut Vec<u8>, max_bytes: usize) -> Result<Option<u64>> {
+        object.clear();
+        let name = &self.name;
+        let mut depth = 0u64;
+        let (mut in_string, mut escaped) = (false, false);
+        let mut begins = self.lines + 1;
+        loop {
+            let chunk = self.reader.fill_buf().map_err(|e| unreadable(name, &e))?;
+            if chunk.is_empty() {
+                if depth == 0 {
+                    return Ok(None);
+                }
+                return Err(Error::input(format!(
+                    "{name}: line {begins}: a bracket is not closed, the file ends"
+                )));
+            }
+            let mut used = 0;
+            let mut from = 0;
+            let mut done = false;
+            for &byte in chunk {
+                used += 1;
+                if byte == b'\n' {
+                    self.lines += 1;
+                }
+                if depth == 0 {
+                    match byte {
+                        b'{' => {
+                            begins = self.lines + 1;
+                            from = used - 1;
+                            depth = 1;
+                        }
+                        b'[' | b']' | b',' | b' ' | b'\n' | b'\r' | b'\t' | 0xef | 0xbb | 0xbf => {}
+                        _ => {
+                            return Err(Error::input(format!(
+                                "{name}: line {}: expected a JSON object, found \"{}\"",
+                                self.lines + 1,
+                                char::from(byte).escape_default()
+                            )));
+                        }
+                    }
+                    continue;
+                }
+                if in_string {
+                    in_string = escaped || byte != b'"';
+                    escaped = !escaped && byte == b'\\';
+                    continue;
+                }
+                match byte {
+                    b'"' => in_string = true,
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 {
+                    done = true;
+                    break;
+                }
+            }
+            if depth > 0 || done {
+                object.extend_from_slice(&chunk[from..used]);
+            }
+            self.reader.consume(used);
+            if object.len() > max_bytes {
+                return Err(Error::input(format!(
+                    "{name}: line {begins}: an object is longer than {max_bytes} bytes"
+                )));
+            }
+            if done {
+                return Ok(Some(begins));
+            }
+        }
     }
 
     /// Fills `out` as far as there is text; answers how many bytes.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kvwise_core::{Error, Result};
-use kvwise_io::trace::{Loaded, ReadOptions, example, open};
+use kvwise_io::trace::{Loaded, ReadOptions, example, open, open_tokenizer};
 use kvwise_sim::trace::TraceFormat;
 
 use crate::printer::Printer;
@@ -13,8 +13,8 @@ use crate::usecase::progress::ReadProgress;
 /// Which trace, and how to read it.
 #[derive(Debug, Clone, Args)]
 pub struct TraceInput {
-    /// The trace: a file (plain, .gz or .zst), a folder of kv-cache-tester files or their .tar archive, or - for
-    /// standard input.
+    /// The trace: a file (plain, .gz or .zst), a folder of kv-cache-tester files or their .tar archive, a recording of
+    /// kvwise, or - for standard input.
     #[arg(value_name = "TRACE", required_unless_present = "example")]
     pub trace: Option<PathBuf>,
 
@@ -22,9 +22,14 @@ pub struct TraceInput {
     #[arg(long, conflicts_with = "trace", help_heading = "Trace")]
     pub example: bool,
 
-    /// Format of the trace: mooncake, tokens, agentic, azure, bailian, burstgpt [default: detected].
+    /// Format of the trace: mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai, session
+    /// [default: detected].
     #[arg(long, value_name = "FORMAT", help_heading = "Trace")]
     pub trace_format: Option<TraceFormat>,
+
+    /// Tokenizer of formats that hold text (sharegpt, openai): a tokenizer.json, or a model's folder that has one.
+    #[arg(long, value_name = "FILE", help_heading = "Trace")]
+    pub tokenizer: Option<PathBuf>,
 
     /// Tokens that a hash id stands for [default: what the format says: 512, Bailian 16].
     #[arg(long, value_name = "TOKENS", help_heading = "Trace")]
@@ -56,6 +61,7 @@ impl TraceInput {
         if self.hash_block == Some(0) {
             return Err(Error::input("--hash-block is 0, expected at least 1 token"));
         }
+        let tokenizer = self.tokenizer.as_deref().map(open_tokenizer).transpose()?;
         let progress = ReadProgress::new(printer);
         let report = |p| progress.update(p);
         let options = ReadOptions {
@@ -65,6 +71,7 @@ impl TraceInput {
             sort: self.sort,
             limit: self.limit,
             max_memory_bytes: self.max_memory.saturating_mul(1 << 30),
+            tokenizer: tokenizer.as_deref(),
             progress: Some(&report),
             ..ReadOptions::default()
         };

@@ -5,8 +5,12 @@
 //! It accepts exactly the JSON that `serde_json` accepts (a property test holds it to that), at most
 //! [`MAX_DEPTH`] levels deep.
 
+mod integers;
+
 use std::borrow::Cow;
 use std::fmt;
+
+pub use integers::Repeat;
 
 /// Deepest nesting that is accepted, as in `serde_json`.
 pub const MAX_DEPTH: u32 = 127;
@@ -203,38 +207,6 @@ impl<'a> Scanner<'a> {
         }
         self.at = at;
         Ok(value)
-    }
-
-    /// Reads an array of integers from 0 to 2^64 - 1, appending to `out`.
-    ///
-    /// # Errors
-    /// As [`Scanner::array`] and [`Scanner::uint`].
-    pub fn uints(&mut self, out: &mut Vec<u64>) -> Scan<()> {
-        self.array(|s| {
-            out.push(s.uint()?);
-            Ok(())
-        })
-    }
-
-    /// Reads an array of integers from 0 to 2^32 - 1, appending to `out`.
-    ///
-    /// # Errors
-    /// As [`Scanner::array`] and [`Scanner::uint`], and for larger numbers.
-    pub fn uints32(&mut self, out: &mut Vec<u32>) -> Scan<()> {
-        self.array(|s| {
-            let at = s.at;
-            let value = s.uint()?;
-            match u32::try_from(value) {
-                Ok(small) => out.push(small),
-                Err(_) => {
-                    return Err(JsonError {
-                        offset: at,
-                        what: format!("the token id {value} is larger than 32 bits hold").into(),
-                    });
-                }
-            }
-            Ok(())
-        })
     }
 
     /// Reads an integer that fits `i64`.
@@ -493,5 +465,4 @@ fn shorten(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "json_tests.rs"]
 mod tests;
