@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use kvwise_core::{Error, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use kvwise_core::Result;
 use kvwise_sim::demo::capacity::CapacityQuestion;
 use kvwise_sim::demo::fragmentation::{FragmentationQuestion, Lengths};
 use kvwise_sim::demo::sharing::Scenario;
 use serde::Serialize;
 
+use super::output::json;
 use crate::printer::{ExitStatus, Printer};
-use crate::report::sheet::{Format, Sheet};
+use crate::report::sheet::Sheet;
 use crate::usecase::demo;
 
 /// Show what paging, blocks and shared prefixes do for KV memory, beside the figures tutorials give.
@@ -26,6 +27,21 @@ pub struct DemoArgs {
     /// Write to this file instead of stdout.
     #[arg(short, long, value_name = "FILE", global = true)]
     output: Option<PathBuf>,
+}
+
+/// As every answer, and a page for a browser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people at a terminal.
+    Table,
+    /// For programs.
+    Json,
+    /// For spreadsheets.
+    Csv,
+    /// For notes and issues.
+    Markdown,
+    /// For a browser: one self-contained page.
+    Html,
 }
 
 #[derive(Debug, Subcommand)]
@@ -226,14 +242,17 @@ pub fn run(args: &DemoArgs, printer: Printer) -> Result<ExitStatus> {
 }
 
 fn print(args: &DemoArgs, printer: Printer, report: &impl Serialize, sheet: &Sheet) -> Result<ExitStatus> {
-    let terminal = args.output.is_none() && printer.stdout_is_terminal();
-    let text = match Format::or_default(args.format, terminal) {
-        Format::Json => {
-            let json = serde_json::to_string_pretty(report)
-                .map_err(|e| Error::input(format!("the report cannot be written as JSON: {e}")))?;
-            format!("{json}\n")
-        }
-        format => sheet.render(format),
+    let default = if args.output.is_none() && printer.stdout_is_terminal() {
+        Format::Table
+    } else {
+        Format::Json
+    };
+    let text = match args.format.unwrap_or(default) {
+        Format::Table => sheet.text(),
+        Format::Json => json(report)?,
+        Format::Csv => sheet.csv(),
+        Format::Markdown => sheet.markdown(),
+        Format::Html => sheet.html(),
     };
     printer.data_to(args.output.as_deref(), &text)?;
     Ok(ExitStatus::Success)

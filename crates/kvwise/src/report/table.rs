@@ -77,6 +77,28 @@ impl Grid {
         out
     }
 
+    /// A table of HTML; cells of numbers have the class `n`.
+    pub fn html(&self) -> String {
+        let class = |at: usize| match self.columns.get(at) {
+            Some((_, Align::Right)) => " class=\"n\"",
+            _ => "",
+        };
+        let mut out = String::from("<table>\n<tr>");
+        for (at, (name, _)) in self.columns.iter().enumerate() {
+            let _ = write!(out, "<th{}>{}</th>", class(at), html_text(name));
+        }
+        out.push_str("</tr>\n");
+        for row in &self.rows {
+            out.push_str("<tr>");
+            for (at, cell) in row.iter().enumerate() {
+                let _ = write!(out, "<td{}>{}</td>", class(at), html_text(cell));
+            }
+            out.push_str("</tr>\n");
+        }
+        out.push_str("</table>\n");
+        out
+    }
+
     /// A Markdown table.
     pub fn markdown(&self) -> String {
         let mut out = String::new();
@@ -99,6 +121,14 @@ impl Grid {
         }
         out
     }
+}
+
+/// Text with the characters that mean something in HTML escaped.
+pub fn html_text(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn csv_line<'a>(out: &mut String, cells: impl Iterator<Item = &'a str>) {
