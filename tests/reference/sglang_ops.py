@@ -15,7 +15,8 @@ A job is one line: {"capacity", "page", "policy", "policy_config", "rows", "widt
     {"op": "retract", "id"}                 release without publishing
     {"op": "evict", "tokens"}               evict at least so many tokens
 The answer is one line: a list with, for each operation, {"matched" (admit), "short" (extend that failed), "row" (slots of
-all positions the request has), "evicted": [[tokens, first slot], ...], "free", "evictable", "protected"}.
+all positions the request has), "events": [["stored", parent hash, hashes, tokens] | ["removed", hashes], ...],
+"evicted": [[tokens, first slot], ...], "free", "evictable", "protected"}.
 """
 import argparse
 import importlib.abc
@@ -154,13 +155,15 @@ class Cache:
             size=job["rows"], max_context_len=job["width"], device="cpu", enable_memory_saver=False)
         params = sgl.CacheInitParams(
             disable=False, req_to_token_pool=self.rows, token_to_kv_pool_allocator=self.slots, page_size=self.page,
-            eviction_policy=job["policy"], eviction_policy_config=job.get("policy_config"))
+            eviction_policy=job["policy"], eviction_policy_config=job.get("policy_config"),
+            enable_kv_cache_events=True)
         params.tree_components = (sgl.ComponentType.FULL,)
         params.tree_core_backend = core
         self.tree = sgl.UnifiedRadixCache(params)
         if core == "rust" and "Rust" not in type(self.tree.tree_core).__name__:
             sys.exit("SGLang's Rust tree core did not load")
         self.evicted, self.live = [], {}
+        self.tree.take_events()  # the construction itself
         really_free = self.tree._free_values
 
         def watched_free(device, host):
@@ -176,8 +179,16 @@ class Cache:
         if req is not None:
             row = self.rows.req_to_token[req.kv.req_pool_idx]
             answer["row"] = row[: req.kv.kv_allocated_len].tolist()
-        return dict(answer, evicted=list(self.evicted), free=int(self.slots.available_size()),
+        events = [self.event(e) for e in self.tree.take_events()]
+        return dict(answer, events=events, evicted=list(self.evicted), free=int(self.slots.available_size()),
                     evictable=int(self.tree.evictable_size()), protected=int(self.tree.protected_size()))
+
+    @staticmethod
+    def event(event):
+        kind = type(event).__name__
+        if kind == "BlockStored":
+            return ["stored", event.parent_block_hash, list(event.block_hashes), len(event.token_ids)]
+        return ["removed", list(event.block_hashes)] if kind == "BlockRemoved" else ["cleared"]
 
     def admit(self, op):
         tokens = array("q", op["tokens"])
