@@ -6,9 +6,11 @@ use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
 use kvwise_sim::curve::Semantics;
 
+use super::deployment::{CacheFlags, cache_block};
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
-use crate::usecase::curve::{CurveQuestion, Room, answer};
+use crate::usecase::curve::{CurveQuestion, Held, Room, answer};
+use crate::usecase::kv_room::kv_room;
 
 /// Hit rate of the prefix cache at every capacity, from one pass over a trace.
 #[derive(Debug, Args)]
@@ -16,6 +18,8 @@ use crate::usecase::curve::{CurveQuestion, Room, answer};
   kvwise curve --example
   kvwise curve conversation_trace.jsonl.zst --capacities 1000,10000,100000 --format json
   kvwise curve trace.jsonl --semantics vllm --kv-bytes-per-token 131072 --capacities 40GiB,80GiB
+  kvwise curve trace.jsonl --model meta-llama/Llama-3.1-8B --gpu h100           # what would 2x the memory buy?
+  kvwise curve trace.jsonl --model Qwen/Qwen3-32B --gpu h100 --tp 2 --tiers host=200GiB,disk=1TiB
   kvwise curve traces/ --kv-bytes-per-token 131072 --tiers gpu=60GiB,host=500GiB,disk=4TiB
   kvwise curve trace.jsonl --every-step --format csv -o curve.csv
   kvwise curve trace.jsonl --format svg -o curve.svg")]
@@ -35,21 +39,30 @@ pub struct CurveArgs {
     #[arg(long, conflicts_with = "capacities")]
     every_step: bool,
 
-    /// Tokens of a cache block [default: the trace's; 16 for traces of tokens].
-    #[arg(long, value_name = "TOKENS")]
-    block_size: Option<u32>,
-
-    /// KV-cache bytes of one token, to answer in bytes too.
-    #[arg(long, visible_alias = "bytes-per-token", value_name = "BYTES")]
+    /// KV-cache bytes of one token, to answer in bytes too; --model knows it.
+    #[arg(
+        long,
+        visible_alias = "bytes-per-token",
+        value_name = "BYTES",
+        conflicts_with = "model"
+    )]
     kv_bytes_per_token: Option<u64>,
 
-    /// Room of each tier, fastest first: gpu=60GiB,host=500GiB (or blocks, or tokens).
+    /// The cache that there is, in blocks, tokens or bytes: what would more of it buy? --model knows it.
+    #[arg(long, value_name = "ROOM", value_parser = Room::parse, conflicts_with = "model")]
+    have: Option<Room>,
+
+    /// Room of each tier, fastest first: gpu=60GiB,host=500GiB (or blocks, or tokens). Bytes of the tier gpu are those
+    /// of one GPU; with --model or --have the tier gpu may be left out.
     #[arg(long, value_delimiter = ',', value_name = "NAME=ROOM,...", value_parser = parse_tier)]
     tiers: Vec<(String, Room)>,
 
     /// Add the most hits that any eviction rule could have (Belady), about 100 ns a block access and point.
     #[arg(long)]
     belady: bool,
+
+    #[command(flatten)]
+    deployment: CacheFlags,
 
     /// How to answer [default: table on a terminal, json elsewhere; by the name of FILE].
     #[arg(long, value_enum, help_heading = "Output")]
@@ -101,17 +114,36 @@ fn parse_tier(text: &str) -> Result<(String, Room)> {
 /// # Errors
 /// If the trace cannot be read or the answer not written.
 pub fn run(args: &CurveArgs, printer: Printer) -> Result<ExitStatus> {
+    let room = args
+        .deployment
+        .deployment()?
+        .map(|deployment| kv_room(&deployment))
+        .transpose()?;
     let loaded = args.input.load(printer)?;
+    let mut status = ExitStatus::Success;
+    if let Some(room) = &room {
+        room.warnings.iter().for_each(|warning| printer.warn(warning));
+        if let Some(reason) = &room.refused {
+            printer.warn(&format!("{} would not start: {reason}", room.name));
+            status = ExitStatus::No;
+        }
+    }
+    let block_tokens = cache_block(&args.deployment, room.as_ref(), &loaded.trace)?;
     let question = CurveQuestion {
         semantics: match args.semantics {
             SemanticsName::PrefixLru => Semantics::PrefixLru,
             SemanticsName::Vllm => Semantics::Vllm,
         },
-        block_tokens: args.block_size,
+        block_tokens,
         capacities: args.capacities.clone(),
         every_step: args.every_step,
         tiers: args.tiers.clone(),
-        kv_bytes_per_token: args.kv_bytes_per_token,
+        kv_bytes_per_token: room
+            .as_ref()
+            .map(|r| r.bytes_per_token)
+            .or(args.kv_bytes_per_token),
+        kv_bytes_per_token_total: room.as_ref().map(|r| r.bytes_per_token_total),
+        held: room.as_ref().and_then(Held::of).or(args.have.map(Held::stated)),
         belady: args.belady,
     };
     let report = answer(&loaded, &question)?;
@@ -130,7 +162,7 @@ pub fn run(args: &CurveArgs, printer: Printer) -> Result<ExitStatus> {
         CurveFormat::Html => report.html()?,
     };
     printer.data_to(args.output.as_deref(), &text)?;
-    Ok(ExitStatus::Success)
+    Ok(status)
 }
 
 fn default_format(output: Option<&std::path::Path>, printer: Printer) -> CurveFormat {

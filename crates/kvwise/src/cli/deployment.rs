@@ -2,11 +2,13 @@
 
 use std::io::IsTerminal;
 
-use clap::Args;
-use kvwise_core::Result;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use kvwise_core::{Error, Result};
 use kvwise_io::plan_profile;
+use kvwise_sim::trace::{Content, Trace};
 
 use crate::usecase::deployment::Deployment;
+use crate::usecase::kv_room::KvRoom;
 use crate::usecase::lookup::Lookup;
 
 /// Model, hardware, engine settings, load and margins.
@@ -262,4 +264,101 @@ impl DeploymentArgs {
             ),
         }
     }
+}
+
+/// The deployment's flags with the model behind `--model`, for commands whose position belongs to a trace.
+#[derive(Debug, Clone, Default)]
+pub struct DeploymentFlags(pub DeploymentArgs);
+
+impl FromArgMatches for DeploymentFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
+        DeploymentArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Args for DeploymentFlags {
+    fn augment_args(command: Command) -> Command {
+        DeploymentArgs::augment_args(command).mut_arg("model", |a| a.long("model"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        DeploymentArgs::augment_args_for_update(command).mut_arg("model", |a| a.long("model"))
+    }
+}
+
+/// As [`DeploymentFlags`], for commands that only ask how much the deployment's KV cache holds: flags about load and
+/// margins are accepted, so that a plan's flags can be pasted, but not listed.
+#[derive(Debug, Clone, Default)]
+pub struct CacheFlags(pub DeploymentArgs);
+
+/// Flags that do not change the size of the cache.
+const ABOUT_LOAD: [&str; 6] = [
+    "context",
+    "concurrency",
+    "prompt_tokens",
+    "gen_tokens",
+    "mode",
+    "fragmentation_factor",
+];
+
+impl CacheFlags {
+    /// The deployment, if a model or a profile names one.
+    ///
+    /// # Errors
+    /// If the profile cannot be read.
+    pub fn deployment(&self) -> Result<Option<Deployment>> {
+        if self.0.model.is_none() && self.0.profile.is_none() && self.0.params_b.is_none() {
+            return Ok(None);
+        }
+        self.0.deployment().map(Some)
+    }
+}
+
+impl FromArgMatches for CacheFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
+        DeploymentArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Args for CacheFlags {
+    fn augment_args(command: Command) -> Command {
+        ABOUT_LOAD
+            .iter()
+            .fold(DeploymentFlags::augment_args(command), |command, &flag| {
+                command.mut_arg(flag, |a| a.hide(true))
+            })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        DeploymentFlags::augment_args_for_update(command)
+    }
+}
+
+/// Tokens of a block to cut `trace` in: as `--block-size` says; else for traces of token ids those of the deployment;
+/// else what the trace says.
+///
+/// # Errors
+/// If `--block-size` is 0 or beyond 32 bits.
+pub fn cache_block(flags: &CacheFlags, room: Option<&KvRoom>, trace: &Trace) -> Result<Option<u32>> {
+    if let Some(asked) = flags.0.block_size {
+        return match u32::try_from(asked) {
+            Ok(size) if size > 0 => Ok(Some(size)),
+            _ => Err(Error::input(format!(
+                "--block-size is {asked}, expected 1 to {}",
+                u32::MAX
+            ))),
+        };
+    }
+    Ok(match (trace.content(), room) {
+        (Content::Tokens(_), Some(room)) => u32::try_from(room.block_size).ok().filter(|&size| size > 0),
+        _ => None,
+    })
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgMatches, Args, Command, FromArgMatches};
+use clap::Args;
 use kvwise_core::{Error, Result};
 use kvwise_sim::simulate::{Arrivals, Lengths, Slo, closed_loop, open_loop};
 use kvwise_sim::trace::Trace;
 
-use super::deployment::DeploymentArgs;
+use super::deployment::DeploymentFlags;
 use super::output::{Format, Output, json};
 use crate::printer::{ExitStatus, Printer};
 use crate::report::simulation::{self as report, Simulation};
@@ -20,30 +20,6 @@ const EXAMPLES: &str = "Examples:
   kvwise simulate trace.jsonl --model llama-3.1-8b --gpu h200 --compare kv-cache-dtype=fp8 --compare tp=2
 
 Exit status: 0 done (and objectives met), 1 an objective is missed or the engine would not start, 2 cannot be answered.";
-
-/// The deployment's flags with the model behind `--model`, since the position belongs to the trace.
-#[derive(Debug, Clone)]
-struct DeploymentFlags(DeploymentArgs);
-
-impl FromArgMatches for DeploymentFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
-        DeploymentArgs::from_arg_matches(matches).map(Self)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
-        self.0.update_from_arg_matches(matches)
-    }
-}
-
-impl Args for DeploymentFlags {
-    fn augment_args(command: Command) -> Command {
-        DeploymentArgs::augment_args(command).mut_arg("model", |a| a.long("model"))
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        DeploymentArgs::augment_args_for_update(command).mut_arg("model", |a| a.long("model"))
-    }
-}
 
 /// Simulate traffic on a deployment: latencies, throughput, KV usage, preemptions.
 #[derive(Debug, Args)]

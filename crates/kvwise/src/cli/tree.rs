@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
 
+use super::deployment::{CacheFlags, cache_block};
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
+use crate::usecase::kv_room::kv_room;
 use crate::usecase::trace_info;
 
 /// The shared prefixes of a trace that save most: which system prompt is worth what.
@@ -14,6 +16,7 @@ use crate::usecase::trace_info;
 #[command(after_help = "Examples:
   kvwise tree --example
   kvwise tree trace.jsonl --top 50 --kv-bytes-per-token 131072
+  kvwise tree trace.jsonl --model Qwen/Qwen3-32B --gpu h100 --tp 2
   kvwise tree traces/ --format csv -o prefixes.csv")]
 pub struct TreeArgs {
     #[command(flatten)]
@@ -23,13 +26,17 @@ pub struct TreeArgs {
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
 
-    /// Tokens of a cache block [default: the trace's; 16 for traces of tokens].
-    #[arg(long, value_name = "TOKENS")]
-    block_size: Option<u32>,
-
-    /// KV-cache bytes of one token, to answer in bytes too.
-    #[arg(long, visible_alias = "bytes-per-token", value_name = "BYTES")]
+    /// KV-cache bytes of one token, to answer in bytes too; --model knows it.
+    #[arg(
+        long,
+        visible_alias = "bytes-per-token",
+        value_name = "BYTES",
+        conflicts_with = "model"
+    )]
     kv_bytes_per_token: Option<u64>,
+
+    #[command(flatten)]
+    deployment: CacheFlags,
 
     /// How to answer [default: table on a terminal, json elsewhere].
     #[arg(long, value_enum, help_heading = "Output")]
@@ -55,8 +62,21 @@ enum TreeFormat {
 /// # Errors
 /// If the trace cannot be read or the answer not written.
 pub fn run(args: &TreeArgs, printer: Printer) -> Result<ExitStatus> {
+    let room = args
+        .deployment
+        .deployment()?
+        .map(|deployment| kv_room(&deployment))
+        .transpose()?;
     let loaded = args.input.load(printer)?;
-    let report = trace_info::tree(&loaded, args.block_size, args.top, args.kv_bytes_per_token)?;
+    if let Some(room) = &room {
+        room.warnings.iter().for_each(|warning| printer.warn(warning));
+    }
+    let block_tokens = cache_block(&args.deployment, room.as_ref(), &loaded.trace)?;
+    let kv_bytes_per_token = room
+        .as_ref()
+        .map(|r| r.bytes_per_token)
+        .or(args.kv_bytes_per_token);
+    let report = trace_info::tree(&loaded, block_tokens, args.top, kv_bytes_per_token)?;
     let default = if args.output.is_none() && printer.stdout_is_terminal() {
         TreeFormat::Table
     } else {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use kvwise_core::Result;
 use serde::Serialize;
 
+use super::table::html_text;
 use crate::plot::{LineChart, Series, short};
 
 /// Hit rates by capacity. Byte counts are integers; rates run from 0 to 1.
@@ -48,6 +49,9 @@ pub struct CurveReport {
     /// Hits by tier.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<TierRow>,
+    /// The deployment's own capacity, and what more would buy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentRow>,
     /// Distinct blocks between two uses of a block.
     pub reuse_distance_blocks: Option<Quantiles>,
     /// Time between two uses of a block.
@@ -136,6 +140,50 @@ pub struct TierRow {
     pub hit_rate_tokens: f64,
 }
 
+/// The cache of a deployment on this traffic.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeploymentRow {
+    /// Model, GPUs and engine.
+    pub name: String,
+    /// GPUs that share the cache.
+    pub gpus: u64,
+    /// Usable blocks.
+    pub capacity_blocks: u64,
+    /// The same in tokens.
+    pub capacity_tokens: u64,
+    /// The same in bytes on each GPU, if the bytes of a token are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes_per_gpu: Option<u64>,
+    /// Tokens hit.
+    pub hit_tokens: u64,
+    /// Tokens hit over all prompt tokens.
+    pub hit_rate_tokens: f64,
+    /// Tokens hit over tokens hit with unlimited room.
+    pub share_of_ideal_tokens: f64,
+    /// The most blocks that any eviction rule could hit here, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub belady_hit_blocks: Option<u64>,
+    /// What more room would buy.
+    pub buys: Vec<BuyRow>,
+}
+
+/// What a larger cache would hit.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BuyRow {
+    /// The change, in words.
+    pub what: String,
+    /// Blocks of the cache and its tiers together.
+    pub capacity_blocks: u64,
+    /// Tokens hit.
+    pub hit_tokens: u64,
+    /// Tokens hit over all prompt tokens.
+    pub hit_rate_tokens: f64,
+    /// Tokens hit beyond those of the deployment as it is.
+    pub more_hit_tokens: i64,
+    /// The same over the prompt tokens that the deployment computes as it is: by how much prefill shrinks.
+    pub less_prefill_share: f64,
+}
+
 /// Quantiles of a distribution.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Quantiles {
@@ -157,6 +205,39 @@ impl Quantiles {
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
+
+impl DeploymentRow {
+    fn write(&self, out: &mut String) {
+        let percent = |x: f64| format!("{:.2} %", 100.0 * x);
+        let bytes = self.capacity_bytes_per_gpu.map_or_else(String::new, |b| {
+            let each = if self.gpus > 1 { " a GPU" } else { "" };
+            format!(", {:.1} GiB{each}", b as f64 / GIB)
+        });
+        let _ = writeln!(
+            out,
+            "{} (the upright line): {} blocks, {} tokens{bytes}",
+            self.name,
+            self.capacity_blocks,
+            short(self.capacity_tokens as f64)
+        );
+        let _ = writeln!(
+            out,
+            "  as it is: {} of prompt tokens hit, {} of what is possible",
+            percent(self.hit_rate_tokens),
+            percent(self.share_of_ideal_tokens)
+        );
+        for buy in &self.buys {
+            let _ = writeln!(
+                out,
+                "  {}: {} ({:+.2} points, {:.1} % less prefill)",
+                buy.what,
+                percent(buy.hit_rate_tokens),
+                100.0 * (buy.hit_rate_tokens - self.hit_rate_tokens),
+                100.0 * buy.less_prefill_share
+            );
+        }
+    }
+}
 
 impl CurveReport {
     /// The picture of the curve: token hit rate over capacity (in GiB if the bytes of a token are known).
@@ -186,6 +267,17 @@ impl CurveReport {
                 points: ends,
             },
         ];
+        let y_max = [0.1, 0.25, 0.5, 0.75]
+            .into_iter()
+            .find(|&m| best <= m * 0.98)
+            .unwrap_or(1.0);
+        if let Some(own) = self.deployment.as_ref().filter(|d| d.capacity_blocks > 0) {
+            let x = own.capacity_blocks as f64 * unit;
+            series.push(Series {
+                name: "this deployment".to_owned(),
+                points: vec![(x, 0.0), (x, y_max)],
+            });
+        }
         let bound: Vec<(f64, f64)> = self
             .points
             .iter()
@@ -203,10 +295,7 @@ impl CurveReport {
             x_label: label,
             y_label: "prompt tokens hit".to_owned(),
             x_log: true,
-            y_max: [0.1, 0.25, 0.5, 0.75]
-                .into_iter()
-                .find(|&m| best <= m * 0.98)
-                .unwrap_or(1.0),
+            y_max,
             series,
         }
     }
@@ -255,6 +344,10 @@ impl CurveReport {
         out.push('\n');
         out.push_str(&self.chart().text(width, 14));
         out.push('\n');
+        if let Some(own) = &self.deployment {
+            own.write(&mut out);
+            out.push('\n');
+        }
         let _ = writeln!(out, "{}", self.points_grid().join("\n"));
         if !self.knees.is_empty() {
             out.push_str("\nCapacities that matter:\n");
@@ -390,11 +483,6 @@ impl CurveReport {
     /// # Errors
     /// If the picture cannot be drawn.
     pub fn html(&self) -> Result<String> {
-        let escape = |text: &str| {
-            text.replace('&', "&amp;")
-                .replace('<', "&lt;")
-                .replace('>', "&gt;")
-        };
         let plain = Self {
             line: Vec::new(),
             ..self.clone()
@@ -409,9 +497,9 @@ impl CurveReport {
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
              <style>body{{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;\
              height:auto}}</style></head>\n<body><h1>{title}</h1>\n{svg}\n<pre>{text}</pre>\n</body></html>\n",
-            title = escape(&format!("Prefix-cache hit rate: {}", self.trace)),
+            title = html_text(&format!("Prefix-cache hit rate: {}", self.trace)),
             svg = self.chart().svg(900, 480)?,
-            text = escape(&text),
+            text = html_text(&text),
         ))
     }
 }

@@ -8,6 +8,7 @@ pub mod deployment;
 pub mod export;
 pub mod exporter;
 pub mod gpus;
+pub mod kv_room;
 pub mod lookup;
 pub mod plan;
 pub mod probe;

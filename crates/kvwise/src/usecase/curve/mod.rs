@@ -1,5 +1,8 @@
 //! `curve`: trace in, hit rates at the capacities that matter out.
 
+mod buys;
+mod room;
+
 use kvwise_core::{Error, Result};
 use kvwise_io::trace::Loaded;
 use kvwise_sim::curve::{
@@ -7,6 +10,9 @@ use kvwise_sim::curve::{
 };
 use kvwise_sim::trace::BlockPaths;
 use rayon::prelude::*;
+
+pub use buys::Held;
+pub use room::Room;
 
 use crate::report::curve::{CurveReport, Ideal, KneeRow, PointRow, Quantiles, TierRow};
 
@@ -23,82 +29,21 @@ pub struct CurveQuestion {
     pub every_step: bool,
     /// Room of each tier, fastest first, with its name.
     pub tiers: Vec<(String, Room)>,
-    /// KV-cache bytes of one token, for figures in bytes.
+    /// KV-cache bytes of one token on a GPU, for figures in bytes.
     pub kv_bytes_per_token: Option<u64>,
+    /// The same on all GPUs together, where that is more: what tiers behind the GPUs store.
+    pub kv_bytes_per_token_total: Option<u64>,
+    /// The cache that there is: marked on the plot, and compared with more.
+    pub held: Option<Held>,
     /// Compute Belady's bound at each point.
     pub belady: bool,
 }
 
-/// An amount of cache in the unit that the user gave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
-    /// Blocks.
-    Blocks(u64),
-    /// Tokens, rounded down to blocks.
-    Tokens(u64),
-    /// Bytes, rounded down to blocks; needs the bytes of a token.
-    Bytes(u64),
-}
+/// Name of the tier whose bytes are those of one GPU.
+const GPU: &str = "gpu";
 
-impl Room {
-    /// Reads `5000` (blocks), `80000tokens`, `40GiB`, `40GB`.
-    ///
-    /// # Errors
-    /// If the text is not a positive whole number with one of these units.
-    pub fn parse(text: &str) -> Result<Self> {
-        let digits = text.len()
-            - text
-                .trim_start_matches(|c: char| c.is_ascii_digit() || c == '_' || c == '.')
-                .len();
-        let (number, unit) = text.split_at(digits);
-        let number = number.replace('_', "");
-        let wrong = || {
-            Error::input(format!("\"{text}\" is not an amount of cache"))
-                .hint("say 5000 (blocks), 80000tokens, 40GiB or 40GB")
-        };
-        let whole = || number.parse::<u64>().map_err(|_| wrong());
-        let scale = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "blocks" | "block" => return Ok(Self::Blocks(whole()?)),
-            "tokens" | "token" | "tok" => return Ok(Self::Tokens(whole()?)),
-            "mib" => 1u64 << 20,
-            "gib" => 1 << 30,
-            "tib" => 1 << 40,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            "tb" => 1_000_000_000_000,
-            _ => return Err(wrong()),
-        };
-        let (int, fraction) = number.split_once('.').unwrap_or((&number, ""));
-        let int: u64 = int.parse().map_err(|_| wrong())?;
-        if fraction.len() > 6 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(wrong());
-        }
-        let millionths: u64 = format!("{fraction:0<6}").parse().map_err(|_| wrong())?;
-        // at most 10^6 * 2^40, which fits
-        let part = millionths * scale / 1_000_000;
-        int.checked_mul(scale)
-            .and_then(|b| b.checked_add(part))
-            .map(Self::Bytes)
-            .ok_or_else(|| Error::overflow(text))
-    }
-
-    fn blocks(self, block_tokens: u32, kv_bytes_per_token: Option<u64>) -> Result<u64> {
-        let block = u64::from(block_tokens);
-        match self {
-            Self::Blocks(blocks) => Ok(blocks),
-            Self::Tokens(tokens) => Ok(tokens / block),
-            Self::Bytes(bytes) => {
-                let per_token = kv_bytes_per_token.filter(|&b| b > 0).ok_or_else(|| {
-                    Error::input("a capacity is given in bytes, but the bytes of a token are not known")
-                        .hint("add --kv-bytes-per-token N (kv_cache.bytes_per_token of `kvwise plan MODEL --format json`)")
-                })?;
-                let per_block = per_token
-                    .checked_mul(block)
-                    .ok_or_else(|| Error::overflow("the bytes of a block"))?;
-                Ok(bytes / per_block)
-            }
-        }
-    }
+fn is_gpu(tier: &str) -> bool {
+    tier.eq_ignore_ascii_case(GPU)
 }
 
 /// Points per factor of ten when no capacity is asked for.
@@ -139,23 +84,50 @@ pub fn answer(loaded: &Loaded, question: &CurveQuestion) -> Result<CurveReport> 
         })
         .collect::<Result<_>>()?;
 
-    let tier_blocks: Vec<u64> = question
-        .tiers
-        .iter()
-        .map(|(_, room)| blocks(room))
-        .collect::<Result<_>>()?;
     if question.semantics == Semantics::Vllm && !question.tiers.is_empty() {
         return Err(Error::input(
             "--tiers needs --semantics prefix-lru: vLLM's pool alone has no tiers",
         ));
     }
+    let held_blocks = question
+        .held
+        .as_ref()
+        .map(|held| held.blocks(&curve, question.kv_bytes_per_token))
+        .transpose()?;
+    let mut named_tiers: Vec<(String, u64)> = Vec::new();
+    if let Some(blocks) = held_blocks
+        && question.tiers.first().is_some_and(|(name, _)| !is_gpu(name))
+    {
+        named_tiers.push((GPU.to_owned(), blocks));
+    }
+    for (name, room) in &question.tiers {
+        let bytes = if is_gpu(name) {
+            question.kv_bytes_per_token
+        } else {
+            question.kv_bytes_per_token_total.or(question.kv_bytes_per_token)
+        };
+        named_tiers.push((name.clone(), room.blocks(curve.block_tokens, bytes)?));
+    }
+    let tier_blocks: Vec<u64> = named_tiers.iter().map(|&(_, blocks)| blocks).collect();
+    let deployment = match (&question.held, held_blocks) {
+        (Some(held), Some(blocks)) => {
+            let scene = buys::Scene {
+                curve: &curve,
+                paths: &paths,
+                input_lens: lens,
+                kv_bytes_per_token: question.kv_bytes_per_token,
+                belady: question.belady,
+            };
+            Some(scene.deployment(held, blocks, &named_tiers)?)
+        }
+        _ => None,
+    };
     let tiers = tier_hits(&curve, &tier_blocks)
         .iter()
-        .zip(&question.tiers)
-        .zip(&tier_blocks)
-        .map(|((hit, (name, _)), &capacity_blocks)| TierRow {
+        .zip(&named_tiers)
+        .map(|(hit, (name, capacity_blocks))| TierRow {
             name: name.clone(),
-            capacity_blocks,
+            capacity_blocks: *capacity_blocks,
             cumulative_blocks: hit.cumulative_blocks,
             hit_blocks: hit.hit_blocks,
             hit_tokens: hit.hit_tokens,
@@ -191,9 +163,10 @@ pub fn answer(loaded: &Loaded, question: &CurveQuestion) -> Result<CurveReport> 
             .map(|knee| knee_row(&curve, knee, question.kv_bytes_per_token))
             .collect(),
         tiers,
+        deployment,
         reuse_distance_blocks: reuse_distance(&curve),
         reuse_time_s: reuse_time(&curve),
-        line: plotted(&curve),
+        line: plotted(&curve, held_blocks),
     })
 }
 
@@ -294,9 +267,9 @@ fn reuse_time(curve: &Curve) -> Option<Quantiles> {
     })
 }
 
-/// Enough points of the whole curve for a picture.
-fn plotted(curve: &Curve) -> Vec<(u64, u64)> {
-    let last = curve.capacity_needed();
+/// Enough points of the whole curve for a picture that shows `marked` too.
+fn plotted(curve: &Curve, marked: Option<u64>) -> Vec<(u64, u64)> {
+    let last = curve.capacity_needed().max(marked.unwrap_or(0));
     log_capacities(last.max(2), 48)
         .into_iter()
         .map(|c| (c, curve.hit_tokens(c)))
@@ -309,35 +282,4 @@ fn plotted(curve: &Curve) -> Vec<(u64, u64)> {
 /// As [`kvwise_sim::trace::Trace::to_blocks`].
 pub fn blocks_of(loaded: &Loaded, block_tokens: Option<u32>) -> Result<BlockPaths> {
     loaded.trace.to_blocks(block_tokens)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_is_read_in_blocks_tokens_and_bytes() {
-        for (text, room) in [
-            ("5000", Room::Blocks(5000)),
-            ("80_000tokens", Room::Tokens(80_000)),
-            ("1.5GiB", Room::Bytes(3 << 29)),
-            ("2 GB", Room::Bytes(2_000_000_000)),
-        ] {
-            assert_eq!(Room::parse(text).unwrap(), room, "{text}");
-        }
-        for text in [
-            "",
-            "GiB",
-            "-5",
-            "1.5",
-            "5 apples",
-            "99999999999999999999",
-            "99999999999GiB",
-            "1.2.3GiB",
-        ] {
-            assert!(Room::parse(text).is_err(), "{text}");
-        }
-        assert!(Room::Bytes(1 << 30).blocks(16, None).is_err());
-        assert_eq!(Room::Bytes(1 << 30).blocks(16, Some(1024)).unwrap(), 65_536);
-    }
 }
