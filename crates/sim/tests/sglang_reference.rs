@@ -101,9 +101,7 @@ fn history(seed: u64, operations: usize) -> History {
                 let cache_salt = [None, None, None, Some(""), Some("s")][random.random_range(0..5)];
                 next_id += 1;
                 let namespace = names.intern(extra_key, cache_salt).unwrap();
-                cache
-                    .observer_mut()
-                    .salt(namespace, cache_salt.unwrap_or_default());
+                cache.observer_mut().describe(namespace, extra_key, cache_salt);
                 let mut kv = cache.lookup(namespace, &tokens[..prompt_len], priority).unwrap();
                 cache.start(&mut kv).unwrap();
                 answer.insert("matched".to_owned(), json!(kv.prefix_len()));

@@ -3,8 +3,8 @@
 //! Mirrors SGLang 0.5.23 (`sglang/srt/mem_cache/events.py`, `mem_cache/utils.py`): a page's hash is the first 64 bits
 //! (signed, big-endian) of SHA-256 over the whole digest of the page before it, if any, and the page's tokens as
 //! 32-bit little-endian words; with a cache salt the chain starts from a digest of the salt. Extra keys do not enter
-//! the hash. Pages stored one after another along a chain are one event, so are removals that follow one another.
-//! A split is no event.
+//! the hash. Pages stored one after another along a chain are one event, so are removals that follow one another
+//! under equal extra keys (the rule of SGLang's Rust tree). A split is no event.
 //!
 //! ```
 //! use kvwise_cache::radix::{CacheEvent, EventLog, Insert, Namespace, RadixTree, TreePolicy};
@@ -71,7 +71,11 @@ pub struct EventLog {
     seeds: HashMap<Namespace, PageDigest>,
     /// Digest of the last page of each node; `None` for the root.
     last: Vec<Option<PageDigest>>,
+    /// Extra keys of the namespaces that have one.
+    extra_keys: HashMap<Namespace, Box<str>>,
     queue: Vec<CacheEvent>,
+    /// Namespace of the last removal.
+    removed_in: Namespace,
 }
 
 impl EventLog {
@@ -81,16 +85,21 @@ impl EventLog {
             page: page_size.max(1),
             seeds: HashMap::new(),
             last: vec![None],
+            extra_keys: HashMap::new(),
             queue: Vec::new(),
+            removed_in: Namespace::DEFAULT,
         }
     }
 
-    /// Says that a namespace has a cache salt; call it before the first insertion there. Empty salts are none.
-    pub fn salt(&mut self, namespace: Namespace, cache_salt: &str) {
-        if !cache_salt.is_empty() {
+    /// Says what a namespace stands for; call it before the first insertion there. An empty salt is none.
+    pub fn describe(&mut self, namespace: Namespace, extra_key: Option<&str>, cache_salt: Option<&str>) {
+        if let Some(salt) = cache_salt.filter(|salt| !salt.is_empty()) {
             let mut digest = Sha256::new_with_prefix(b"sglang-cache-salt-v1\0");
-            digest.update(cache_salt.as_bytes());
+            digest.update(salt.as_bytes());
             self.seeds.insert(namespace, digest.finalize().into());
+        }
+        if let Some(key) = extra_key {
+            self.extra_keys.insert(namespace, Box::from(key));
         }
     }
 
@@ -174,7 +183,9 @@ impl TreeObserver<u32> for EventLog {
     fn removed(&mut self, parent: u32, _: u32, namespace: Namespace, tokens: &[u32]) {
         let chain = self.chain(self.before(parent, namespace), tokens);
         let gone = chain.iter().map(short);
-        if let Some(CacheEvent::Removed { hashes }) = self.queue.last_mut() {
+        let before = std::mem::replace(&mut self.removed_in, namespace);
+        let same = before == namespace || self.extra_keys.get(&before) == self.extra_keys.get(&namespace);
+        if let Some(CacheEvent::Removed { hashes }) = self.queue.last_mut().filter(|_| same) {
             hashes.extend(gone);
         } else {
             self.queue.push(CacheEvent::Removed {
@@ -270,7 +281,7 @@ mod tests {
     fn salts_change_names_and_other_namespaces_do_not() {
         let mut tree = tree(2);
         let (salted, plain) = (Namespace(1), Namespace(2));
-        tree.observer_mut().salt(salted, "pepper");
+        tree.observer_mut().describe(salted, None, Some("pepper"));
         for namespace in [Namespace::DEFAULT, salted, plain] {
             put(&mut tree, namespace, &[1, 2]);
         }
