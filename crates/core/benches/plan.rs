@@ -34,24 +34,46 @@ fn look_up_and_read_layers(name: &str) -> usize {
     read(name).1.layers.len()
 }
 
+/// From the text of a `config.json` in memory to the plan, advice and its further plans included.
 #[divan::bench(args = MODELS)]
-fn plan_and_advise(bencher: Bencher, name: &str) {
-    let (config, model) = read(name);
+fn from_text_to_plan(bencher: Bencher, name: &str) {
+    let text = catalogue::find(name)
+        .and_then(|entry| entry.config())
+        .map(|config| serde_json::Value::Object(config.into_map()).to_string())
+        .expect("in the catalogue");
     let gpu = hardware::find("b200").expect("in the catalogue");
-    let settings = Settings {
-        tensor_parallel_size: 8,
-        ..Settings::default()
-    };
-    let request = Request {
-        subject: Subject::of_model(name, "catalogue", &model, &config),
+    bencher.bench(|| {
+        let config = Config::parse(divan::black_box(text.as_bytes())).expect("parsed");
+        let family::Reading::Model(model) = family::read(name, &config).expect("read") else {
+            panic!("{name} is served")
+        };
+        plan(&request(name, &model, &config, gpu))
+            .expect("planned")
+            .kv_cache
+    });
+}
+
+fn request<'a>(name: &'a str, model: &'a Model, config: &'a Config, gpu: &hardware::Gpu) -> Request<'a> {
+    Request {
+        subject: Subject::of_model(name, "catalogue", model, config),
         hardware: Hardware::of(gpu, 8),
-        engine: Engine::Vllm(Box::new(settings)),
+        engine: Engine::Vllm(Box::new(Settings {
+            tensor_parallel_size: 8,
+            ..Settings::default()
+        })),
         load: Load {
             contexts: vec![8192],
             ..Load::default()
         },
         policy: Policy::none(),
         explain: false,
-    };
+    }
+}
+
+#[divan::bench(args = MODELS)]
+fn plan_and_advise(bencher: Bencher, name: &str) {
+    let (config, model) = read(name);
+    let gpu = hardware::find("b200").expect("in the catalogue");
+    let request = request(name, &model, &config, gpu);
     bencher.bench(|| plan(&request).expect("planned"));
 }

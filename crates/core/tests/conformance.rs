@@ -26,6 +26,7 @@ const H100: Gpu = Gpu {
     minor: 0,
     memory_bytes: 80 << 30,
     a100: false,
+    hopper: false,
 };
 
 /// Where the stand-in for `FLASH_ATTN` takes any multiple of 16, as on Ampere: Hopper's own fixes pages for some heads.
@@ -34,6 +35,7 @@ const A100: Gpu = Gpu {
     minor: 0,
     memory_bytes: 80 << 30,
     a100: true,
+    hopper: false,
 };
 
 /// One line of `known_differences.tsv`.

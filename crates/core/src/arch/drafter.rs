@@ -1,50 +1,187 @@
-//! The multi-token-prediction modules of a model: one of its own decoder layers and what joins it to the target.
+//! The drafters that a checkpoint brings along: multi-token-prediction modules, and the DSpark stages of DeepSeek-V4.
+//!
+//! A multi-token-prediction module is one of the model's own decoder layers and what joins it to the target; which layer,
+//! and how it is joined, differs by class.
 
 use super::{CacheKind, Layer, Model, Parallel, Role, Weight};
 use crate::dtype::Dtype;
 use crate::quant::Quantization;
 use crate::{Error, Result};
 
-/// Classes whose modules join embedding and hidden state by a projection that ranks divide
-/// (vLLM 0.32.0, `qwen3_next_mtp.py`, `qwen3_5_mtp.py`, `exaone_moe_mtp.py`).
-const DIVIDED: &[&str] = &["ExaoneMo", "Exaone4_5", "Qwen3Next", "Qwen3_5"];
+/// How a module joins embedding and hidden state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Join {
+    /// One projection for all modules that ranks divide, and three norms.
+    Divided,
+    /// A projection in each module that ranks divide, and three norms.
+    DividedEach,
+    /// A projection in each module that every rank holds whole, and three norms.
+    Whole,
+    /// Two projections in each module, the mixing of residual streams, and three norms.
+    Streams,
+}
 
-/// Classes whose modules hold it whole (`deepseek_mtp.py`, `glm4_moe_mtp.py`, `glm4_moe_lite_mtp.py`,
-/// `openpangu_mtp.py`, `mimo_mtp.py`, `hy_v3_mtp.py`, `vllm/models/hy_v4`, `vllm/models/minimax_m3`).
-const WHOLE: &[&str] = &[
-    "Deepseek",
-    "Glm4Moe",
-    "GlmMoeDsa",
-    "HYV3",
-    "HYV4",
-    "MiMoForCausalLM",
-    "MiniMaxM3",
-    "PanguUltra",
+/// Which decoder layer a module repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeats {
+    /// The last with attention over all tokens; among these one with an indexer, which modules always hold.
+    LastFull,
+    /// The attention of the last such layer and the experts of the last layer that has some, which are two layers.
+    FullAndExperts,
+    /// The attention of the last layer with a window and the feed-forward part of a layer without experts.
+    WindowAndDense,
+    /// The last whose attention is not compressed.
+    Uncompressed,
+}
+
+/// Classes by the beginning of their name (vLLM 0.32.0, `config/speculative.py`, `hf_config_override`, and the files
+/// named), and the modules of those whose configuration does not count them.
+const CLASSES: &[(&str, Join, Repeats, Option<u64>)] = &[
+    // qwen3_next_mtp.py, qwen3_5_mtp.py, exaone_moe_mtp.py, exaone4_5_mtp.py.
+    ("Qwen3Next", Join::Divided, Repeats::LastFull, Some(1)),
+    ("Qwen3_5", Join::Divided, Repeats::LastFull, None),
+    ("ExaoneMo", Join::Divided, Repeats::LastFull, None),
+    ("Exaone4_5", Join::Divided, Repeats::LastFull, None),
+    // vllm/models/deepseek_v4/nvidia/mtp.py.
+    ("DeepseekV4", Join::Streams, Repeats::Uncompressed, None),
+    // deepseek_mtp.py, glm4_moe_mtp.py, glm4_moe_lite_mtp.py, openpangu_mtp.py, mimo_mtp.py, hy_v3_mtp.py,
+    // vllm/models/{deepseek_v32,hy_v4,minimax_m3}.
+    ("Deepseek", Join::Whole, Repeats::LastFull, None),
+    ("Glm4Moe", Join::Whole, Repeats::LastFull, None),
+    ("GlmMoeDsa", Join::Whole, Repeats::LastFull, None),
+    ("HYV3", Join::Whole, Repeats::LastFull, None),
+    ("HYV4", Join::Whole, Repeats::LastFull, None),
+    ("MiMoForCausalLM", Join::Whole, Repeats::LastFull, None),
+    ("MiniMaxM3", Join::Whole, Repeats::LastFull, None),
+    ("PanguUltra", Join::Whole, Repeats::LastFull, None),
+    // mimo_v2_mtp.py reads the first module only; step3p5_mtp.py.
+    ("MiMoV2", Join::Whole, Repeats::WindowAndDense, Some(1)),
+    ("Step3p", Join::Whole, Repeats::WindowAndDense, None),
+    // nemotron_h_mtp.py.
+    ("NemotronH", Join::DividedEach, Repeats::FullAndExperts, None),
 ];
 
+/// DSpark stages of DeepSeek-V4 where the configuration does not count them (vLLM 0.32.0,
+/// `vllm/models/deepseek_v4/nvidia/dspark.py`).
+const DSPARK_STAGES: u64 = 3;
+/// Hidden states of the target that the stages read, and rank of the head that biases the next token:
+/// `dspark_target_layer_ids` and `dspark_markov_rank` of DeepSeek-V4-Flash-0731.
+const DSPARK_STATES: u64 = 3;
+const DSPARK_RANK: u64 = 256;
+
+fn attends(layer: &Layer) -> bool {
+    layer.caches.iter().any(|c| {
+        matches!(
+            c.kind,
+            CacheKind::Full(_) | CacheKind::Latent { .. } | CacheKind::Compressed { .. }
+        )
+    })
+}
+
+fn feed_forward(weight: &Weight) -> bool {
+    matches!(
+        weight.role,
+        Role::Mlp | Role::Experts | Role::Router | Role::SharedExpert
+    ) || weight.name.starts_with("mlp.")
+        || weight.name.starts_with("moe.")
+}
+
+fn has_experts(layer: &Layer) -> bool {
+    layer.weights.iter().any(|w| w.role == Role::Experts)
+}
+
 impl Model {
+    fn mtp_class(&self) -> Result<(Join, Repeats, u64)> {
+        let unknown = || {
+            Error::unsupported(format!(
+                "the multi-token-prediction modules of {} are not known",
+                self.architecture
+            ))
+        };
+        let row = CLASSES
+            .iter()
+            .find(|(name, ..)| self.architecture.starts_with(name));
+        let (join, repeats, count) = match row {
+            Some(&(_, join, repeats, count)) => (join, repeats, count.unwrap_or(self.mtp_layers)),
+            None if self.mtp_layers > 0 => return Err(unknown()),
+            None => (Join::Whole, Repeats::LastFull, 0),
+        };
+        // No file has more; a number from one is not trusted with a list's length.
+        if count == 0 || count > 1 << 10 {
+            return Err(Error::unsupported(format!(
+                "{} has no multi-token-prediction modules (num_nextn_predict_layers is {count})",
+                self.architecture
+            )));
+        }
+        Ok((join, repeats, count))
+    }
+
     /// The decoder layer that a multi-token-prediction module repeats: the last one with attention over all tokens,
     /// and among these one that holds an indexer (modules always hold theirs). `None` without attention.
     pub fn mtp_layer(&self) -> Option<&Layer> {
-        let attends = |layer: &&Layer| {
-            layer.caches.iter().any(|c| {
-                matches!(
-                    c.kind,
-                    CacheKind::Full(_) | CacheKind::Latent { .. } | CacheKind::Compressed { .. }
-                )
-            })
-        };
         let indexed = |layer: &&Layer| {
             layer
                 .caches
                 .iter()
                 .any(|c| matches!(c.kind, CacheKind::Indexer { .. }))
         };
-        let last = self.layers.iter().rev();
-        last.clone()
-            .filter(attends)
-            .find(indexed)
-            .or_else(|| last.clone().find(attends))
+        let last = self.layers.iter().rev().filter(|layer| attends(layer));
+        last.clone().find(indexed).or_else(|| last.clone().next())
+    }
+
+    /// The layers of all multi-token-prediction modules, in the order the engine registers them, without what joins
+    /// them to the target.
+    ///
+    /// # Errors
+    /// As [`Error::unsupported`] if the model has none, or this class's are not known.
+    pub fn mtp_modules(&self) -> Result<Vec<Layer>> {
+        let (_, repeats, count) = self.mtp_class()?;
+        let module = self.mtp_module(repeats).ok_or_else(|| {
+            Error::unsupported(format!(
+                "{} has no layer that a multi-token-prediction module could repeat",
+                self.architecture
+            ))
+        })?;
+        Ok(vec![module; usize::try_from(count).unwrap_or(1)])
+    }
+
+    fn mtp_module(&self, repeats: Repeats) -> Option<Layer> {
+        let last = || self.layers.iter().rev();
+        let uncompressed = |layer: &&Layer| {
+            layer
+                .caches
+                .iter()
+                .any(|c| matches!(c.kind, CacheKind::Compressed { ratio, .. } if ratio <= 1))
+        };
+        let mut module = match repeats {
+            Repeats::LastFull => self.mtp_layer()?.clone(),
+            Repeats::Uncompressed => last().find(uncompressed)?.clone(),
+            Repeats::FullAndExperts => {
+                let mut module = self.mtp_layer()?.clone();
+                let experts = last().find(|layer| has_experts(layer) && !attends(layer))?;
+                module.weights.extend(experts.weights.iter().cloned());
+                module
+            }
+            Repeats::WindowAndDense => {
+                let windowed = |layer: &&Layer| {
+                    layer
+                        .caches
+                        .iter()
+                        .any(|c| matches!(c.kind, CacheKind::Sliding { .. }))
+                };
+                let mut module = last().find(windowed)?.clone();
+                module.weights.retain(|w| !feed_forward(w));
+                let dense = self.layers.iter().find(|layer| !has_experts(layer))?;
+                module
+                    .weights
+                    .extend(dense.weights.iter().filter(|w| feed_forward(w)).cloned());
+                module
+            }
+        };
+        module
+            .caches
+            .retain(|cache| !matches!(cache.kind, CacheKind::State(_)));
+        Some(module)
     }
 
     /// Bytes of all multi-token-prediction modules on one tensor-parallel rank of the last pipeline stage. Embedding
@@ -60,52 +197,128 @@ impl Model {
         dtype: Dtype,
         quantization: Option<&Quantization>,
     ) -> Result<u64> {
-        let starts = |list: &[&str]| list.iter().any(|name| self.architecture.starts_with(name));
-        let (Some(layer), true) = (self.mtp_layer(), self.mtp_layers > 0) else {
-            return Err(Error::unsupported(format!(
-                "{} has no multi-token-prediction modules",
-                self.architecture
-            )));
-        };
+        let (join, ..) = self.mtp_class()?;
         let (inputs, width) = (2 * self.hidden_size, self.hidden_size);
-        let (mut once, mut each) = (Vec::new(), Vec::new());
-        if starts(DIVIDED) {
-            once.push(Weight::column("mtp.fc", Role::Mlp, inputs, &[width]));
-            once.push(Weight::norm("mtp.norms", width).times(3));
-        } else if starts(WHOLE) {
-            each.push(Weight::replicated("eh_proj", Role::Mlp, inputs, &[width]).unquantized());
-            each.push(Weight::norm("norms", width).times(3));
+        let norms = Weight::norm("norms", width).times(3);
+        let (once, each) = match join {
+            Join::Divided => (
+                vec![Weight::column("mtp.fc", Role::Mlp, inputs, &[width]), norms],
+                Vec::new(),
+            ),
+            Join::DividedEach => (
+                Vec::new(),
+                vec![Weight::column("eh_proj", Role::Mlp, inputs, &[width]), norms],
+            ),
+            Join::Whole => (
+                Vec::new(),
+                vec![
+                    Weight::replicated("eh_proj", Role::Mlp, inputs, &[width]).unquantized(),
+                    norms,
+                ],
+            ),
+            Join::Streams => {
+                let mut each = vec![
+                    Weight::replicated("e_proj", Role::Mlp, width, &[width]),
+                    Weight::replicated("h_proj", Role::Mlp, width, &[width]),
+                    norms,
+                ];
+                each.extend(self.stream_head());
+                (Vec::new(), each)
+            }
+        };
+        self.drafter_bytes(&self.mtp_modules()?, &once, &each, parallel, dtype, quantization)
+    }
+
+    /// The layers of the DSpark drafter that the checkpoint of a DeepSeek-V4 brings (vLLM 0.32.0,
+    /// `vllm/models/deepseek_v4/nvidia/dspark.py`): like the model's own, with a window alone.
+    ///
+    /// # Errors
+    /// As [`Error::unsupported`] for every other model.
+    pub fn dspark_stages(&self) -> Result<Vec<Layer>> {
+        let stage = if self.architecture.starts_with("DeepseekV4") {
+            self.mtp_module(Repeats::Uncompressed)
         } else {
-            return Err(Error::unsupported(format!(
-                "the multi-token-prediction modules of {} are not known",
+            None
+        };
+        match stage {
+            Some(stage) => Ok(vec![stage; usize::try_from(DSPARK_STAGES).unwrap_or(1)]),
+            None => Err(Error::unsupported(format!(
+                "{} brings no DSpark drafter; give one as \"model\"",
                 self.architecture
-            )));
+            ))),
         }
-        if parallel.pp > 1 {
-            let embedding = self.outside.iter().flat_map(|part| &part.weights);
-            once.extend(embedding.filter(|w| w.role == Role::Embedding).cloned());
-        }
-        let overflow = || Error::overflow("the size of the multi-token-prediction modules");
+    }
+
+    /// Bytes of that drafter on one tensor-parallel rank of the last pipeline stage. How many hidden states it reads and
+    /// the rank of its head are DeepSeek-V4-Flash-0731's.
+    ///
+    /// # Errors
+    /// As [`Model::dspark_stages`], if a dimension does not divide over the ranks, or a size leaves 64 bits.
+    pub fn dspark_weight_bytes(
+        &self,
+        parallel: &Parallel,
+        dtype: Dtype,
+        quantization: Option<&Quantization>,
+    ) -> Result<u64> {
+        let (width, vocab) = (self.hidden_size, self.vocab_size);
+        let mut once = vec![
+            Weight::replicated("mtp.main_proj", Role::Mlp, width * DSPARK_STATES, &[width]),
+            Weight::norm("mtp.norms", width).times(2),
+            Weight::tensor("mtp.markov_w1", Role::Head, &[vocab, DSPARK_RANK], None),
+            Weight::tensor("mtp.markov_w2", Role::Head, &[vocab, DSPARK_RANK], None),
+            Weight::tensor("mtp.confidence", Role::Head, &[width + DSPARK_RANK], None).of(Dtype::F32),
+        ];
+        once.extend(self.stream_head());
+        self.drafter_bytes(&self.dspark_stages()?, &once, &[], parallel, dtype, quantization)
+    }
+
+    /// What joins the residual streams of DeepSeek-V4 before the head.
+    fn stream_head(&self) -> impl Iterator<Item = Weight> {
+        self.outside
+            .iter()
+            .flat_map(|part| &part.weights)
+            .filter(|w| w.name.contains("hc_head"))
+            .cloned()
+    }
+
+    /// Bytes of drafter layers, of weights that are there once and of weights that each layer has besides.
+    fn drafter_bytes(
+        &self,
+        layers: &[Layer],
+        once: &[Weight],
+        each: &[Weight],
+        parallel: &Parallel,
+        dtype: Dtype,
+        quantization: Option<&Quantization>,
+    ) -> Result<u64> {
+        let overflow = || Error::overflow("the size of the drafter");
         let bytes = |weight: &Weight, path: &str| match quantization {
             None => weight.bytes(parallel, dtype),
             Some(q) => q.bytes(path, weight, parallel, dtype),
         };
-        let mut total = 0u64;
-        for weight in &once {
-            total = total
-                .checked_add(bytes(weight, &weight.name)?)
-                .ok_or_else(overflow)?;
+        let mut total = 0_u64;
+        let mut add = |more: u64| -> Result<()> {
+            total = total.checked_add(more).ok_or_else(overflow)?;
+            Ok(())
+        };
+        for weight in once {
+            add(bytes(weight, &weight.name)?)?;
         }
-        let mut module = 0u64;
-        for weight in layer.weights.iter().chain(&each) {
-            // Modules are numbered on from the last layer.
-            let path = format!("{}.{}.{}", self.layers_path, self.layers.len(), weight.name);
-            module = module.checked_add(bytes(weight, &path)?).ok_or_else(overflow)?;
+        if parallel.pp > 1 {
+            for part in &self.outside {
+                for weight in part.weights.iter().filter(|w| w.role == Role::Embedding) {
+                    add(bytes(weight, &weight.name)?)?;
+                }
+            }
         }
-        module
-            .checked_mul(self.mtp_layers)
-            .and_then(|all| all.checked_add(total))
-            .ok_or_else(overflow)
+        for (i, layer) in layers.iter().enumerate() {
+            for weight in layer.weights.iter().chain(each) {
+                // Drafter layers are numbered on from the last of the model.
+                let path = format!("{}.{}.{}", self.layers_path, self.layers.len() + i, weight.name);
+                add(bytes(weight, &path)?)?;
+            }
+        }
+        Ok(total)
     }
 }
 

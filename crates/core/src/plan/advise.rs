@@ -3,29 +3,39 @@
 use serde_json::json;
 
 use super::report::Plan;
-use super::request::{Engine, Request};
+use super::request::{Engine, Generic, Mode, Request};
 use super::{answer, evaluate};
-use crate::engine::vllm::{KvDtype, MaxModelLen};
-use crate::units::grouped;
+use crate::engine::vllm::{KvDtype, MaxModelLen, Settings};
+use crate::units::{GIB, grouped};
 
 /// A changed setting.
-struct Change {
+struct Change<'a> {
     flag: &'static str,
     value: String,
+    request: Request<'a>,
+    /// Why, where it is not the number of requests that the change raises.
+    reason: Option<String>,
 }
 
 /// Fills `recommended` and, if it does not fit, `fix`.
 pub(super) fn advise(request: &Request, plan: &mut Plan) {
     let mut fixes = Vec::new();
-    for (change, changed) in variants(request, plan) {
+    let mut changes = variants(request, plan);
+    changes.extend(for_mode(request, plan));
+    changes.extend(for_link(request, plan));
+    for change in changes {
         // A variant that is itself an error (a size that does not divide) is no advice.
-        let Ok(evaluation) = evaluate(&changed) else {
+        let Some(other) = replan(&change.request) else {
             continue;
         };
-        let Ok(other) = answer(&changed, &evaluation) else {
-            continue;
+        let why = match &change.reason {
+            Some(reason) if other.feasibility.fits => reason.clone(),
+            Some(_) => continue,
+            None => match gain(plan, &other) {
+                Some(why) => why,
+                None => continue,
+            },
         };
-        let Some(why) = gain(plan, &other) else { continue };
         if !plan.feasibility.fits && other.feasibility.fits {
             fixes.push(format!("{} {} would: {why}", change.flag, change.value));
         }
@@ -41,21 +51,70 @@ pub(super) fn advise(request: &Request, plan: &mut Plan) {
     }
 }
 
+/// The whole plan of a changed request; `None` if the change is an error.
+pub(super) fn replan(request: &Request) -> Option<Plan> {
+    let evaluation = evaluate(request).ok()?;
+    answer(request, &evaluation).ok()
+}
+
+/// The request with vLLM's settings changed; `None` for other engines.
+pub(super) fn with_vllm<'a>(
+    request: &Request<'a>,
+    change: impl FnOnce(&mut Settings),
+) -> Option<Request<'a>> {
+    let Engine::Vllm(settings) = &request.engine else {
+        return None;
+    };
+    let mut settings = settings.clone();
+    change(&mut settings);
+    let ranks = settings
+        .tensor_parallel_size
+        .saturating_mul(settings.pipeline_parallel_size)
+        .saturating_mul(settings.data_parallel_size);
+    let mut changed = Request {
+        engine: Engine::Vllm(settings),
+        explain: false,
+        ..request.clone()
+    };
+    changed.hardware.gpus = changed.hardware.gpus.max(ranks);
+    Some(changed)
+}
+
+/// The request with the generic engine's settings changed; `None` for other engines.
+pub(super) fn with_generic<'a>(
+    request: &Request<'a>,
+    change: impl FnOnce(&mut Generic),
+) -> Option<Request<'a>> {
+    let Engine::Generic(settings) = &request.engine else {
+        return None;
+    };
+    let mut settings = settings.clone();
+    change(&mut settings);
+    let ranks = settings
+        .tensor_parallel_size
+        .saturating_mul(settings.pipeline_parallel_size);
+    let mut changed = Request {
+        engine: Engine::Generic(settings),
+        explain: false,
+        ..request.clone()
+    };
+    changed.hardware.gpus = changed.hardware.gpus.max(ranks);
+    Some(changed)
+}
+
 /// Changes to try, the least invasive first.
-fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<(Change, Request<'a>)> {
+fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
     let mut out = Vec::new();
-    let mut push = |flag, value: String, changed: Request<'a>| out.push((Change { flag, value }, changed));
+    let mut push = |flag, value: String, changed: Option<Request<'a>>| {
+        out.extend(changed.map(|request| Change {
+            flag,
+            value,
+            request,
+            reason: None,
+        }));
+    };
     let fits = plan.feasibility.fits;
     if let Engine::Vllm(settings) = &request.engine {
-        let with = |change: &dyn Fn(&mut crate::engine::vllm::Settings)| {
-            let mut settings = settings.clone();
-            change(&mut settings);
-            Request {
-                engine: Engine::Vllm(settings),
-                explain: false,
-                ..request.clone()
-            }
-        };
         // The longest that fits, where the engine would otherwise refuse to start; never below an asked context.
         if !fits
             && settings.max_model_len != MaxModelLen::Auto
@@ -65,26 +124,47 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<(Change, Request<'a>)
             push(
                 "--max-model-len",
                 longest.to_string(),
-                with(&|s| s.max_model_len = MaxModelLen::Tokens(longest)),
+                with_vllm(request, |s| s.max_model_len = MaxModelLen::Tokens(longest)),
             );
         }
         if settings.kv_cache_dtype == KvDtype::Auto {
             push(
                 "--kv-cache-dtype",
                 "fp8".to_owned(),
-                with(&|s| s.kv_cache_dtype = KvDtype::Fp8),
+                with_vllm(request, |s| s.kv_cache_dtype = KvDtype::Fp8),
             );
         }
         if !fits {
-            for tp in [2, 4, 8, 16] {
-                if tp > settings.tensor_parallel_size {
-                    let mut changed = with(&|s| s.tensor_parallel_size = tp);
-                    changed.hardware.gpus = changed.hardware.gpus.max(tp * settings.pipeline_parallel_size);
-                    push("--tensor-parallel-size", tp.to_string(), changed);
-                }
+            // Stages talk once a layer boundary, tensor-parallel ranks twice a layer: over PCIe stages come first.
+            let stages = [2, 4, 8].map(|pp| {
+                (
+                    "--pipeline-parallel-size",
+                    pp,
+                    (pp > settings.pipeline_parallel_size)
+                        .then(|| with_vllm(request, |s| s.pipeline_parallel_size = pp))
+                        .flatten(),
+                )
+            });
+            let ranks = [2, 4, 8, 16].map(|tp| {
+                (
+                    "--tensor-parallel-size",
+                    tp,
+                    (tp > settings.tensor_parallel_size)
+                        .then(|| with_vllm(request, |s| s.tensor_parallel_size = tp))
+                        .flatten(),
+                )
+            });
+            let over_pcie = request.hardware.pcie_only && request.hardware.link_given;
+            let first: Vec<_> = if over_pcie {
+                stages.into_iter().chain(ranks).collect()
+            } else {
+                ranks.into_iter().collect()
+            };
+            for (flag, n, changed) in first {
+                push(flag, n.to_string(), changed);
             }
         }
-        if let (Some(context), Some(fitting)) = (
+        if let (Some(_), Some(fitting)) = (
             plan.feasibility.context,
             plan.feasibility.max_concurrency_at_context,
         ) && fits
@@ -93,38 +173,30 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<(Change, Request<'a>)
             // More running sequences than the pool holds at this length only cause preemptions.
             let wanted = fitting.min(1024);
             if settings.max_num_seqs.is_some_and(|n| n > wanted) {
-                let _ = context;
                 push(
                     "--max-num-seqs",
                     wanted.to_string(),
-                    with(&|s| s.max_num_seqs = Some(wanted)),
+                    with_vllm(request, |s| s.max_num_seqs = Some(wanted)),
                 );
             }
         }
     }
     if let Engine::Generic(settings) = &request.engine {
-        let with = |change: &dyn Fn(&mut super::Generic)| {
-            let mut settings = settings.clone();
-            change(&mut settings);
-            Request {
-                engine: Engine::Generic(settings),
-                explain: false,
-                ..request.clone()
-            }
-        };
         if settings.kv_element_bytes.is_none() {
             push(
                 "--kv-cache-dtype",
                 "fp8".to_owned(),
-                with(&|s| s.kv_element_bytes = Some(1)),
+                with_generic(request, |s| s.kv_element_bytes = Some(1)),
             );
         }
         if !fits {
             for tp in [2, 4, 8] {
                 if tp > settings.tensor_parallel_size {
-                    let mut changed = with(&|s| s.tensor_parallel_size = tp);
-                    changed.hardware.gpus = changed.hardware.gpus.max(tp * settings.pipeline_parallel_size);
-                    push("--tensor-parallel-size", tp.to_string(), changed);
+                    push(
+                        "--tensor-parallel-size",
+                        tp.to_string(),
+                        with_generic(request, |s| s.tensor_parallel_size = tp),
+                    );
                 }
             }
         }
@@ -132,18 +204,122 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<(Change, Request<'a>)
     out
 }
 
-/// What `--max-model-len auto` would settle on.
-fn longest_that_starts(request: &Request) -> Option<u64> {
+/// Steps of the scheduler for what the deployment is for: sequences and tokens of a step by the rules of an earlier planner
+/// (vllm-wizard 0.2.0, `recommend.py`), within what the memory allows.
+fn for_mode<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
+    let (Some(mode), Engine::Vllm(settings)) = (request.load.mode, &request.engine) else {
+        return Vec::new();
+    };
+    let (Some(context), true) = (plan.feasibility.context, plan.feasibility.fits) else {
+        return Vec::new();
+    };
+    let concurrency = plan.feasibility.concurrency;
+    let (more, percent, what) = match mode {
+        Mode::Throughput => (
+            4,
+            150,
+            "throughput: some more requests than asked for, and steps that take prompts of several",
+        ),
+        Mode::Latency => (
+            0,
+            100,
+            "latency: no more requests than asked for, so that none waits for others' steps",
+        ),
+        Mode::Balanced => (2, 125, "balanced: two more requests than asked for"),
+    };
+    let mut out = Vec::new();
+    if settings.max_num_seqs.is_none() {
+        let wanted = concurrency.saturating_add(more);
+        let request = with_vllm(request, |s| s.max_num_seqs = Some(wanted));
+        out.extend(request.map(|request| Change {
+            flag: "--max-num-seqs",
+            value: wanted.to_string(),
+            request,
+            reason: Some(what.to_owned()),
+        }));
+    }
+    if settings.max_num_batched_tokens.is_none() {
+        let memory = plan.gpu.memory_bytes;
+        let cap = match memory {
+            m if m >= 40 * GIB => 65_536,
+            m if m >= 20 * GIB => 32_768,
+            _ => 16_384,
+        };
+        let load = u128::from(context) * u128::from(concurrency) * percent / 100;
+        let wanted = u64::try_from(load).unwrap_or(cap).clamp(8192, cap);
+        // A step of that size raises the peak of the activations: it is halved until the load still fits.
+        let mut tokens = wanted;
+        while tokens >= 2048 {
+            let sequences = concurrency.saturating_add(more);
+            let changed = with_vllm(request, |s| {
+                s.max_num_batched_tokens = Some(tokens);
+                s.max_num_seqs = s.max_num_seqs.or(Some(sequences));
+            });
+            let Some(changed) = changed else { break };
+            if replan(&changed).is_some_and(|other| other.feasibility.fits) {
+                out.push(Change {
+                    flag: "--max-num-batched-tokens",
+                    value: tokens.to_string(),
+                    request: changed,
+                    reason: Some(format!(
+                        "{}: {percent} % of the load's {} tokens in a step, at least 8192 and at most {}{}",
+                        mode.name(),
+                        grouped(context.saturating_mul(concurrency)),
+                        grouped(cap),
+                        if tokens < wanted {
+                            ", less because the activations would not leave room for the load"
+                        } else {
+                            ""
+                        }
+                    )),
+                });
+                break;
+            }
+            tokens /= 2;
+        }
+    }
+    out
+}
+
+/// Over `PCIe` every layer's two reductions are slow: fewer tensor-parallel ranks, if the load fits there too.
+fn for_link<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
     let Engine::Vllm(settings) = &request.engine else {
-        return None;
+        return Vec::new();
     };
-    let mut settings = settings.clone();
-    settings.max_model_len = MaxModelLen::Auto;
-    let auto = Request {
-        engine: Engine::Vllm(settings),
-        explain: false,
-        ..request.clone()
-    };
+    let tp = settings.tensor_parallel_size;
+    if !(request.hardware.pcie_only && plan.feasibility.fits && tp > 1) {
+        return Vec::new();
+    }
+    let mut best = None;
+    let mut fewer = tp / 2;
+    while fewer >= 1 {
+        let changed = with_vllm(request, |s| s.tensor_parallel_size = fewer);
+        let fits = changed
+            .as_ref()
+            .and_then(replan)
+            .is_some_and(|other| other.feasibility.fits);
+        if !fits {
+            break;
+        }
+        best = changed.map(|changed| (fewer, changed));
+        fewer /= 2;
+    }
+    best.into_iter()
+        .map(|(fewer, request)| Change {
+            flag: "--tensor-parallel-size",
+            value: fewer.to_string(),
+            request,
+            reason: Some(format!(
+                "the ranks talk over PCIe, twice a layer; the load fits {fewer} as well, and {} such replicas serve more than one of {tp}",
+                tp / fewer
+            )),
+        })
+        .collect()
+}
+
+/// What `--max-model-len auto` would settle on.
+pub(super) fn longest_that_starts(request: &Request) -> Option<u64> {
+    let auto = with_vllm(request, |s| s.max_model_len = MaxModelLen::Auto)?;
     let evaluation = evaluate(&auto).ok()?;
     evaluation
         .refused

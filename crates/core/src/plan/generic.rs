@@ -1,6 +1,7 @@
 //! The generic engine: tokens times bytes, no blocks, margins from the policy. It answers for engines that have no
 //! model of their own here, and reproduces the arithmetic of textbooks and earlier planners, without their slips.
 
+use super::budget::Spread;
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Step, Term};
 use super::policy::generic_overhead;
@@ -331,7 +332,18 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         ),
         _ => Term::exact("weights", per_rank, weights_formula),
     };
-    let (weights_high, overhead_high) = (weights_term.high_bytes, overhead_term.high_bytes);
+    // Weights that are assumed are as uncertain as the overhead; both take of what the weights' best value leaves.
+    let spread = Spread::between(
+        overhead,
+        (
+            overhead_term
+                .low_bytes
+                .saturating_sub(per_rank - weights_term.low_bytes),
+            overhead_term
+                .high_bytes
+                .saturating_add(weights_term.high_bytes - per_rank),
+        ),
+    );
     let mut evaluation = Evaluation {
         params,
         params_active: active,
@@ -343,10 +355,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         gpu_bytes: hardware.driver_bytes,
         budget_bytes: budget,
         available_bytes: available,
-        available_low: budget.saturating_sub(weights_high).saturating_sub(overhead_high),
+        room_bytes: i128::from(budget) - i128::from(per_rank),
+        spread,
         pool_given: false,
         missing_bytes: per_rank.saturating_add(overhead).saturating_sub(budget),
-        missing_bytes_worst: weights_high.saturating_add(overhead_high).saturating_sub(budget),
+        start_bytes: 0,
+        layout: None,
+        refused_for_memory: false,
         max_model_len: None,
         ranks,
         kv_cache: None,

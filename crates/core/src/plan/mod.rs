@@ -31,21 +31,23 @@ pub mod policy;
 pub mod pool;
 pub mod report;
 pub mod request;
+pub mod size;
+mod verdict;
 mod vllm;
 
 pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
 pub use report::Plan;
-pub use request::{CheckpointBytes, Engine, Generic, Hardware, Load, Request, Subject};
+pub use request::{CheckpointBytes, Engine, Generic, Hardware, Load, Mode, Request, Subject};
 
 use serde_json::Map;
 
-use crate::units::{gib, grouped, human_bytes};
+use crate::units::{gib, human_bytes};
 use crate::{Error, Result};
 use evaluation::Evaluation;
-use policy::oom_risk;
 use report::{EnginePart, Feasibility, GpuPart, GridRow, Memory, ModelPart, SCHEMA, Weights};
+use verdict::{Verdict, fit};
 
 /// Answers a request.
 ///
@@ -75,44 +77,6 @@ fn evaluate<'a>(request: &'a Request<'a>) -> Result<Evaluation<'a>> {
     }
 }
 
-/// One load against a pool.
-struct Fit {
-    context: u64,
-    concurrency: u64,
-    kv_bytes: u64,
-    headroom: Signed,
-    /// Headroom with every estimate at its upper end.
-    worst: Signed,
-    fits: bool,
-    max_concurrency: u64,
-    max_context: u64,
-}
-
-fn fit(request: &Request, evaluation: &Evaluation, context: u64, concurrency: u64) -> Result<Option<Fit>> {
-    let Some(pool) = &evaluation.pool else {
-        return Ok(None);
-    };
-    let kv_bytes = pool.load_bytes(context, concurrency)?;
-    let headroom = Signed::difference(evaluation.available_bytes, kv_bytes);
-    let headroom = Signed(headroom.0 - evaluation.deficit());
-    let worst = Signed(Signed::difference(evaluation.available_low, kv_bytes).0 - evaluation.worst_deficit());
-    let units = pool.load_units(context, concurrency)?;
-    Ok(Some(Fit {
-        context,
-        concurrency,
-        kv_bytes,
-        headroom,
-        worst,
-        fits: evaluation.refused.is_none()
-            && evaluation.deficit() == 0
-            && context <= pool.max_context
-            && units <= pool.usable_units
-            && headroom.0 >= i128::from(request.policy.headroom_bytes),
-        max_concurrency: pool.max_concurrency(context)?,
-        max_context: pool.max_context(concurrency)?,
-    }))
-}
-
 fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
     let contexts = match request.load.contexts.as_slice() {
         [] => evaluation.max_model_len.into_iter().collect(),
@@ -126,32 +90,18 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
     }
     let first = fits.first();
     let concurrency = request.load.concurrencies.first().copied().unwrap_or(1);
-    let (overhead, _) = evaluation.overhead_bytes();
     let kv_bytes = first.map_or(0, |f| f.kv_bytes);
-    let (headroom, worst) = match first {
-        Some(f) => (f.headroom, f.worst),
-        None => (
-            Signed(Signed::difference(evaluation.available_bytes, 0).0 - evaluation.deficit()),
-            Signed(Signed::difference(evaluation.available_low, 0).0 - evaluation.worst_deficit()),
-        ),
-    };
-    let fits_all = if first.is_some() {
-        fits.iter().all(|f| f.fits)
-    } else {
-        evaluation.refused.is_none() && headroom.0 >= i128::from(request.policy.headroom_bytes)
-    };
+    let headroom = first.map_or_else(
+        || Signed(evaluation.left(evaluation.spread.bytes(), 0)),
+        |f| f.headroom,
+    );
+    let verdict = Verdict::of(request, evaluation, &fits, headroom);
     let mut warnings = evaluation.warnings.clone();
     if !request.hardware.torch_known && matches!(request.engine, Engine::Vllm(_)) {
         warnings.push(format!(
             "no log tells how much of the {} PyTorch sees on this GPU; {} is estimated from the driver's figure",
             human_bytes(request.hardware.driver_bytes),
             human_bytes(request.hardware.torch_bytes)
-        ));
-    }
-    if evaluation.refused.is_none() && headroom.0 >= 0 && worst.0 < 0 {
-        warnings.push(format!(
-            "the interval of the estimated terms crosses zero: at their upper ends {} would be missing",
-            human_bytes(u64::try_from(-worst.0).unwrap_or(u64::MAX))
         ));
     }
     if let Some(f) = first
@@ -179,11 +129,10 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
     } else {
         Vec::new()
     };
-    let verdict = verdict(request, evaluation, first, fits_all, &fits, headroom);
     let model = request.subject.model.map(|(model, _)| model);
     Ok(Plan {
         schema: SCHEMA,
-        verdict,
+        verdict: verdict.sentence,
         fix: None,
         inputs: request::echo(request),
         model: ModelPart {
@@ -224,17 +173,14 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
             headroom_bytes: headroom,
         },
         feasibility: Feasibility {
-            fits: fits_all,
-            oom_risk: if evaluation.refused.is_some() && headroom.0 < 0 {
-                OomRisk::High
-            } else {
-                oom_risk(headroom.0, worst.0)
-            },
+            fits: verdict.fits,
+            fit_probability: verdict.probability,
+            oom_risk: verdict.risk,
             vram_total_gb: gib(evaluation.gpu_bytes),
             vram_target_alloc_gb: gib(evaluation.budget_bytes),
             weights_gb: gib(evaluation.weights.bytes),
             kv_cache_gb: gib(kv_bytes),
-            overhead_gb: gib(overhead),
+            overhead_gb: gib(evaluation.overhead_bytes()),
             headroom_gb: headroom.gib(),
             context: first.map(|f| f.context),
             concurrency,
@@ -251,6 +197,7 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
         } else {
             Vec::new()
         },
+        layout: evaluation.layout.clone(),
     })
 }
 
@@ -259,21 +206,11 @@ fn components(evaluation: &Evaluation) -> Vec<Term> {
     let mut terms = vec![evaluation.weights.clone()];
     terms.extend(evaluation.overhead.iter().cloned());
     let used = terms.iter().fold(0_u64, |sum, t| sum.saturating_add(t.bytes));
-    let spread = evaluation.overhead.iter().fold((0_u64, 0_u64), |(low, high), t| {
-        (
-            low.saturating_add(t.bytes - t.low_bytes),
-            high.saturating_add(t.high_bytes - t.bytes),
-        )
-    });
-    let exact = evaluation.pool_given || spread == (0, 0);
     let pool = evaluation.available_bytes;
-    terms.push(if exact {
-        let formula = if evaluation.pool_given {
-            "--kv-cache-memory-bytes"
-        } else {
-            "what the budget leaves"
-        };
-        Term::exact("kv_cache", pool, formula)
+    terms.push(if evaluation.pool_given {
+        Term::exact("kv_cache", pool, "--kv-cache-memory-bytes")
+    } else if evaluation.spread.is_exact() {
+        Term::exact("kv_cache", pool, "what the budget leaves")
     } else {
         Term::estimated(
             "kv_cache",
@@ -284,7 +221,7 @@ fn components(evaluation: &Evaluation) -> Vec<Term> {
                 .max()
                 .unwrap_or(Basis::Assumed),
             pool,
-            (evaluation.available_low, pool.saturating_add(spread.0)),
+            evaluation.available_interval(),
             format!(
                 "{} budget - {} weights and overhead",
                 human_bytes(evaluation.budget_bytes),
@@ -304,87 +241,4 @@ fn components(evaluation: &Evaluation) -> Vec<Term> {
         ),
     ));
     terms
-}
-
-/// One sentence: yes or no, and by how much.
-fn verdict(
-    request: &Request,
-    evaluation: &Evaluation,
-    first: Option<&Fit>,
-    fits: bool,
-    all: &[Fit],
-    headroom: Signed,
-) -> String {
-    let requests = |n: u64| {
-        if n == 1 {
-            "1 request".to_owned()
-        } else {
-            format!("{} requests", grouped(n))
-        }
-    };
-    if evaluation.deficit() > 0 {
-        return format!(
-            "does not fit: weights and overhead need {} more than {} of {} allows",
-            human_bytes(u64::try_from(evaluation.deficit()).unwrap_or(u64::MAX)),
-            human_bytes(evaluation.budget_bytes),
-            human_bytes(evaluation.gpu_bytes)
-        );
-    }
-    if let Some(reason) = &evaluation.refused {
-        return format!("does not start: {reason}");
-    }
-    let Some(first) = first else {
-        return if fits {
-            format!(
-                "the weights fit: {} are left for the KV cache",
-                human_bytes(evaluation.available_bytes)
-            )
-        } else {
-            format!("does not fit: {} are missing", Signed(-headroom.0).human())
-        };
-    };
-    if fits {
-        let more = if all.len() > 1 {
-            format!("all {} loads fit; the first: ", all.len())
-        } else {
-            "fits: ".to_owned()
-        };
-        return format!(
-            "{more}{} of {} tokens {} {} of {} KV cache per GPU; up to {} would",
-            requests(first.concurrency),
-            grouped(first.context),
-            if first.concurrency == 1 { "takes" } else { "take" },
-            human_bytes(first.kv_bytes),
-            human_bytes(evaluation.available_bytes),
-            grouped(first.max_concurrency)
-        );
-    }
-    let Some(failing) = all.iter().find(|f| !f.fits) else {
-        return "does not fit".to_owned();
-    };
-    let load = format!(
-        "{} of {} tokens",
-        requests(failing.concurrency),
-        grouped(failing.context)
-    );
-    if let Some(pool) = &evaluation.pool
-        && failing.context > pool.max_context
-    {
-        return format!(
-            "does not fit: a request of {} tokens is longer than the {} the engine accepts",
-            grouped(failing.context),
-            grouped(pool.max_context)
-        );
-    }
-    if failing.headroom.0 >= 0 {
-        return format!(
-            "does not fit with the headroom asked for: {load} would leave {} of {}",
-            failing.headroom.human(),
-            human_bytes(request.policy.headroom_bytes)
-        );
-    }
-    format!(
-        "does not fit: {} short for {load}",
-        Signed(-failing.headroom.0).human()
-    )
 }

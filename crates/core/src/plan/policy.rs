@@ -98,11 +98,12 @@ impl std::fmt::Display for Factor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OomRisk {
-    /// At least 2 GiB are left, also at the upper end of every interval none is missing.
+    /// It fits with a probability of 90 % or more; for the generic engine: at least 2 GiB are left, also at the upper end of
+    /// every interval none is missing.
     Low,
-    /// Less than 2 GiB are left, or the interval crosses zero.
+    /// The probability is 50 % to 90 %; for the generic engine: less than 2 GiB are left, or the interval crosses zero.
     Medium,
-    /// Something is missing at the best value already.
+    /// It is below 50 %; for the generic engine: something is missing at the best value already.
     High,
 }
 

@@ -1,10 +1,13 @@
 //! The answer, in the shape every surface shows (schema `kvwise.plan/1`).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::ledger::{Signed, Step, Term};
 use super::policy::OomRisk;
+use crate::engine::vllm::Layout;
 
 /// Version of the JSON shape.
 pub const SCHEMA: &str = "kvwise.plan/1";
@@ -44,6 +47,9 @@ pub struct Plan {
     /// The derivation, step by step (`--explain`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
+    /// vLLM's layout behind `kv_cache`, for what is built upon it; no part of the JSON.
+    #[serde(skip)]
+    pub layout: Option<Arc<Layout>>,
 }
 
 /// What is known of the model.
@@ -156,6 +162,9 @@ pub struct Memory {
 pub struct Feasibility {
     /// Whether the engine starts and holds the load with the headroom asked for.
     pub fits: bool,
+    /// Probability that it does, from the distribution of the estimated terms; never below 0.01 or above 0.99 where it is
+    /// memory that decides, 0 where something else stands against it; `null` where nothing is estimated.
+    pub fit_probability: Option<f64>,
     /// Risk of running out of memory under the load.
     pub oom_risk: OomRisk,
     /// Memory of one GPU as the engine sees it.

@@ -86,6 +86,8 @@ pub struct Hardware {
     pub flops: Option<f64>,
     /// Whether the ranks talk over `PCIe` (slower for tensor parallelism).
     pub pcie_only: bool,
+    /// Whether the user said how they talk, or the catalogue.
+    pub link_given: bool,
     /// Whether the GPU shares the host's memory.
     pub unified: bool,
 }
@@ -104,6 +106,7 @@ impl Hardware {
             bandwidth_bytes_per_s: Some(gpu.bandwidth_bytes_per_s),
             flops: Some(gpu.tflops.fp16 * 1e12),
             pcie_only: gpu.nvlink_bytes_per_s.is_none(),
+            link_given: false,
             unified: gpu.unified,
         }
     }
@@ -120,6 +123,7 @@ impl Hardware {
             bandwidth_bytes_per_s: None,
             flops: None,
             pcie_only: false,
+            link_given: false,
             unified: false,
         }
     }
@@ -176,6 +180,46 @@ pub struct Load {
     pub concurrencies: Vec<u64>,
     /// Prompt tokens of one request, where they were given apart.
     pub prompt_tokens: Option<u64>,
+    /// What settings are recommended for; `None` recommends none for the steps of the scheduler.
+    pub mode: Option<Mode>,
+}
+
+/// What a deployment is for; decides the steps of the scheduler that are recommended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Many tokens a second: room for more requests than asked for, and larger steps.
+    Throughput,
+    /// Short steps: no more requests than asked for.
+    Latency,
+    /// Between the two.
+    Balanced,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Throughput, Self::Latency, Self::Balanced];
+
+    /// Lower-case name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Throughput => "throughput",
+            Self::Latency => "latency",
+            Self::Balanced => "balanced",
+        }
+    }
+
+    /// Parses a name.
+    ///
+    /// # Errors
+    /// If it is none of the three.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.name().eq_ignore_ascii_case(text.trim()))
+            .ok_or_else(|| {
+                Error::input(format!("--mode is \"{text}\"")).hint("write throughput, latency or balanced")
+            })
+    }
 }
 
 impl Default for Load {
@@ -184,6 +228,7 @@ impl Default for Load {
             contexts: Vec::new(),
             concurrencies: vec![1],
             prompt_tokens: None,
+            mode: None,
         }
     }
 }
@@ -250,6 +295,33 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             put("enable_prefix_caching", json!(s.enable_prefix_caching));
             put("async_scheduling", json!(s.async_scheduling));
             put("language_model_only", json!(s.language_model_only));
+            put("enable_lora", json!(s.enable_lora.then_some(true)));
+            put("max_loras", json!(s.max_loras));
+            put("max_lora_rank", json!(s.max_lora_rank));
+            put(
+                "attention_backend",
+                json!(s.attention_backend.map(|backend| backend.name())),
+            );
+            put(
+                "disable_hybrid_kv_cache_manager",
+                json!(s.disable_hybrid_kv_cache_manager.then_some(true)),
+            );
+            if s.kv_cache_dtype_skip_layers != vllm::settings::SkipLayers::default() {
+                put(
+                    "kv_cache_dtype_skip_layers",
+                    json!(s.kv_cache_dtype_skip_layers.to_string()),
+                );
+            }
+            if let Some(speculative) = &s.speculative {
+                put(
+                    "speculative_config",
+                    json!({
+                        "method": speculative.method.name(),
+                        "model": speculative.draft.as_ref().map(|draft| &draft.model.name),
+                        "num_speculative_tokens": speculative.num_tokens,
+                    }),
+                );
+            }
         }
         Engine::Generic(g) => {
             put("engine", json!("generic"));
@@ -268,6 +340,15 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
     put("context", json!(request.load.contexts));
     put("concurrency", json!(request.load.concurrencies));
     put("prompt_tokens", json!(request.load.prompt_tokens));
+    put("mode", json!(request.load.mode.map(Mode::name)));
+    if request.hardware.link_given {
+        let link = if request.hardware.pcie_only {
+            "pcie"
+        } else {
+            "nvlink"
+        };
+        put("interconnect", json!(link));
+    }
     put(
         "fragmentation_factor",
         json!(request.policy.fragmentation.to_string()),

@@ -87,6 +87,10 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "TYPE", help_heading = "Engine")]
     pub kv_cache_dtype: Option<String>,
 
+    /// Layers whose cache keeps the model's type: indices, or sliding_window.
+    #[arg(long, value_name = "LIST", help_heading = "Engine")]
+    pub kv_cache_dtype_skip_layers: Option<String>,
+
     /// Tokens in a block.
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub block_size: Option<u64>,
@@ -182,7 +186,7 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "N", help_heading = "Load")]
     pub gen_tokens: Option<u64>,
 
-    /// What to optimise advice for: throughput, latency or balanced.
+    /// Recommend sequences and tokens of a step for throughput, latency or balanced.
     #[arg(long, value_name = "MODE", help_heading = "Load")]
     pub mode: Option<String>,
 
@@ -227,6 +231,7 @@ impl DeploymentArgs {
             dtype: self.dtype.clone(),
             quantization: self.quantization.clone(),
             kv_cache_dtype: self.kv_cache_dtype.clone(),
+            kv_cache_dtype_skip_layers: self.kv_cache_dtype_skip_layers.clone(),
             block_size: self.block_size,
             max_model_len: self.max_model_len.clone(),
             max_num_seqs: self.max_num_seqs,

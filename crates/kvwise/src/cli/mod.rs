@@ -18,6 +18,7 @@ pub mod report;
 pub mod run;
 pub mod shell;
 pub mod simulate;
+pub mod size;
 pub mod trace;
 pub mod trace_input;
 pub mod tree;
@@ -47,6 +48,7 @@ enum Command {
     Replay(replay::ReplayArgs),
     Simulate(Box<simulate::Simulate>),
     Plan(Box<plan::Plan>),
+    Size(Box<size::Size>),
     Models(models::Models),
     Gpus(gpus::Gpus),
     Demo(demo::DemoArgs),
@@ -99,6 +101,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Replay(args) => replay::run(args, printer),
             Command::Simulate(command) => command.run(printer),
             Command::Plan(command) => command.run(printer),
+            Command::Size(command) => command.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),
             Command::Demo(args) => demo::run(args, printer),

@@ -6,7 +6,8 @@ use kvwise_core::plan::ledger::Basis;
 use kvwise_core::plan::{Plan, Term};
 use kvwise_core::units::{gib, grouped, human_bytes};
 
-use super::table::{Align, Grid, WIDTH};
+use super::table::{Align, Grid};
+use super::text::wrap;
 
 /// Columns of the memory bar.
 const BAR: usize = 72;
@@ -19,6 +20,7 @@ fn letter(name: &str) -> char {
         "cuda_graphs" => 'g',
         "non_torch" => 'n',
         "lora" => 'l',
+        "drafter" => 'd',
         "overhead" => 'o',
         "kv_cache" => 'K',
         _ => '.',
@@ -244,6 +246,7 @@ fn label(term: &Term) -> String {
         "cuda_graphs" => "CUDA graphs",
         "non_torch" => "outside PyTorch",
         "lora" => "LoRA slots",
+        "drafter" => "drafter",
         "overhead" => "overhead",
         "kv_cache" => "KV cache",
         "unused" => "left alone",
@@ -356,37 +359,4 @@ fn csv_grid(plan: &Plan) -> Grid {
         ]);
     }
     rows
-}
-
-/// Writes a paragraph broken at spaces; lines after the first begin with `indent`.
-fn wrap(out: &mut String, text: &str, indent: &str) {
-    let width = usize::from(WIDTH);
-    let mut column = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if column > 0 && column + 1 + length > width && !word.is_empty() {
-            out.push('\n');
-            out.push_str(indent);
-            column = indent.len();
-        } else if column > 0 || word.is_empty() {
-            out.push(' ');
-            column += 1;
-        }
-        out.push_str(word);
-        column += length;
-    }
-    out.push('\n');
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paragraphs_break_at_spaces_and_stay_within_the_terminal() {
-        let mut out = String::new();
-        wrap(&mut out, &"words and more ".repeat(20), "  ");
-        assert!(out.lines().all(|line| line.chars().count() <= usize::from(WIDTH)));
-        assert!(out.lines().nth(1).unwrap().starts_with("  "));
-    }
 }

@@ -2,13 +2,14 @@
 //!
 //! The same fields come from the command line, from a profile file and from requests to the web interface.
 
+mod generic;
+mod speculative;
+mod vllm;
+
 use kvwise_core::arch::{Config, Model, family};
 use kvwise_core::dtype::Dtype;
-use kvwise_core::engine::vllm;
 use kvwise_core::names::nearest;
-use kvwise_core::plan::{
-    CheckpointBytes, Engine, Factor, Generic, Hardware, Load, Policy, Quantization, Request, Subject,
-};
+use kvwise_core::plan::{CheckpointBytes, Engine, Factor, Hardware, Load, Mode, Policy, Request, Subject};
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
 use kvwise_core::{Error, ErrorKind, Result};
 use kvwise_io::gpu::user;
@@ -44,6 +45,7 @@ pub struct Deployment {
     pub dtype: Option<String>,
     pub quantization: Option<String>,
     pub kv_cache_dtype: Option<String>,
+    pub kv_cache_dtype_skip_layers: Option<String>,
     pub block_size: Option<u64>,
     pub max_model_len: Option<String>,
     pub max_num_seqs: Option<u64>,
@@ -194,14 +196,6 @@ impl Deployment {
             })?;
         let (hardware, free_bytes) = self.hardware(ranks, &mut warnings)?;
         let load = self.load(&mut warnings)?;
-        if let Some(mode) = &self.mode
-            && !["throughput", "latency", "balanced"].contains(&mode.as_str())
-        {
-            return Err(
-                Error::input(format!("--mode is \"{mode}\"")).hint("write throughput, latency or balanced")
-            );
-        }
-
         let Some(name) = &self.model else {
             if params.is_none() {
                 return Err(Error::input("which model? give a name, a folder or a config.json")
@@ -270,7 +264,7 @@ impl Deployment {
             Place::Hub(origin) => origin.to_string(),
         };
         let engine = match engine_name {
-            EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config)?)),
+            EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config, described.as_ref())?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
         };
         Ok(Resolved {
@@ -366,15 +360,17 @@ impl Deployment {
             hardware.torch_bytes = bytes;
             hardware.torch_known = true;
         }
-        match self.interconnect.as_deref() {
-            None => {}
-            Some("pcie") => hardware.pcie_only = true,
-            Some("nvlink") => hardware.pcie_only = false,
-            Some(other) => {
-                return Err(
-                    Error::input(format!("--interconnect is \"{other}\"")).hint("write pcie or nvlink")
-                );
-            }
+        if let Some(link) = &self.interconnect {
+            hardware.pcie_only = match link.to_ascii_lowercase().as_str() {
+                "pcie" => true,
+                "nvlink" => false,
+                other => {
+                    return Err(
+                        Error::input(format!("--interconnect is \"{other}\"")).hint("write pcie or nvlink")
+                    );
+                }
+            };
+            hardware.link_given = true;
         }
         let gpus = hardware.gpus;
         if gpus > ranks {
@@ -418,6 +414,7 @@ impl Deployment {
                 self.concurrency.clone()
             },
             prompt_tokens,
+            mode: self.mode.as_deref().map(Mode::parse).transpose()?,
         };
         load.validate()?;
         Ok(load)
@@ -451,326 +448,7 @@ impl Deployment {
             },
         }
     }
-
-    fn generic(&self, config: Option<&Config>) -> Result<Generic> {
-        for (flag, given) in [
-            ("--block-size", self.block_size.is_some()),
-            (
-                "--num-gpu-blocks-override",
-                self.num_gpu_blocks_override.is_some(),
-            ),
-            ("--kv-cache-memory-bytes", self.kv_cache_memory_bytes.is_some()),
-            ("--attention-backend", self.attention_backend.is_some()),
-            ("--speculative-config", self.speculative_config.is_some()),
-            ("--engine-version", self.engine_version.is_some()),
-            (
-                "--decode-context-parallel-size",
-                self.decode_context_parallel_size.is_some_and(|n| n > 1),
-            ),
-            (
-                "--data-parallel-size",
-                self.data_parallel_size.is_some_and(|n| n > 1),
-            ),
-        ] {
-            if given {
-                return Err(Error::input(format!("{flag} means nothing to --engine generic"))
-                    .hint("leave it out, or plan with --engine vllm"));
-            }
-        }
-        let quantization = match self.quantization.as_deref() {
-            None | Some("auto" | "none") => None,
-            Some(text) => Some(Quantization::parse(text).ok_or_else(|| {
-                let known: Vec<&str> = Quantization::ALL.iter().map(|q| q.name()).collect();
-                let error = Error::input(format!("--quantization is \"{text}\""))
-                    .hint(format!("write auto, none, {}", known.join(", ")));
-                match nearest(text, known, 1).first() {
-                    Some(near) => error.hint(format!("did you mean {near}?")),
-                    None => error,
-                }
-            })?),
-        };
-        if quantization.is_none()
-            && self.quantization.as_deref() != Some("none")
-            && config.is_some_and(|c| c.get("quantization_config").is_some())
-        {
-            return Err(Error::input(
-                "the checkpoint is quantised; the generic engine does not read how, so its weights cannot be told",
-            )
-            .hint("plan with --engine vllm, or give --quantization (none, fp8, awq, ...)"));
-        }
-        let kv_element_bytes = match self.kv_cache_dtype.as_deref() {
-            None | Some("auto") => None,
-            Some(text) if text.to_ascii_lowercase().contains("fp8") || text.starts_with("float8") => Some(1),
-            Some(text) => match Dtype::parse(text) {
-                Some(dtype @ (Dtype::F16 | Dtype::Bf16 | Dtype::F32)) => Some(dtype.bits() / 8),
-                Some(Dtype::I8) => Some(1),
-                _ => {
-                    return Err(Error::input(format!("--kv-cache-dtype is \"{text}\""))
-                        .hint("write auto, float16, bfloat16, float32, int8 or fp8"));
-                }
-            },
-        };
-        let max_model_len = match self.max_model_len.as_deref() {
-            None | Some("auto") => None,
-            Some(text) => match parse_count(text).map_err(|e| e.at("--max-model-len"))? {
-                0 => return Err(Error::input("--max-model-len is 0, expected at least 1")),
-                n => Some(n),
-            },
-        };
-        Ok(Generic {
-            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
-            pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
-            dtype: self.weight_dtype()?,
-            quantization,
-            kv_element_bytes,
-            gpu_memory_utilization: self.gpu_memory_utilization.unwrap_or(0.9),
-            max_model_len,
-        })
-    }
-
-    fn vllm(&self, config: &Config) -> Result<vllm::Settings> {
-        let defaults = vllm::Settings::default();
-        let count = |flag: &str, text: &Option<String>| {
-            text.as_deref()
-                .map(|text| parse_count(text).map_err(|e| e.at(flag)))
-                .transpose()
-        };
-        let quantization = match self.quantization.as_deref() {
-            None | Some("auto") => None,
-            Some(text) => Some(text.to_ascii_lowercase()),
-        };
-        if self.max_loras.is_some_and(|n| n == 0) || self.max_lora_rank.is_some_and(|n| n == 0) {
-            return Err(Error::input("--max-loras and --max-lora-rank must be at least 1"));
-        }
-        if !self.enable_lora && (self.max_loras.is_some() || self.max_lora_rank.is_some()) {
-            return Err(Error::input(
-                "--max-loras and --max-lora-rank mean nothing without --enable-lora",
-            ));
-        }
-        let settings = vllm::Settings {
-            version: match self.engine_version.as_deref() {
-                None => defaults.version,
-                Some(text) => vllm::Version::parse(text)?,
-            },
-            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
-            pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
-            data_parallel_size: self.data_parallel_size.unwrap_or(1),
-            enable_expert_parallel: self.enable_expert_parallel,
-            decode_context_parallel_size: self.decode_context_parallel_size.unwrap_or(1),
-            dtype: self.weight_dtype()?,
-            quantization,
-            kv_cache_dtype: match self.kv_cache_dtype.as_deref() {
-                None => defaults.kv_cache_dtype,
-                Some(text) => vllm::KvDtype::parse(text)?,
-            },
-            // `none` takes the whole quantization_config away, with what it says of the cache.
-            checkpoint_kv_cache_dtype: if self.quantization.as_deref() == Some("none") {
-                None
-            } else {
-                vllm::kv_dtype::declared_by_checkpoint(config)?
-            },
-            block_size: self.block_size,
-            max_model_len: match self.max_model_len.as_deref() {
-                None => defaults.max_model_len,
-                Some(text) => vllm::MaxModelLen::parse(text)?,
-            },
-            max_num_seqs: self.max_num_seqs,
-            max_num_batched_tokens: count("--max-num-batched-tokens", &self.max_num_batched_tokens)?,
-            gpu_memory_utilization: self.gpu_memory_utilization,
-            kv_cache_memory_bytes: self
-                .kv_cache_memory_bytes
-                .as_deref()
-                .map(|text| {
-                    parse_count(text)
-                        .or_else(|_| parse_bytes(text))
-                        .map_err(|e| e.at("--kv-cache-memory-bytes"))
-                })
-                .transpose()?,
-            num_gpu_blocks_override: self.num_gpu_blocks_override,
-            enforce_eager: self.enforce_eager,
-            enable_prefix_caching: Some(!self.no_enable_prefix_caching),
-            async_scheduling: self.no_async_scheduling.then_some(false),
-            disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
-            attention_backend: self
-                .attention_backend
-                .as_deref()
-                .map(vllm::Backend::parse)
-                .transpose()?,
-            language_model_only: self.language_model_only,
-            speculative: self
-                .speculative_config
-                .as_deref()
-                .map(|text| speculative(text, self.lookup))
-                .transpose()?,
-            enable_lora: self.enable_lora,
-            max_loras: self.max_loras,
-            max_lora_rank: self.max_lora_rank,
-            ..defaults
-        };
-        settings.validate()?;
-        Ok(settings)
-    }
-}
-
-/// `--speculative-config`, as the engine takes it: JSON with `method`, `model` and `num_speculative_tokens`.
-fn speculative(text: &str, lookup: Lookup) -> Result<vllm::Speculative> {
-    #[derive(Deserialize)]
-    struct Given {
-        method: Option<String>,
-        model: Option<String>,
-        num_speculative_tokens: Option<u64>,
-    }
-    let given: Given = serde_json::from_str(text).map_err(|e| {
-        Error::input(format!(
-            "--speculative-config is not the JSON object the engine takes: {e}"
-        ))
-        .hint(r#"example: '{"method":"eagle3","model":"ORG/NAME","num_speculative_tokens":3}'"#)
-    })?;
-    let method = match (&given.method, &given.model) {
-        (Some(method), _) => vllm::Method::parse(method)?,
-        (None, Some(_)) => vllm::Method::DraftModel,
-        (None, None) => return Err(Error::input("--speculative-config has neither method nor model")),
-    };
-    let draft = match &given.model {
-        Some(name) if method != vllm::Method::Ngram && method != vllm::Method::Suffix => {
-            let found = lookup
-                .find(name, None)
-                .map_err(|e| e.at("--speculative-config model"))?;
-            match family::read(&found.name, &found.config)? {
-                family::Reading::Model(model) => Some(model),
-                family::Reading::Refused(refusal) => {
-                    return Err(Error::unsupported(format!(
-                        "--speculative-config model {name}: {}",
-                        refusal.reason
-                    )));
-                }
-            }
-        }
-        _ => None,
-    };
-    Ok(vllm::Speculative {
-        method,
-        num_tokens: given.num_speculative_tokens.unwrap_or(1),
-        draft,
-    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn says(deployment: &Deployment, text: &str) {
-        let e = deployment.resolve().unwrap_err();
-        assert!(format!("{e:?}").contains(text), "expected \"{text}\" in {e:?}");
-    }
-
-    fn llama() -> Deployment {
-        Deployment {
-            model: Some("Llama-2-7b".to_owned()),
-            gpu: Some("h100".to_owned()),
-            ..Deployment::default()
-        }
-    }
-
-    #[test]
-    fn what_is_missing_is_asked_for_with_an_example() {
-        says(
-            &Deployment {
-                model: None,
-                ..llama()
-            },
-            "which model?",
-        );
-        says(&Deployment { gpu: None, ..llama() }, "which GPU?");
-    }
-
-    #[test]
-    fn contradictions_and_nonsense_are_refused_by_name() {
-        says(
-            &Deployment {
-                context: vec!["4096".to_owned()],
-                prompt_tokens: Some(512),
-                ..llama()
-            },
-            "give one of them",
-        );
-        says(
-            &Deployment {
-                params_b: Some(f64::NAN),
-                ..llama()
-            },
-            "--params-b is NaN",
-        );
-        says(
-            &Deployment {
-                gpus: Some(0),
-                ..llama()
-            },
-            "--gpus is 0",
-        );
-        says(
-            &Deployment {
-                concurrency: vec![0],
-                ..llama()
-            },
-            "--concurrency is 0",
-        );
-        says(
-            &Deployment {
-                context: vec!["-5".to_owned()],
-                ..llama()
-            },
-            "--context",
-        );
-        says(
-            &Deployment {
-                gpu_memory: Some("24".to_owned()),
-                ..llama()
-            },
-            "--gpu-memory",
-        );
-        says(
-            &Deployment {
-                dtype: Some("fp17".to_owned()),
-                ..llama()
-            },
-            "--dtype is \"fp17\"",
-        );
-        says(
-            &Deployment {
-                engine: Some("vlm".to_owned()),
-                ..llama()
-            },
-            "did you mean vllm?",
-        );
-        says(
-            &Deployment {
-                max_loras: Some(2),
-                ..llama()
-            },
-            "without --enable-lora",
-        );
-        says(
-            &Deployment {
-                tensor_parallel_size: Some(u64::MAX),
-                pipeline_parallel_size: Some(2),
-                ..llama()
-            },
-            "parallel sizes",
-        );
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = Deployment {
-            gpu: Some("a100-80gb".to_owned()),
-            max_num_seqs: Some(64),
-            enforce_eager: true,
-            ..Deployment::default()
-        };
-        let both = llama().over(&file).unwrap();
-        assert_eq!(both.gpu.as_deref(), Some("h100"));
-        assert_eq!(both.max_num_seqs, Some(64));
-        assert!(both.enforce_eager);
-    }
-}
+mod tests;

@@ -18,5 +18,6 @@ pub mod replay_sglang;
 pub mod replay_vllm;
 pub mod session;
 pub mod simulate;
+pub mod size;
 pub mod trace_info;
 pub mod watch;

@@ -2,9 +2,11 @@
 
 mod docs;
 mod errors;
+mod flags;
 mod gpus;
 mod hub;
 mod output;
+mod size;
 mod textbook;
 
 use std::process::{Command, Output};

@@ -8,6 +8,7 @@ mod deepseek_v4;
 pub(crate) mod defaults;
 mod delta;
 pub mod dense;
+mod eagle;
 mod gemma;
 mod generic;
 mod gpt;
@@ -34,6 +35,7 @@ mod tower;
 mod whisper;
 
 pub use dense::Decoder;
+pub use eagle::{Eagle, read_eagle};
 pub use refusal::Refusal;
 pub use text::Text;
 

@@ -480,24 +480,28 @@ mod tests {
         minor: 0,
         memory_bytes: 80 << 30,
         a100: false,
+        hopper: false,
     };
     const B200: Gpu = Gpu {
         major: 10,
         minor: 0,
         memory_bytes: 180 << 30,
         a100: false,
+        hopper: false,
     };
     const A100: Gpu = Gpu {
         major: 8,
         minor: 0,
         memory_bytes: 80 << 30,
         a100: true,
+        hopper: false,
     };
     const RTX5090: Gpu = Gpu {
         major: 12,
         minor: 0,
         memory_bytes: 32 << 30,
         a100: false,
+        hopper: false,
     };
 
     fn latent(kv_dtype: KvDtype, sparse: bool, query_heads: u64) -> Demand {

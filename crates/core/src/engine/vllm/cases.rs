@@ -1,7 +1,9 @@
 //! Whole layouts of hand-made models against numbers that vLLM 0.32.0's own code and a real server gave.
 
-use super::{Gpu, Layout, MaxModelLen, Method, Outcome, RefusalKind, Settings, Speculative, Version, layout};
-use crate::arch::{Cache, CacheKind, Heads, Layer, Model};
+use super::{
+    Draft, Gpu, Layout, MaxModelLen, Method, Outcome, RefusalKind, Settings, Speculative, Version, layout,
+};
+use crate::arch::{Cache, CacheKind, Config, Heads, Layer, Model};
 use crate::dtype::Dtype;
 
 const H100: Gpu = Gpu {
@@ -9,6 +11,7 @@ const H100: Gpu = Gpu {
     minor: 0,
     memory_bytes: 80 << 30,
     a100: false,
+    hopper: false,
 };
 const GIB: u64 = 1 << 30;
 
@@ -179,7 +182,12 @@ fn an_eagle_drafter_pads_the_windows_of_gpt_oss_to_thirteen_layers() {
         (plain.stages[0].bytes_per_block, plain.num_blocks),
         (393_216, 27_306)
     );
-    let draft = Some(Box::new(model([full(8, 64)])));
+    let draft = Some(Box::new(Draft {
+        model: model([full(8, 64)]),
+        config: Config::from_map(serde_json::Map::new()),
+        has_embedding: None,
+        has_head: None,
+    }));
     let speculative = Some(Speculative {
         method: Method::Eagle3,
         num_tokens: 3,

@@ -11,6 +11,8 @@ pub struct Gpu {
     pub memory_bytes: u64,
     /// Whether the device name contains "a100", which keeps the smaller batch defaults.
     pub a100: bool,
+    /// Whether it is an H100 or H200 by name, which early releases asked for.
+    pub hopper: bool,
 }
 
 /// Scheduler limits that vLLM takes when the user names none.
@@ -22,31 +24,16 @@ pub struct BatchDefaults {
     pub max_num_seqs: u64,
 }
 
-const GIB: u64 = 1 << 30;
-
 impl Gpu {
     /// A GPU from its name, compute capability and driver-visible memory.
     pub fn new(name: &str, major: u32, minor: u32, memory_bytes: u64) -> Self {
+        let name = name.to_ascii_lowercase();
         Self {
             major,
             minor,
             memory_bytes,
-            a100: name.to_ascii_lowercase().contains("a100"),
-        }
-    }
-
-    /// Defaults of the OpenAI server (vLLM 0.32.0, `engine/arg_utils.py`, `get_batch_defaults`).
-    pub fn batch_defaults(&self) -> BatchDefaults {
-        let (max_num_batched_tokens, max_num_seqs) = if self.memory_bytes >= 160 * GIB {
-            (16_384, 1024)
-        } else if self.memory_bytes >= 70 * GIB && !self.a100 {
-            (8192, 1024)
-        } else {
-            (2048, 256)
-        };
-        BatchDefaults {
-            max_num_batched_tokens,
-            max_num_seqs,
+            a100: name.contains("a100"),
+            hopper: name.contains("h100") || name.contains("h200"),
         }
     }
 }

@@ -146,6 +146,15 @@ pub fn layout(model: &Model, settings: &Settings, gpu: Gpu, available_bytes: &[u
     })
 }
 
+/// Tokens and sequences of one step, as set or by the version's defaults for this model and GPU.
+///
+/// # Errors
+/// If a product leaves 64 bits.
+pub fn step_limits(model: &Model, settings: &Settings, gpu: Gpu) -> Result<(u64, u64)> {
+    let limits = Planner::new(model, settings, gpu).limits(&Kinds::of(model))?;
+    Ok((limits.batched_tokens, limits.seqs))
+}
+
 struct Planner<'a> {
     model: &'a Model,
     settings: &'a Settings,
@@ -318,6 +327,7 @@ impl<'a> Planner<'a> {
             .as_ref()
             .is_some_and(|spec| spec.method.uses_hidden_states());
         let disable_hybrid = settings.disable_hybrid_kv_cache_manager
+            || !self.rules.groups_windows
             || (kinds.chunked && (hidden_states || !settings.allow_chunked_local_with_hybrid));
         let kv_layers = specs.len() as u64;
         let grouping = match group(specs, order, disable_hybrid)? {
@@ -454,7 +464,19 @@ impl<'a> Planner<'a> {
     fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {
         let derived = self.model.max_position.unwrap_or(2048).max(1);
         let max_model_len = match self.settings.max_model_len {
-            MaxModelLen::Derived | MaxModelLen::Auto => derived,
+            MaxModelLen::Derived => derived,
+            MaxModelLen::Auto => {
+                if !self.rules.fits_length {
+                    self.refuse(
+                        RefusalKind::MaxModelLen,
+                        format!(
+                            "--max-model-len auto is not known to vLLM {}; it came with 0.14.0",
+                            self.settings.version
+                        ),
+                    );
+                }
+                derived
+            }
             MaxModelLen::Tokens(tokens) => {
                 if tokens > derived {
                     self.refuse(
@@ -467,7 +489,7 @@ impl<'a> Planner<'a> {
                 tokens
             }
         };
-        let defaults = self.gpu.batch_defaults();
+        let defaults = self.rules.batch_defaults(&self.gpu, max_model_len);
         let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
         let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
             // Encoder-decoders do not split prompts, so a step takes a whole one.
@@ -505,7 +527,7 @@ impl<'a> Planner<'a> {
         } else {
             1
         };
-        let default_caching = kinds.attention && !kinds.cross;
+        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !kinds.cross;
         Ok(Limits {
             max_model_len,
             batched_tokens,

@@ -17,6 +17,7 @@ const H100: Gpu = Gpu {
     minor: 0,
     memory_bytes: 80 << 30,
     a100: false,
+    hopper: false,
 };
 
 fn heads() -> impl Strategy<Value = Heads> {

@@ -3,7 +3,7 @@
 use super::backend::Backend;
 use super::kv_dtype::KvDtype;
 use super::speculative::Speculative;
-use super::version::Version;
+use super::version::{Rules, Version};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -26,6 +26,40 @@ pub struct SkipLayers {
     pub layers: Vec<u64>,
     /// Whether all sliding-window layers are left out (`sliding_window`).
     pub sliding_window: bool,
+}
+
+impl SkipLayers {
+    /// Parses what the engine takes, separated by commas: indices of layers, and `sliding_window`.
+    ///
+    /// # Errors
+    /// If a part is neither, or an index is absurd.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut skip = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            if part.eq_ignore_ascii_case("sliding_window") {
+                skip.sliding_window = true;
+                continue;
+            }
+            match part.parse::<u64>() {
+                Ok(layer) if layer < 1 << 16 => skip.layers.push(layer),
+                _ => {
+                    return Err(Error::input(format!(
+                        "--kv-cache-dtype-skip-layers has \"{part}\", expected indices of layers or sliding_window"
+                    ))
+                    .hint("example: --kv-cache-dtype-skip-layers 0,1,sliding_window"));
+                }
+            }
+        }
+        Ok(skip)
+    }
+}
+
+impl std::fmt::Display for SkipLayers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let window = self.sliding_window.then(|| "sliding_window".to_owned());
+        let parts: Vec<String> = self.layers.iter().map(u64::to_string).chain(window).collect();
+        f.write_str(&parts.join(","))
+    }
 }
 
 /// Every flag of `vllm serve` that decides memory, with vLLM's defaults.
@@ -253,8 +287,11 @@ impl Settings {
             .speculative
             .as_ref()
             .is_none_or(|spec| spec.method.supports_async());
-        self.async_scheduling
-            .unwrap_or(supported && (self.pipeline_parallel_size == 1 || self.runs_v2_runner()))
+        self.async_scheduling.unwrap_or(
+            Rules::of(self.version).async_by_default
+                && supported
+                && (self.pipeline_parallel_size == 1 || self.runs_v2_runner()),
+        )
     }
 
     /// Whether model runner V2 runs, the default with Triton, which a GPU has.

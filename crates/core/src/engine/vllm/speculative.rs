@@ -1,6 +1,9 @@
-//! Speculative decoding: which caches a drafter adds.
+//! Speculative decoding: which caches and which weights a drafter adds.
 
-use crate::arch::{CacheKind, Layer, Model};
+use crate::arch::{Config, Layer, Model, Parallel, Role};
+use crate::dtype::Dtype;
+use crate::quant::Quantization;
+use crate::units::grouped;
 use crate::{Error, Result};
 
 use super::refusal::{Refusal, RefusalKind};
@@ -30,7 +33,31 @@ pub struct Speculative {
     /// `num_speculative_tokens`.
     pub num_tokens: u64,
     /// The drafter's own model, for methods that load one.
-    pub draft: Option<Box<Model>>,
+    pub draft: Option<Box<Draft>>,
+}
+
+/// A drafter that is a model of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// Its layers and weights; an EAGLE head lists embedding and output head as the engine creates them.
+    pub model: Model,
+    /// Its configuration, which says how it is quantised.
+    pub config: Config,
+    /// Whether its checkpoint brings an embedding, where tensor names tell.
+    pub has_embedding: Option<bool>,
+    /// Whether its checkpoint brings an output head, where tensor names tell.
+    pub has_head: Option<bool>,
+}
+
+/// Weights of a drafter on one tensor-parallel rank of the last pipeline stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrafterWeights {
+    /// Bytes.
+    pub bytes: u64,
+    /// What was counted.
+    pub formula: String,
+    /// What could not be told, and what was taken instead.
+    pub assumption: Option<&'static str>,
 }
 
 const NAMES: [(&str, Method); 11] = [
@@ -100,54 +127,53 @@ impl Method {
     }
 
     /// Whether a model of its own with a cache is loaded.
-    const fn loads_model(self) -> bool {
-        matches!(
-            self,
-            Self::Eagle | Self::Eagle3 | Self::DraftModel | Self::DFlash | Self::DSpark
-        )
+    pub const fn loads_model(self) -> bool {
+        matches!(self, Self::Eagle | Self::Eagle3 | Self::DraftModel | Self::DFlash)
     }
 }
 
 impl Speculative {
     /// Layers that the drafter adds to the last pipeline stage, in the order the engine registers them.
     ///
-    /// A multi-token-prediction module repeats the target's decoder layer with attention over all tokens, so its
-    /// caches are those of the last such layer.
-    ///
     /// # Errors
     /// A [`Refusal`] where the target has no such layers, or the drafter's model is missing.
     pub fn layers(&self, target: &Model) -> Result<Vec<Layer>, Refusal> {
         let refuse = |reason: String| Err(Refusal::new(RefusalKind::Speculative, reason));
-        if self.method == Method::Mtp {
-            if target.mtp_layers == 0 {
+        let built_in = match self.method {
+            Method::Mtp => Some(target.mtp_modules()),
+            Method::DSpark if self.draft.is_none() => Some(target.dspark_stages()),
+            _ => None,
+        };
+        if let Some(layers) = built_in {
+            let layers = match layers {
+                Ok(layers) => layers,
+                Err(error) => return refuse(format!("speculative method {}: {error}", self.method.name())),
+            };
+            let modules = layers.len() as u64;
+            if self.method == Method::Mtp
+                && self.num_tokens > modules
+                && !self.num_tokens.is_multiple_of(modules)
+            {
                 return refuse(format!(
-                    "speculative method mtp: {} has no multi-token-prediction layers (num_nextn_predict_layers)",
-                    target.name
+                    "num_speculative_tokens:{} must be divisible by n_predict={modules}",
+                    self.num_tokens
                 ));
             }
-            let whole = |layer: &&Layer| {
-                layer.caches.iter().any(|cache| {
-                    matches!(
-                        cache.kind,
-                        CacheKind::Full(_) | CacheKind::Latent { .. } | CacheKind::Compressed { .. }
-                    )
-                })
-            };
-            let Some(last) = target.layers.iter().rev().find(whole) else {
-                return refuse(format!(
-                    "speculative method mtp: {} has no attention layer to repeat",
-                    target.name
-                ));
-            };
-            let mut module = last.clone();
-            module
-                .caches
-                .retain(|cache| !matches!(cache.kind, CacheKind::State(_)));
-            let count = usize::try_from(target.mtp_layers.min(1 << 10)).unwrap_or(1);
-            return Ok(vec![module; count]);
+            return Ok(layers);
         }
-        match (&self.draft, self.method.loads_model()) {
-            (Some(draft), true) => Ok(draft.layers.clone()),
+        match (
+            &self.draft,
+            self.method.loads_model() || self.method == Method::DSpark,
+        ) {
+            (Some(draft), true) => {
+                if self.method == Method::DraftModel && draft.model.vocab_size != target.vocab_size {
+                    return refuse(format!(
+                        "Target and draft model should have the same vocabulary size. Target model vocab_size={}. Draft model vocab_size={}.",
+                        target.vocab_size, draft.model.vocab_size
+                    ));
+                }
+                Ok(draft.model.layers.clone())
+            }
             (None, true) => refuse(format!(
                 "speculative method {} needs a draft model, none was given",
                 self.method.name()
@@ -156,12 +182,128 @@ impl Speculative {
         }
     }
 
+    /// Weights that the drafter adds to the last pipeline stage; `None` for methods without a network.
+    ///
+    /// An EAGLE head without an embedding of its own, or with a copy of the target's, reads the target's; the same holds
+    /// for its output head, and several pipeline stages keep the embedding apart (vLLM 0.32.0,
+    /// `v1/spec_decode/llm_base_proposer.py`, `_maybe_share_embeddings` and `_maybe_share_lm_head`). Where tensor names do
+    /// not tell, an embedding of the target's shape is taken for the target's, and an EAGLE-3 head's output head for its own.
+    ///
+    /// # Errors
+    /// If a dimension does not divide over the ranks, a size leaves 64 bits, or the modules are not known.
+    pub fn weights(
+        &self,
+        target: &Model,
+        parallel: &Parallel,
+        dtype: Dtype,
+        quantization: Option<&Quantization>,
+    ) -> Result<Option<DrafterWeights>> {
+        match (&self.draft, self.method) {
+            (_, Method::Ngram | Method::NgramGpu | Method::Suffix) => Ok(None),
+            (None, Method::Mtp) => {
+                let modules = target.mtp_modules()?.len();
+                Ok(Some(DrafterWeights {
+                    bytes: target.mtp_weight_bytes(parallel, dtype, quantization)?,
+                    formula: format!(
+                        "{modules} multi-token-prediction modules; embedding and head are the target's"
+                    ),
+                    assumption: None,
+                }))
+            }
+            (None, Method::DSpark) => Ok(Some(DrafterWeights {
+                bytes: target.dspark_weight_bytes(parallel, dtype, quantization)?,
+                formula: "DSpark stages of the target's checkpoint; embedding and head are the target's"
+                    .to_owned(),
+                assumption: Some(
+                    "the DSpark drafter is taken to have the parts that DeepSeek-V4-Flash-0731's has where the configuration does not say",
+                ),
+            })),
+            (Some(draft), method) => draft.weights(target, method, parallel, dtype).map(Some),
+            (None, method) => Err(Error::unsupported(format!(
+                "the weights of a drafter of method {} are not known",
+                method.name()
+            ))),
+        }
+    }
+
     /// Tokens that sliding windows keep behind them: drafters of several modules re-read that many.
     pub fn extra_retained_tokens(&self, target: &Model) -> u64 {
-        if self.method == Method::Mtp && target.mtp_layers.min(self.num_tokens) > 1 {
+        if self.method == Method::Mtp
+            && target
+                .mtp_modules()
+                .map_or(0, |m| m.len() as u64)
+                .min(self.num_tokens)
+                > 1
+        {
             self.num_tokens - 1
         } else {
             0
+        }
+    }
+}
+
+impl Draft {
+    fn weights(
+        &self,
+        target: &Model,
+        method: Method,
+        parallel: &Parallel,
+        dtype: Dtype,
+    ) -> Result<DrafterWeights> {
+        let quantization = Quantization::read(&self.config)?;
+        let eagle = matches!(method, Method::Eagle | Method::Eagle3);
+        // The whole drafter runs on the last stage.
+        let alone = Parallel { pp: 1, ..*parallel };
+        let same_width = self.model.hidden_size == target.hidden_size;
+        let shares_embedding = eagle && parallel.pp == 1 && same_width;
+        let shares_head = eagle
+            && match self.has_head {
+                Some(has) => !has,
+                None => method == Method::Eagle,
+            };
+        let mut bytes = 0_u64;
+        for (path, weight) in self.model.stage_weights(0, &alone, true)? {
+            if (weight.role == Role::Embedding && shares_embedding)
+                || (weight.role == Role::Head && shares_head)
+            {
+                continue;
+            }
+            let own = match &quantization {
+                None => weight.bytes(&alone, dtype)?,
+                Some(quantization) => quantization.bytes(&path, weight, &alone, dtype)?,
+            };
+            bytes = bytes
+                .checked_add(own)
+                .ok_or_else(|| Error::overflow("the weights of the drafter"))?;
+        }
+        let shared = match (shares_embedding, shares_head) {
+            (true, true) => "; embedding and head are the target's",
+            (true, false) => "; the embedding is the target's",
+            (false, true) => "; the head is the target's",
+            (false, false) => "",
+        };
+        let (params, _) = self.model.params()?;
+        Ok(DrafterWeights {
+            bytes,
+            formula: format!("{}: {} parameters in {dtype}{shared}", self.model.name, grouped(params)),
+            assumption: (eagle && parallel.pp == 1 && self.has_embedding != Some(false)).then_some(
+                "the drafter's embedding is taken to be the target's: a different one of its own would be kept besides",
+            ),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_engine_are_read_and_others_are_listed() {
+        assert_eq!(Method::parse("deepseek_mtp").unwrap(), Method::Mtp);
+        assert_eq!(Method::parse("EAGLE3").unwrap(), Method::Eagle3);
+        assert!(Method::parse("eagel").unwrap_err().to_string().contains("eagle3"));
+        for (name, method) in NAMES {
+            assert_eq!((Method::parse(name).unwrap(), method.name()), (method, name));
         }
     }
 }

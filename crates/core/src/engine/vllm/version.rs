@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use super::gpu::{BatchDefaults, Gpu};
 use crate::{Error, Result};
+
+const GIB: u64 = 1 << 30;
 
 /// A release of vLLM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +87,22 @@ pub enum FreedBlocks {
     UnnamedFirst,
 }
 
+/// How a version chooses the tokens and sequences of one step where the user names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchRule {
+    /// The V0 engine: a whole prompt, or `chunk` tokens where prompts of more than 32,768 tokens are split; 256 sequences.
+    WholePrompt {
+        /// Tokens of a chunk.
+        chunk: u64,
+    },
+    /// The V1 engine's first releases: 8192 tokens on H100 and H200, 2048 elsewhere; 256 sequences.
+    NamedHopper,
+    /// 8192 tokens and 1024 sequences from 70 GiB on, but for the A100; else 2048 and 256.
+    ByMemory,
+    /// As [`BatchRule::ByMemory`], and 16,384 tokens from 160 GiB on.
+    ByMemoryAndLarger,
+}
+
 /// The rules of one release, where they are not the same in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
@@ -101,6 +120,16 @@ pub struct Rules {
     pub sampler_decibytes_per_logit: u64,
     /// Where blocks that a request gives back stand in the free queue.
     pub freed_blocks: FreedBlocks,
+    /// Tokens and sequences of one step.
+    pub batch: BatchRule,
+    /// Whether the next step is scheduled while one runs, unless the user says otherwise.
+    pub async_by_default: bool,
+    /// Whether prefixes are cached unless the user says otherwise.
+    pub caches_prefixes_by_default: bool,
+    /// Whether layers with a window have groups of their own; else they keep all tokens.
+    pub groups_windows: bool,
+    /// Whether `--max-model-len auto` is understood.
+    pub fits_length: bool,
 }
 
 /// One change: from `since` on, `apply` holds.
@@ -119,23 +148,84 @@ const OLDEST: Rules = Rules {
     charges_in_flight_batches: false,
     tokens: TokensRule::BlocksOverGroups,
     subtracts_cuda_graph_estimate: false,
-    sampler_decibytes_per_logit: 100,
+    sampler_decibytes_per_logit: 80,
+    batch: BatchRule::WholePrompt { chunk: 512 },
+    async_by_default: false,
+    caches_prefixes_by_default: false,
+    groups_windows: false,
+    fits_length: false,
     freed_blocks: FreedBlocks::AllLast,
 };
 
-const CHANGES: [Change; 9] = [
+/// In the order of the releases.
+const CHANGES: [Change; 18] = [
+    Change {
+        since: Version::new(0, 6, 5),
+        source: "vllm-project/vllm pull request 10544, opened in November 2024",
+        what: "split prompts take 2048 tokens a step, not 512",
+        apply: |rules| rules.batch = BatchRule::WholePrompt { chunk: 2048 },
+    },
+    Change {
+        since: Version::new(0, 8, 0),
+        source: "the V1 engine is the default since 0.8.0; vllm-project/vllm pull request 12369",
+        what: "prompts are split: 2048 tokens a step, 8192 on H100 and H200",
+        apply: |rules| rules.batch = BatchRule::NamedHopper,
+    },
+    Change {
+        since: Version::new(0, 8, 0),
+        source: "the V1 engine is the default since 0.8.0",
+        what: "prefixes are cached by default",
+        apply: |rules| rules.caches_prefixes_by_default = true,
+    },
     Change {
         since: Version::new(0, 8, 0),
         source: "start-up logs of 0.10.0 and 0.10.1 (A100, L40S class): fitted",
-        what: "the V1 engine's sampler holds 8 bytes a logit",
-        apply: |rules| rules.sampler_decibytes_per_logit = 80,
+        what: "the V1 engine's sampler holds 6 bytes a logit",
+        apply: |rules| rules.sampler_decibytes_per_logit = 60,
+    },
+    Change {
+        since: Version::new(0, 9, 0),
+        source: "start-up logs of 0.10.2 and 0.11.0 on H100 and H200, of 0.10.1 on A100; the release is not certain",
+        what: "8192 tokens and 1024 sequences from 70 GiB on, but for the A100",
+        apply: |rules| rules.batch = BatchRule::ByMemory,
+    },
+    Change {
+        since: Version::new(0, 10, 0),
+        source: "vllm-project/vllm, docs/design/hybrid_kv_cache_manager.md describes 0.10.1; merged in June and July 2025",
+        what: "windows and full attention have groups of their own",
+        apply: |rules| rules.groups_windows = true,
     },
     Change {
         since: Version::new(0, 10, 2),
-        source: "start-up logs of 0.10.2 to 0.20 (H100, H200, RTX 5090): 9.59 to 9.73 float32 a logit in 7 of 7; \
+        source: "start-up logs of 0.10.2 to 0.13 (H100, H200, RTX 5090): 9.59 to 9.73 float32 a logit in 7 of 7; \
                  16- and 32-bit logits, sorted values with 64-bit indices and their buffers, probabilities and their sum",
         what: "the profiling step sorts all logits: 38.6 bytes each",
         apply: |rules| rules.sampler_decibytes_per_logit = 386,
+    },
+    Change {
+        since: Version::new(0, 14, 0),
+        source: "vllm-project/vllm pull request 27614; release notes of 0.14.0",
+        what: "scheduling is asynchronous by default",
+        apply: |rules| rules.async_by_default = true,
+    },
+    Change {
+        since: Version::new(0, 14, 0),
+        source: "vllm-project/vllm pull request 29431, merged in December 2025",
+        what: "--max-model-len auto",
+        apply: |rules| rules.fits_length = true,
+    },
+    Change {
+        since: Version::new(0, 17, 0),
+        source: "vllm-project/vllm pull request 33538 (February 2026: top-k and top-p without sorting); start-up logs of 0.19 to \
+                 0.25 (A100, RTX 5090, GB10): fitted",
+        what: "the sampler holds 16 bytes a logit",
+        apply: |rules| rules.sampler_decibytes_per_logit = 160,
+    },
+    Change {
+        since: Version::new(0, 20, 0),
+        source: "vllm-project/vllm pull request 38284 (spring 2026); config/cache.py of 0.25.0 and 0.32.0",
+        what: "utilization defaults to 0.92",
+        apply: |rules| rules.gpu_memory_utilization = 0.92,
     },
     Change {
         since: Version::new(0, 21, 0),
@@ -156,16 +246,10 @@ const CHANGES: [Change; 9] = [
         apply: |rules| rules.freed_blocks = FreedBlocks::UnnamedFirst,
     },
     Change {
-        since: Version::new(0, 25, 0),
-        source: "config/cache.py of 0.25.0 and 0.32.0; 0.9 in 2023 to 2025; the first release with 0.92 may be older",
-        what: "utilization defaults to 0.92",
-        apply: |rules| rules.gpu_memory_utilization = 0.92,
-    },
-    Change {
         since: Version::new(0, 26, 0),
         source: "start-up logs of 0.26 to 0.31 with the V2 runner: fitted; its profiling step skips top-k and top-p",
-        what: "the sampler holds 16 bytes a logit",
-        apply: |rules| rules.sampler_decibytes_per_logit = 160,
+        what: "the sampler holds 8 bytes a logit",
+        apply: |rules| rules.sampler_decibytes_per_logit = 80,
     },
     Change {
         since: Version::new(0, 26, 0),
@@ -179,6 +263,12 @@ const CHANGES: [Change; 9] = [
         what: "the start-up check keeps the null block back",
         apply: |rules| rules.reserves_null_block = true,
     },
+    Change {
+        since: Version::new(0, 27, 0),
+        source: "vllm-project/vllm pull request 51726, August 2026; engine/arg_utils.py of 0.32.0",
+        what: "16,384 tokens a step from 160 GiB on",
+        apply: |rules| rules.batch = BatchRule::ByMemoryAndLarger,
+    },
 ];
 
 impl Rules {
@@ -191,6 +281,28 @@ impl Rules {
             }
         }
         rules
+    }
+
+    /// Tokens and sequences of one step for the `OpenAI` server on this GPU, for a model of that longest request.
+    pub fn batch_defaults(&self, gpu: &Gpu, max_model_len: u64) -> BatchDefaults {
+        let (max_num_batched_tokens, max_num_seqs) = match self.batch {
+            BatchRule::WholePrompt { chunk } if max_model_len > 32_768 => (chunk, 256),
+            BatchRule::WholePrompt { .. } => (max_model_len.max(2048), 256),
+            BatchRule::NamedHopper if gpu.hopper => (8192, 256),
+            BatchRule::NamedHopper => (2048, 256),
+            BatchRule::ByMemoryAndLarger if gpu.memory_bytes >= 160 * GIB => (16_384, 1024),
+            BatchRule::ByMemory | BatchRule::ByMemoryAndLarger => {
+                if gpu.memory_bytes >= 70 * GIB && !gpu.a100 {
+                    (8192, 1024)
+                } else {
+                    (2048, 256)
+                }
+            }
+        };
+        BatchDefaults {
+            max_num_batched_tokens,
+            max_num_seqs,
+        }
     }
 
     /// All known changes: since which release, what, and the source.
@@ -219,6 +331,44 @@ mod tests {
         for text in ["", "32", "0.x", "zero", "0.99999999999"] {
             assert!(Version::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn changes_are_in_the_order_of_the_releases_and_have_a_source() {
+        let mut last = Version::new(0, 0, 0);
+        for (since, what, source) in Rules::changes() {
+            assert!(since >= last, "{since} after {last}");
+            last = since;
+            assert!(
+                since <= Version::NEWEST && !what.is_empty() && source.len() > 20,
+                "{since} {what}"
+            );
+        }
+        let at = |minor| Rules::of(Version::new(0, minor, 0));
+        let sampler = [6, 8, 11, 19, 32].map(|minor| at(minor).sampler_decibytes_per_logit);
+        assert_eq!(sampler, [80, 60, 386, 160, 80]);
+        assert!((at(19).gpu_memory_utilization - 0.9).abs() < 1e-9);
+        assert!((at(20).gpu_memory_utilization - 0.92).abs() < 1e-9);
+        assert!(!at(13).async_by_default && at(14).async_by_default);
+        assert!(!at(9).groups_windows && at(10).groups_windows);
+    }
+
+    #[test]
+    fn steps_grow_with_releases_and_memory() {
+        let defaults = |minor, name: &str, gib: u64, length| {
+            let major = if name == "h100" { 9 } else { 8 };
+            let d = Rules::of(Version::new(0, minor, 0))
+                .batch_defaults(&Gpu::new(name, major, 0, gib << 30), length);
+            (d.max_num_batched_tokens, d.max_num_seqs)
+        };
+        assert_eq!(defaults(6, "rtx-3090", 24, 20_000), (20_000, 256));
+        assert_eq!(defaults(6, "rtx-3090", 24, 131_072), (512, 256));
+        assert_eq!(defaults(7, "rtx-3090", 24, 131_072), (2048, 256));
+        assert_eq!(defaults(8, "h100", 80, 131_072), (8192, 256));
+        assert_eq!(defaults(11, "h100", 80, 131_072), (8192, 1024));
+        assert_eq!(defaults(11, "a100-80gb", 80, 131_072), (2048, 256));
+        assert_eq!(defaults(26, "b200", 178, 131_072), (8192, 1024));
+        assert_eq!(defaults(32, "b200", 178, 131_072), (16_384, 1024));
     }
 
     #[test]

@@ -1,0 +1,270 @@
+//! EAGLE heads: one or a few decoder layers that draft from the target's hidden states (vLLM 0.32.0,
+//! `llama_eagle.py`, `llama_eagle3.py`, `qwen3_eagle3.py`, `transformers_utils/configs/speculators/algos.py`).
+//!
+//! A head reads embeddings and hidden states side by side, so its projections are wider than those of the layers that
+//! its configuration names. Embedding and output head are listed as the engine creates them; whether they are replaced
+//! by the target's own is for the planner to say.
+
+use serde_json::Value;
+
+use super::dense::{Attention, Decoder, Dense, Mlp, Norm, QkNorm, part};
+use super::text::{Attend, Text};
+use crate::arch::{Config, Model, Outside, Place, Role, Weight};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Hidden states of the target that an EAGLE-3 head reads where its configuration does not say.
+const AUXILIARY_STATES: u64 = 3;
+
+/// The two generations of heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eagle {
+    /// EAGLE and EAGLE-2: one fully connected layer joins embedding and hidden state; the head is the target's.
+    One,
+    /// EAGLE-3: several hidden states, a first layer of double width, a (smaller) vocabulary and a head of its own.
+    Three,
+}
+
+/// Reads an EAGLE head for a target of `target_vocab` tokens. Files of the `speculators` library, which nest the
+/// layer's description, are read too.
+///
+/// # Errors
+/// If a value cannot be used; as [`Error::unsupported`] if the engine has no such head or it is not described here.
+pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: u64) -> Result<Model> {
+    let flat = flatten(config, generation)?;
+    let class = match flat.strs("architectures")?.and_then(|list| list.first().copied()) {
+        Some(class) => class.to_owned(),
+        None => {
+            return Err(Error::input(format!(
+                "{} is missing from the drafter's configuration",
+                flat.name("architectures")
+            ))
+            .hint("an EAGLE head for Llama says \"architectures\": [\"LlamaForCausalLM\"]"));
+        }
+    };
+    let qwen3 = match (generation, class.as_str()) {
+        (
+            Eagle::Three,
+            "LlamaForCausalLM"
+            | "LlamaForCausalLMEagle3"
+            | "Eagle3LlamaForCausalLM"
+            | "PEagleDraftModel"
+            | "PeagleLlamaForCausalLM"
+            | "MiniMaxM2ForCausalLM"
+            | "Eagle3MiniMaxM2ForCausalLM"
+            | "Qwen2_5vlForCausalLM"
+            | "Eagle3Qwen2_5vlForCausalLM"
+            | "Qwen3vlForCausalLM"
+            | "Eagle3Qwen3vlForCausalLM",
+        )
+        | (Eagle::One, "LlamaForCausalLM" | "EagleLlamaForCausalLM") => false,
+        (Eagle::Three, "Qwen3ForCausalLM" | "Eagle3Qwen3ForCausalLM" | "PeagleQwen3ForCausalLM") => true,
+        _ => {
+            return Err(
+                Error::unsupported(format!("the drafter class {class} is not described here"))
+                    .hint("EAGLE heads of Llama's and EAGLE-3 heads of Llama's and Qwen3's layers are"),
+            );
+        }
+    };
+    let text = Text::find(&class, &flat)?;
+    let decoder = match generation {
+        Eagle::One => one(&text)?,
+        Eagle::Three => three(&text, qwen3, target_vocab)?,
+    };
+    let heads = text.heads()?;
+    Ok(Model {
+        name: name.to_owned(),
+        architecture: class.clone(),
+        model_type: text.model_type()?.to_owned(),
+        dtype: text.dtype()?,
+        max_position: text.max_length()?,
+        num_attention_heads: heads,
+        num_kv_heads: text.kv_heads()?,
+        hidden_size: text.hidden()?,
+        vocab_size: text.vocab()?,
+        layers_path: decoder.layers_path,
+        layers: decoder.layers,
+        outside: decoder.outside,
+        mtp_layers: 0,
+    })
+}
+
+/// The fields of a `speculators` file where the engine looks for them.
+fn flatten(config: &Config, generation: Eagle) -> Result<Config> {
+    let Some(layer) = config.sub("transformer_layer_config")? else {
+        return Ok(config.clone());
+    };
+    if let Some(kind) = config.str("speculators_model_type")?
+        && !matches!((generation, kind), (Eagle::Three, "eagle3" | "peagle"))
+    {
+        return Err(Error::input(format!(
+            "{} is {kind:?}, which the method of --speculative-config is not",
+            config.name("speculators_model_type")
+        ))
+        .hint("write the method that the drafter was trained for"));
+    }
+    let mut map = layer.map().clone();
+    for key in [
+        "draft_vocab_size",
+        "target_hidden_size",
+        "norm_before_fc",
+        "fc_norm",
+        "eagle_aux_hidden_state_layer_ids",
+        "quantization_config",
+        "torch_dtype",
+        "dtype",
+    ] {
+        if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
+            map.insert(key.to_owned(), value.clone());
+        }
+    }
+    let class = match layer.str("model_type")?.unwrap_or("llama") {
+        "qwen3" => "Eagle3Qwen3ForCausalLM",
+        "llama" => "Eagle3LlamaForCausalLM",
+        other => {
+            return Err(Error::unsupported(format!(
+                "Unsupported model_type {other} for Eagle3 speculator"
+            )));
+        }
+    };
+    map.insert("architectures".to_owned(), Value::from(vec![class]));
+    Ok(config.with_map(map))
+}
+
+/// EAGLE: the first layer has no norm before attention, and nothing follows the last.
+fn one(t: &Text) -> Result<Decoder> {
+    let mut dense = Dense::llama(t)?;
+    biases(t, &mut dense)?;
+    let mut decoder = dense.build()?;
+    if let Some(first) = decoder.layers.first_mut() {
+        first.weights.retain(|weight| weight.name != "input_layernorm");
+    }
+    let hidden = t.hidden()?;
+    decoder.outside = vec![
+        embedding(t)?,
+        part(
+            Place::Last,
+            vec![Weight::replicated("model.fc", Role::Mlp, 2 * hidden, &[hidden])],
+        ),
+    ];
+    Ok(decoder)
+}
+
+/// EAGLE-3: the first layer's queries, keys and values are projected from embedding and hidden state together.
+fn three(t: &Text, qwen3: bool, target_vocab: u64) -> Result<Decoder> {
+    let mut dense = Dense::llama(t)?;
+    biases(t, &mut dense)?;
+    if qwen3 {
+        dense.attention.qk_norm = QkNorm::Head(Norm::Scale);
+        // Only a list of layers gives a window; the class's default is not used.
+        let kinds = t.config.strs("layer_types")?.unwrap_or_default();
+        for (i, attend) in dense.attends.iter_mut().enumerate() {
+            if kinds.get(i).copied() != Some("sliding_attention") {
+                *attend = Attend::Full;
+            }
+        }
+    }
+    let hidden = t.hidden()?;
+    let wide = wide_projection(&dense.attention, 2 * hidden);
+    let mut decoder = dense.build()?;
+    for (i, layer) in decoder.layers.iter_mut().enumerate() {
+        if i == 0 {
+            for weight in &mut layer.weights {
+                if weight.name == wide.name {
+                    *weight = wide.clone();
+                }
+            }
+        }
+        layer.weights.push(Weight::norm("hidden_norm", hidden));
+    }
+    let c = &t.config;
+    let own = c.sub("eagle_config")?;
+    let from_own = |key: &str, default: bool| match &own {
+        Some(own) if own.has(key) => own.flag(key, default),
+        _ => c.flag(key, default),
+    };
+    let auxiliary = match c.first_u64(&["num_aux_layers", "num_aux_hidden_states"])? {
+        Some(n) => n,
+        None => {
+            let listed = match &own {
+                Some(own) => own.u64s("eagle_aux_hidden_state_layer_ids")?,
+                None => None,
+            };
+            let listed = match c.u64s("eagle_aux_hidden_state_layer_ids")? {
+                Some(ids) if qwen3 || listed.is_none() => Some(ids),
+                _ => listed,
+            };
+            listed.map_or(AUXILIARY_STATES, |ids| {
+                if ids.is_empty() {
+                    AUXILIARY_STATES
+                } else {
+                    ids.len() as u64
+                }
+            })
+        }
+    };
+    if !(1..=1 << 10).contains(&auxiliary) {
+        return Err(Error::input(format!(
+            "the drafter reads {auxiliary} hidden states, expected 1 to 1024"
+        )));
+    }
+    let mut outside = vec![embedding(t)?];
+    if from_own("use_aux_hidden_state", true)? {
+        let target_hidden = c.dim_or("target_hidden_size", hidden)?;
+        let inputs = target_hidden * auxiliary;
+        let mut joins = vec![Weight::replicated("model.fc", Role::Mlp, inputs, &[hidden])];
+        if from_own("norm_before_fc", false)? {
+            joins.push(Weight::norm("model.input_norm", inputs));
+        }
+        if c.flag("fc_norm", false)? {
+            joins.push(Weight::norm("model.fc_norm", target_hidden).times(auxiliary));
+        }
+        outside.push(part(Place::Last, joins));
+    }
+    let vocab = c.dim_or("draft_vocab_size", t.vocab()?)?;
+    let mut ends = vec![
+        Weight::norm("model.norm", hidden),
+        Weight::vocab("lm_head", Role::Head, vocab, hidden),
+    ];
+    if vocab != target_vocab {
+        ends.push(Weight::tensor("draft_id_to_target_id", Role::Norm, &[vocab], None).of(Dtype::I64));
+    }
+    outside.push(part(Place::Last, ends));
+    decoder.outside = outside;
+    Ok(decoder)
+}
+
+fn biases(t: &Text, dense: &mut Dense) -> Result<()> {
+    dense.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    dense.attention.o_bias = dense.attention.qkv_bias;
+    dense.mlp = Mlp {
+        bias: t.config.flag("mlp_bias", false)?,
+        ..dense.mlp
+    };
+    Ok(())
+}
+
+/// The fused projection of queries, keys and values for inputs of this width.
+fn wide_projection(attention: &Attention, inputs: u64) -> Weight {
+    Weight::qkv(
+        format!("{}.qkv_proj", attention.path),
+        inputs,
+        attention.heads,
+        attention.kv_heads,
+        attention.head_dim,
+    )
+    .value_head_dim(attention.head_dim_v)
+    .bias(attention.qkv_bias)
+}
+
+fn embedding(t: &Text) -> Result<Outside> {
+    Ok(part(
+        Place::Last,
+        vec![Weight::vocab(
+            "model.embed_tokens",
+            Role::Embedding,
+            t.vocab()?,
+            t.hidden()?,
+        )],
+    ))
+}

@@ -1,0 +1,499 @@
+//! The plan the other way round: given a need, the least that meets it, and the change that helps most.
+//!
+//! Every answer comes from whole plans of changed requests, so that it holds what the plan of those settings says.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::advise::{replan, with_generic, with_vllm};
+use super::report::Plan;
+use super::request::{Engine, Request, echo};
+use super::{Load, Quantization};
+use crate::engine::vllm::{KvDtype, MaxModelLen, Rules};
+use crate::units::grouped;
+use crate::{Error, Result};
+
+/// Version of the JSON shape.
+pub const SCHEMA: &str = "kvwise.size/1";
+
+/// Utilisations are searched in steps of a hundredth.
+const UTILIZATION_STEPS: (u64, u64) = (1, 99);
+
+/// What has to be met.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Need {
+    /// Tokens of each request, prompt and output together.
+    pub context: u64,
+    /// Requests at once.
+    pub concurrency: u64,
+    /// Probability with which it has to fit; 0.5 asks for the best value only.
+    pub probability: f64,
+    /// Most GPUs that may be used.
+    pub max_gpus: u64,
+}
+
+impl Need {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// If a number is zero, absurd or not a number.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.probability > 0.0 && self.probability <= 0.99) {
+            return Err(Error::input(format!(
+                "--probability is {}, expected more than 0 and at most 0.99",
+                self.probability
+            ))
+            .hint("0.5 asks for the best value, 0.9 for a safe margin"));
+        }
+        if self.max_gpus == 0 || self.max_gpus > 1 << 10 {
+            return Err(Error::input(format!(
+                "--max-gpus is {}, expected 1 to 1024",
+                self.max_gpus
+            )));
+        }
+        Ok(())
+    }
+
+    fn met_by(&self, plan: &Plan) -> bool {
+        plan.feasibility.fits
+            && plan
+                .feasibility
+                .fit_probability
+                .is_none_or(|p| p + 1e-9 >= self.probability)
+    }
+}
+
+/// The answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sizing {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// The answer in one sentence.
+    pub verdict: String,
+    /// Whether the settings as given meet the need.
+    pub met: bool,
+    /// Whether they or one of the answers do.
+    pub satisfiable: bool,
+    /// Settings, as the plan used them.
+    pub inputs: Map<String, Value>,
+    /// Tokens of each request of the need.
+    pub context: u64,
+    /// Requests of the need.
+    pub concurrency: u64,
+    /// Probability asked for.
+    pub probability: f64,
+    /// Fewest GPUs that meet the need; `null` if none up to the limit do.
+    pub fewest_gpus: Option<Gpus>,
+    /// Smallest share of the memory that meets it, the other settings as given; `null` if none does.
+    pub smallest_utilization: Option<f64>,
+    /// Longest context of the asked number of requests at once, with the settings as given.
+    pub longest_context: u64,
+    /// Most requests of the asked context at once, with the settings as given.
+    pub most_requests: u64,
+    /// The weight format with the most bits that meets it; `null` if none does or the checkpoint is quantised already.
+    pub widest_weights: Option<WeightFormat>,
+    /// Single changes, the one that helps most first.
+    pub changes: Vec<Helps>,
+}
+
+/// A number of GPUs and how they are used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gpus {
+    /// How many.
+    pub count: u64,
+    /// `--tensor-parallel-size`.
+    pub tensor_parallel_size: u64,
+    /// `--pipeline-parallel-size`.
+    pub pipeline_parallel_size: u64,
+    /// Most requests of the asked context at once.
+    pub most_requests: u64,
+}
+
+/// A weight format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WeightFormat {
+    /// `none` (as the checkpoint is) or the value of `--quantization`.
+    pub quantization: String,
+    /// Weights on one GPU, bytes.
+    pub weights_bytes: u64,
+    /// Most requests of the asked context at once.
+    pub most_requests: u64,
+}
+
+/// What one changed setting gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Helps {
+    /// The flag.
+    pub flag: String,
+    /// Its value; empty for a flag without one.
+    pub value: String,
+    /// Whether the need is met with it.
+    pub meets: bool,
+    /// Requests of the asked context at once, before and with it.
+    pub most_requests_before: u64,
+    /// With it.
+    pub most_requests: u64,
+    /// Longest context of the asked number of requests, before and with it.
+    pub longest_context_before: u64,
+    /// With it.
+    pub longest_context: u64,
+    /// What it costs.
+    pub price: &'static str,
+}
+
+/// Answers the inverse questions about a need.
+///
+/// # Errors
+/// If a setting cannot be used, as for [`plan`](super::plan). "Nothing meets it" is an answer.
+pub fn size(request: &Request, need: &Need) -> Result<Sizing> {
+    need.validate()?;
+    let asked = Request {
+        load: Load {
+            contexts: vec![need.context],
+            concurrencies: vec![need.concurrency],
+            ..request.load.clone()
+        },
+        explain: false,
+        ..request.clone()
+    };
+    asked.load.validate()?;
+    // Errors of the settings themselves are errors here too; those of changed settings are not.
+    let given = super::plan(&asked)?;
+    let base = roomy(&asked, need).unwrap_or_else(|| asked.clone());
+    let plan = replan(&base).unwrap_or_else(|| given.clone());
+    let met = need.met_by(&given);
+    let fewest_gpus = fewest(&base, need);
+    let smallest_utilization = smallest_utilization(&base, need);
+    let widest_weights = widest_weights(&base, need, &plan);
+    let changes = changes(&base, need, &plan);
+    let satisfiable = met
+        || fewest_gpus.is_some()
+        || smallest_utilization.is_some()
+        || widest_weights.is_some()
+        || changes.iter().any(|change| change.meets);
+    let most_requests = plan.feasibility.max_concurrency_at_context.unwrap_or(0);
+    let longest_context = plan.feasibility.max_context_at_concurrency.unwrap_or(0);
+    let mut sizing = Sizing {
+        schema: SCHEMA,
+        verdict: String::new(),
+        met,
+        satisfiable,
+        inputs: echo(&asked),
+        context: need.context,
+        concurrency: need.concurrency,
+        probability: need.probability,
+        fewest_gpus,
+        smallest_utilization,
+        longest_context,
+        most_requests,
+        widest_weights,
+        changes,
+    };
+    sizing.verdict = verdict(&sizing, &given, request);
+    Ok(sizing)
+}
+
+/// The request with the longest length that fits, where the user names none: the model's own longest request must not
+/// hide what the memory holds. Releases without `auto` take the asked context.
+fn roomy<'a>(request: &Request<'a>, need: &Need) -> Option<Request<'a>> {
+    let Engine::Vllm(settings) = &request.engine else {
+        return None;
+    };
+    let length = if Rules::of(settings.version).fits_length {
+        MaxModelLen::Auto
+    } else {
+        MaxModelLen::Tokens(need.context)
+    };
+    (settings.max_model_len == MaxModelLen::Derived)
+        .then(|| with_vllm(request, |s| s.max_model_len = length))
+        .flatten()
+}
+
+/// Numbers of ranks and stages by the number of GPUs, fewest first; tensor parallelism alone where it may do.
+fn shapes(max_gpus: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..=max_gpus.ilog2()).flat_map(|power| {
+        let gpus = 1_u64 << power;
+        // Ranks within one machine of eight first, then stages over machines.
+        [(gpus.min(8), gpus / gpus.min(8)), (gpus, 1)]
+            .into_iter()
+            .take(if gpus > 8 { 2 } else { 1 })
+    })
+}
+
+fn fewest(request: &Request, need: &Need) -> Option<Gpus> {
+    shapes(need.max_gpus).find_map(|(tp, pp)| {
+        let changed = with_vllm(request, |s| {
+            s.tensor_parallel_size = tp;
+            s.pipeline_parallel_size = pp;
+        })
+        .or_else(|| {
+            with_generic(request, |s| {
+                s.tensor_parallel_size = tp;
+                s.pipeline_parallel_size = pp;
+            })
+        })?;
+        let plan = replan(&changed)?;
+        need.met_by(&plan).then(|| Gpus {
+            count: tp * pp,
+            tensor_parallel_size: tp,
+            pipeline_parallel_size: pp,
+            most_requests: plan.feasibility.max_concurrency_at_context.unwrap_or(0),
+        })
+    })
+}
+
+fn smallest_utilization(request: &Request, need: &Need) -> Option<f64> {
+    if let Engine::Vllm(settings) = &request.engine
+        && settings.kv_cache_memory_bytes.is_some()
+    {
+        // The engine ignores the utilisation then.
+        return None;
+    }
+    let share = |percent: u64| percent as f64 / 100.0;
+    let meets = |percent: u64| {
+        let changed = with_vllm(request, |s| s.gpu_memory_utilization = Some(share(percent)))
+            .or_else(|| with_generic(request, |s| s.gpu_memory_utilization = share(percent)));
+        changed
+            .as_ref()
+            .and_then(replan)
+            .is_some_and(|plan| need.met_by(&plan))
+    };
+    let (mut no, mut yes) = (UTILIZATION_STEPS.0 - 1, UTILIZATION_STEPS.1);
+    if !meets(yes) {
+        return None;
+    }
+    while yes - no > 1 {
+        let middle = no + (yes - no) / 2;
+        if middle > 0 && meets(middle) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    Some(share(yes))
+}
+
+/// Formats made on load or assumed, the widest first.
+const FORMATS: [&str; 4] = ["none", "fp8", "nvfp4", "mxfp4"];
+
+fn widest_weights(request: &Request, need: &Need, plan: &Plan) -> Option<WeightFormat> {
+    // A checkpoint that is quantised already has the format it has.
+    let (_, config) = request.subject.model?;
+    if config.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        return None;
+    }
+    FORMATS.into_iter().find_map(|name| {
+        let own = name == "none";
+        let changed = if own {
+            None
+        } else {
+            Some(
+                with_vllm(request, |s| s.quantization = Some(name.to_owned()))
+                    .or_else(|| with_generic(request, |s| s.quantization = Quantization::parse(name)))?,
+            )
+        };
+        let other = match &changed {
+            None => plan.clone(),
+            Some(changed) => replan(changed)?,
+        };
+        need.met_by(&other).then(|| WeightFormat {
+            quantization: name.to_owned(),
+            weights_bytes: other.weights.bytes_per_rank.iter().copied().max().unwrap_or(0),
+            most_requests: other.feasibility.max_concurrency_at_context.unwrap_or(0),
+        })
+    })
+}
+
+/// Single changes worth trying, with what each costs.
+fn candidates<'a>(request: &Request<'a>) -> Vec<(&'static str, String, Option<Request<'a>>, &'static str)> {
+    let mut out = Vec::new();
+    match &request.engine {
+        Engine::Vllm(s) => {
+            let given_pool = s.kv_cache_memory_bytes.is_some();
+            if s.kv_cache_dtype == KvDtype::Auto {
+                out.push((
+                    "--kv-cache-dtype",
+                    "fp8".to_owned(),
+                    with_vllm(request, |s| s.kv_cache_dtype = KvDtype::Fp8),
+                    "8-bit keys and values: a small loss of accuracy",
+                ));
+            }
+            if s.gpu_memory_utilization.is_none_or(|u| u < 0.95) && !given_pool {
+                out.push((
+                    "--gpu-memory-utilization",
+                    "0.95".to_owned(),
+                    with_vllm(request, |s| s.gpu_memory_utilization = Some(0.95)),
+                    "less is left for CUDA graphs of old versions and for other processes",
+                ));
+            }
+            if !s.enforce_eager && !given_pool {
+                out.push((
+                    "--enforce-eager",
+                    String::new(),
+                    with_vllm(request, |s| s.enforce_eager = true),
+                    "slower steps: no CUDA graphs",
+                ));
+            }
+            let sequences = request.load.concurrencies.first().copied().unwrap_or(1);
+            if s.max_num_seqs.is_none_or(|n| n > sequences) {
+                out.push((
+                    "--max-num-seqs",
+                    sequences.to_string(),
+                    with_vllm(request, |s| s.max_num_seqs = Some(sequences)),
+                    "further requests wait",
+                ));
+            }
+            if s.max_num_batched_tokens.is_none_or(|n| n > 2048) {
+                let tokens = 2048.max(sequences);
+                out.push((
+                    "--max-num-batched-tokens",
+                    tokens.to_string(),
+                    with_vllm(request, |s| {
+                        s.max_num_batched_tokens = Some(tokens);
+                        s.max_num_seqs = s.max_num_seqs.map(|n| n.min(tokens));
+                    }),
+                    "prompts take more steps",
+                ));
+            }
+            let towers = request
+                .subject
+                .model
+                .is_some_and(|(model, _)| model.outside.iter().any(|part| part.tower));
+            if towers && !s.language_model_only {
+                out.push((
+                    "--language-model-only",
+                    String::new(),
+                    with_vllm(request, |s| s.language_model_only = true),
+                    "no images, video or audio",
+                ));
+            }
+            let quantised = request
+                .subject
+                .model
+                .is_some_and(|(_, config)| config.get("quantization_config").is_some_and(|q| !q.is_null()));
+            if s.quantization.is_none() && !quantised {
+                out.push((
+                    "--quantization",
+                    "fp8".to_owned(),
+                    with_vllm(request, |s| s.quantization = Some("fp8".to_owned())),
+                    "8-bit weights: a small loss of accuracy",
+                ));
+            }
+            let tp = s.tensor_parallel_size.saturating_mul(2);
+            out.push((
+                "--tensor-parallel-size",
+                tp.to_string(),
+                with_vllm(request, |s| s.tensor_parallel_size = tp),
+                "twice the GPUs",
+            ));
+            let pp = s.pipeline_parallel_size.saturating_mul(2);
+            out.push((
+                "--pipeline-parallel-size",
+                pp.to_string(),
+                with_vllm(request, |s| s.pipeline_parallel_size = pp),
+                "twice the GPUs, and a request passes them one after the other",
+            ));
+        }
+        Engine::Generic(s) => {
+            if s.kv_element_bytes.is_none_or(|bytes| bytes > 1) {
+                out.push((
+                    "--kv-cache-dtype",
+                    "fp8".to_owned(),
+                    with_generic(request, |s| s.kv_element_bytes = Some(1)),
+                    "8-bit keys and values: a small loss of accuracy",
+                ));
+            }
+            let tp = s.tensor_parallel_size.saturating_mul(2);
+            out.push((
+                "--tensor-parallel-size",
+                tp.to_string(),
+                with_generic(request, |s| s.tensor_parallel_size = tp),
+                "twice the GPUs",
+            ));
+        }
+    }
+    out
+}
+
+fn changes(request: &Request, need: &Need, plan: &Plan) -> Vec<Helps> {
+    let of = |plan: &Plan| {
+        (
+            plan.feasibility.max_concurrency_at_context.unwrap_or(0),
+            plan.feasibility.max_context_at_concurrency.unwrap_or(0),
+        )
+    };
+    let before = of(plan);
+    let mut helps: Vec<Helps> = candidates(request)
+        .into_iter()
+        .filter_map(|(flag, value, changed, price)| {
+            let changed = changed?;
+            let other = replan(&changed)?;
+            if other.feasibility.refused.is_some() && !other.feasibility.fits {
+                return None;
+            }
+            let after = of(&other);
+            let meets = need.met_by(&other);
+            (after.0 > before.0 || after.1 > before.1 || (meets && !need.met_by(plan))).then(|| Helps {
+                flag: flag.to_owned(),
+                value,
+                meets,
+                most_requests_before: before.0,
+                most_requests: after.0,
+                longest_context_before: before.1,
+                longest_context: after.1,
+                price,
+            })
+        })
+        .collect();
+    helps.sort_by_key(|h| {
+        (
+            std::cmp::Reverse(h.meets),
+            std::cmp::Reverse(h.most_requests),
+            std::cmp::Reverse(h.longest_context),
+        )
+    });
+    helps
+}
+
+fn verdict(sizing: &Sizing, given: &Plan, request: &Request) -> String {
+    let need = format!(
+        "{} request{} of {} tokens",
+        grouped(sizing.concurrency),
+        if sizing.concurrency == 1 { "" } else { "s" },
+        grouped(sizing.context)
+    );
+    let gpus = |g: &Gpus| {
+        format!(
+            "{} x {} ({}{})",
+            g.count,
+            request.hardware.name,
+            if g.tensor_parallel_size > 1 {
+                format!("--tensor-parallel-size {}", g.tensor_parallel_size)
+            } else {
+                "one rank".to_owned()
+            },
+            if g.pipeline_parallel_size > 1 {
+                format!(" --pipeline-parallel-size {}", g.pipeline_parallel_size)
+            } else {
+                String::new()
+            }
+        )
+    };
+    match (&sizing.fewest_gpus, sizing.met) {
+        (Some(fewest), _) => format!("{need} need {} at least", gpus(fewest)),
+        (None, true) => format!("{need} fit on {} x {}", given.gpu.count, request.hardware.name),
+        (None, false) => match sizing.changes.iter().find(|change| change.meets) {
+            Some(change) => format!("{need} fit with {} {}", change.flag, change.value)
+                .trim_end()
+                .to_owned(),
+            None => format!(
+                "nothing tried meets {need}: {}",
+                given
+                    .feasibility
+                    .refused
+                    .clone()
+                    .unwrap_or_else(|| given.verdict.clone())
+            ),
+        },
+    }
+}

@@ -1,0 +1,163 @@
+//! Weights of each pipeline stage, of the drafter and of adapters.
+
+use super::super::ledger::{Basis, Term};
+use crate::arch::weight::Shard;
+use crate::arch::{Config, Model, Op, Parallel, Role};
+use crate::dtype::Dtype;
+use crate::engine::vllm::{DrafterWeights, Gpu, Settings};
+use crate::names::normalise;
+use crate::quant::{Mxfp4Padding, Quantization};
+use crate::units::grouped;
+use crate::{Error, Result};
+
+/// Weights of one tensor-parallel rank of each stage.
+pub(super) struct Stages {
+    pub(super) bytes: Vec<u64>,
+    /// The same without parallelism: all of the model.
+    pub(super) total: u64,
+    /// Quantisation, for the formula.
+    pub(super) how: String,
+    /// What the drafter of speculative decoding adds to the last stage.
+    pub(super) drafter: Option<DrafterWeights>,
+}
+
+/// Weights of the model and its drafter.
+///
+/// # Errors
+/// If the ranks do not divide the model (as [`Error::unsupported`]), a quantisation is not known, or a size leaves 64
+/// bits.
+pub(super) fn weights(
+    model: &Model,
+    config: &Config,
+    settings: &Settings,
+    gpu: &Gpu,
+    parallel: &Parallel,
+    dtype: Dtype,
+) -> Result<Stages> {
+    let towers = !settings.language_model_only;
+    let quantization = quantization(config, settings)?.map(|q| q.with_mxfp4_padding(mxfp4_padding(gpu)));
+    let bytes = |stage: u64, parallel: &Parallel| match &quantization {
+        None => model.weight_bytes(stage, parallel, dtype, towers),
+        Some(q) => model.quantized_weight_bytes(stage, parallel, dtype, towers, q),
+    };
+    let drafter = match &settings.speculative {
+        None => None,
+        // Modules that are not there are the layout's refusal, in the engine's words.
+        Some(speculative) if speculative.layers(model).is_err() => None,
+        Some(speculative) => speculative.weights(model, parallel, dtype, quantization.as_ref())?,
+    };
+    Ok(Stages {
+        bytes: (0..parallel.pp)
+            .map(|stage| bytes(stage, parallel))
+            .collect::<Result<Vec<_>>>()?,
+        total: bytes(0, &Parallel::default())?,
+        how: match &quantization {
+            None => format!(" in {dtype}"),
+            Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
+        },
+        drafter,
+    })
+}
+
+/// The kernel that runs 4-bit block-scaled experts on this GPU decides their padding (vLLM 0.32.0,
+/// `fused_moe/oracle/mxfp4.py`: the first of the list that supports the GPU, and
+/// `mxfp4_round_up_hidden_size_and_intermediate_size`): Triton on 9.x, `TensorRT-LLM` on 10.x, Marlin elsewhere.
+fn mxfp4_padding(gpu: &Gpu) -> Mxfp4Padding {
+    match gpu.major {
+        9 => Mxfp4Padding::TRITON,
+        10 => Mxfp4Padding::TRTLLM,
+        _ => Mxfp4Padding::MARLIN,
+    }
+}
+
+/// What the checkpoint says, or `--quantization` where it says nothing.
+fn quantization(config: &Config, settings: &Settings) -> Result<Option<Quantization>> {
+    match settings.quantization.as_deref() {
+        Some("none") => Ok(None),
+        None => Quantization::read(config),
+        Some(name) => match Quantization::read(config)? {
+            None => Quantization::named(name).map(Some),
+            // `awq_marlin` for an AWQ checkpoint names a kernel, not another format.
+            Some(own)
+                if normalise(name).contains(&normalise(own.name()))
+                    || normalise(own.name()).contains(&normalise(name)) =>
+            {
+                Ok(Some(own))
+            }
+            Some(own) => Err(Error::input(format!(
+                "--quantization is {name}, but the checkpoint is quantised by {}",
+                own.name()
+            ))
+            .hint("leave --quantization out, or write none to ignore the checkpoint's")),
+        },
+    }
+}
+
+/// Elements that the widest feed-forward output of one token has on one rank; routed experts count once for every
+/// expert that the token uses.
+pub(super) fn widest_projection(model: &Model, parallel: &Parallel) -> u64 {
+    let mut widest = 0;
+    for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
+        if !matches!(weight.role, Role::Mlp | Role::Experts | Role::SharedExpert) {
+            continue;
+        }
+        // What cannot be divided is refused elsewhere, in the engine's terms.
+        let Ok(shard) = weight.shard(parallel) else {
+            continue;
+        };
+        let elements = match (&shard, &weight.op) {
+            (Shard::Linear { outputs, .. }, _) => {
+                outputs.iter().fold(0, |sum: u64, n| sum.saturating_add(*n))
+            }
+            (
+                Shard::Experts {
+                    hidden,
+                    intermediate,
+                    parts,
+                    ..
+                },
+                Op::Experts { top_k, .. },
+            ) => parts
+                .saturating_mul(*intermediate)
+                .saturating_add(*hidden)
+                .saturating_mul(*top_k),
+            _ => 0,
+        };
+        widest = widest.max(elements);
+    }
+    widest
+}
+
+/// Adapter slots: two low-rank matrices for every linear module of the language model, in 16 bits.
+pub(super) fn lora(model: &Model, settings: &Settings, parallel: &Parallel) -> Result<Term> {
+    let slots = settings.max_loras.unwrap_or(1);
+    let rank = settings.max_lora_rank.unwrap_or(16);
+    let mut width = 0_u64;
+    for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
+        if !matches!(weight.role, Role::Attention | Role::Mlp) {
+            continue;
+        }
+        if let Ok(Shard::Linear { inputs, outputs, .. }) = weight.shard(parallel) {
+            // Each fused part has its own pair.
+            let parts = outputs.len() as u64;
+            width = width
+                .saturating_add(inputs.saturating_mul(parts))
+                .saturating_add(outputs.iter().fold(0, |sum: u64, n| sum.saturating_add(*n)));
+        }
+    }
+    let bytes = slots
+        .checked_mul(rank)
+        .and_then(|n| n.checked_mul(width))
+        .and_then(|n| n.checked_mul(2))
+        .ok_or_else(|| Error::overflow("the LoRA slots"))?;
+    Ok(Term::estimated(
+        "lora",
+        Basis::Assumed,
+        bytes,
+        (bytes / 2, bytes.saturating_mul(2)),
+        format!(
+            "{slots} slots x rank {rank} x {} inputs and outputs x 2 B",
+            grouped(width)
+        ),
+    ))
+}
