@@ -94,6 +94,8 @@ pub struct Sizing {
     pub widest_weights: Option<WeightFormat>,
     /// Single changes, the one that helps most first.
     pub changes: Vec<Helps>,
+    /// What else one should know of the settings as given.
+    pub warnings: Vec<String>,
 }
 
 /// A number of GPUs and how they are used.
@@ -188,6 +190,7 @@ pub fn size(request: &Request, need: &Need) -> Result<Sizing> {
         most_requests,
         widest_weights,
         changes,
+        warnings: given.feasibility.warnings.clone(),
     };
     sizing.verdict = verdict(&sizing, &given, request);
     Ok(sizing)

@@ -36,6 +36,9 @@ pub fn text(sizing: &Sizing) -> String {
         }
         out.push_str("+ is enough for the need, - is not.\n");
     }
+    for warning in &sizing.warnings {
+        wrap(&mut out, &format!("note: {warning}"), "  ");
+    }
     out
 }
 

@@ -28,5 +28,7 @@ pub fn size(deployment: &Deployment, probability: f64, max_gpus: u64) -> Result<
         probability,
         max_gpus,
     };
-    size::size(&request, &need)
+    let mut sizing = size::size(&request, &need)?;
+    sizing.warnings.splice(0..0, resolved.warnings.iter().cloned());
+    Ok(sizing)
 }

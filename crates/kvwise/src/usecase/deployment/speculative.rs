@@ -63,9 +63,11 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: Lookup) -> Result
         .hint("method, model, num_speculative_tokens and draft_tensor_parallel_size decide the memory"));
     }
     let found = match &given.model {
-        Some(name) if !matches!(name.as_str(), "ngram" | "[ngram]") => {
-            Some(model::find(name).map_err(|e| e.at("--speculative-config model"))?)
-        }
+        Some(name) if !matches!(name.as_str(), "ngram" | "[ngram]") => Some(
+            lookup
+                .find(name, None)
+                .map_err(|e| e.at("--speculative-config model"))?,
+        ),
         _ => None,
     };
     let method = method(&given, found.as_ref().map(|found| &found.config))?;
