@@ -1,6 +1,7 @@
 //! Everything of kvwise that touches files and sockets.
 
 pub mod atomic;
+pub mod bundle;
 pub mod folders;
 pub mod gpu;
 pub mod hub;

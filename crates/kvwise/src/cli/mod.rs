@@ -7,7 +7,9 @@ pub mod demo;
 pub mod deployment;
 pub mod duration;
 pub mod export;
+pub mod generate;
 pub mod gpus;
+pub mod lint;
 pub mod models;
 pub mod output;
 pub mod plan;
@@ -49,6 +51,8 @@ enum Command {
     Simulate(Box<simulate::Simulate>),
     Plan(Box<plan::Plan>),
     Size(Box<size::Size>),
+    Generate(Box<generate::Generate>),
+    Lint(lint::LintArgs),
     Models(models::Models),
     Gpus(gpus::Gpus),
     Demo(demo::DemoArgs),
@@ -102,6 +106,8 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Simulate(command) => command.run(printer),
             Command::Plan(command) => command.run(printer),
             Command::Size(command) => command.run(printer),
+            Command::Generate(command) => command.run(printer),
+            Command::Lint(args) => args.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),
             Command::Demo(args) => demo::run(args, printer),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use kvwise_core::{Error, Result};
+use kvwise_core::Result;
 use serde::Serialize;
 
 use crate::printer::Printer;
@@ -86,10 +86,5 @@ impl Output {
 /// # Errors
 /// If the value has a map with keys that are not strings (none of ours has).
 pub fn json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string_pretty(value)
-        .map(|mut text| {
-            text.push('\n');
-            text
-        })
-        .map_err(|e| Error::input(format!("the answer cannot be written as JSON: {e}")))
+    crate::report::json_text(value)
 }

@@ -3,6 +3,7 @@
 mod docs;
 mod errors;
 mod flags;
+mod generate;
 mod gpus;
 mod hub;
 mod output;

@@ -1,0 +1,306 @@
+//! Generating: plan, choose the flags, check them against the engine's parser, and make the files; nothing is written here.
+
+mod command;
+mod nearest;
+
+use std::path::PathBuf;
+
+use kvwise_core::engine::flags::{self, parse::parse};
+use kvwise_core::plan::{self, Plan};
+use kvwise_core::{Error, Result, hardware};
+use kvwise_io::bundle::BundleFile;
+use kvwise_io::plan_profile;
+
+pub use nearest::{Nearest, nearest};
+
+use super::deployment::Deployment;
+use crate::report::generate::{self as report, Image, ModelPlace, Server, Vendor};
+
+/// A file, or pair of files, that can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Artifact {
+    /// `serve_command.sh`.
+    Command,
+    /// `docker_command.sh`.
+    Docker,
+    /// `docker-compose.yaml`.
+    Compose,
+    /// `k8s.yaml` and `values.yaml`.
+    K8s,
+    /// `profile.yaml`.
+    Profile,
+}
+
+impl Artifact {
+    /// Every kind with the word that asks for it.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("command", Self::Command),
+        ("docker", Self::Docker),
+        ("compose", Self::Compose),
+        ("k8s", Self::K8s),
+        ("profile", Self::Profile),
+    ];
+
+    /// By its word.
+    ///
+    /// # Errors
+    /// If there is no such kind.
+    pub fn parse(word: &str) -> Result<Self> {
+        Self::ALL
+            .iter()
+            .find(|(name, _)| *name == word.trim())
+            .map(|&(_, artifact)| artifact)
+            .ok_or_else(|| {
+                let names = Self::ALL.map(|(name, _)| name);
+                let error = Error::input(format!("--emit has \"{word}\", expected {}", names.join(", ")));
+                match kvwise_core::names::nearest(word, names, 1).first() {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error,
+                }
+            })
+    }
+}
+
+/// What to generate.
+#[derive(Debug, Clone, Default)]
+pub struct Order {
+    /// The deployment.
+    pub deployment: Deployment,
+    /// Files to make; the plan is always among them.
+    pub emit: Vec<Artifact>,
+    /// Port of the server.
+    pub port: Option<u16>,
+    /// Container image instead of the engine's own.
+    pub image: Option<String>,
+    /// Name under which clients ask for the model.
+    pub served_model_name: Option<String>,
+    /// Whether the model's own code may run.
+    pub trust_remote_code: bool,
+    /// Further words for the engine, checked like the others.
+    pub extra: Vec<String>,
+}
+
+/// What came of an order.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The files.
+    Files {
+        /// The plan they rest on.
+        plan: Box<Plan>,
+        /// The server they start.
+        server: Box<Server>,
+        /// The files.
+        files: Vec<BundleFile>,
+    },
+    /// It does not fit, so there is nothing to start.
+    DoesNotFit {
+        /// The plan that says so.
+        plan: Box<Plan>,
+    },
+}
+
+/// Makes the files of an order.
+///
+/// # Errors
+/// If the deployment cannot be planned, no server can be started from it, or a flag is not one of this engine version.
+pub fn generate(order: &Order) -> Result<Outcome> {
+    let deployment = command::prepared(&order.deployment)?;
+    let resolved = deployment.resolve()?;
+    let mut plan = plan::plan(&resolved.request(false))?;
+    plan.feasibility
+        .warnings
+        .splice(0..0, resolved.warnings.iter().cloned());
+    if !plan.feasibility.fits {
+        return Ok(Outcome::DoesNotFit { plan: Box::new(plan) });
+    }
+    let server = server(order, &deployment, &resolved, &plan)?;
+    check(&server)?;
+    let mut files = Vec::new();
+    for (_, artifact) in Artifact::ALL.iter().filter(|(_, a)| order.emit.contains(a)) {
+        match artifact {
+            Artifact::Command => files.push(file("serve_command.sh", report::scripts::serve(&server), true)),
+            Artifact::Docker => {
+                files.push(file("docker_command.sh", report::scripts::docker(&server)?, true))
+            }
+            Artifact::Compose => files.push(file(
+                "docker-compose.yaml",
+                report::compose::compose(&server)?,
+                false,
+            )),
+            Artifact::K8s => {
+                files.push(file("k8s.yaml", report::k8s::manifests(&server)?, false));
+                files.push(file("values.yaml", report::k8s::values(&server)?, false));
+            }
+            Artifact::Profile => {
+                files.push(file(
+                    "profile.yaml",
+                    plan_profile::to_text(&deployment.to_profile()?)?,
+                    false,
+                ));
+            }
+        }
+    }
+    files.push(file("plan.json", crate::report::json_text(&plan)?, false));
+    Ok(Outcome::Files {
+        plan: Box::new(plan),
+        server: Box::new(server),
+        files,
+    })
+}
+
+fn file(name: &'static str, text: String, executable: bool) -> BundleFile {
+    BundleFile {
+        name,
+        text,
+        executable,
+    }
+}
+
+fn server(
+    order: &Order,
+    deployment: &Deployment,
+    resolved: &super::deployment::Resolved,
+    plan: &Plan,
+) -> Result<Server> {
+    let model = place(deployment, plan)?;
+    let version = plan.engine.version.clone().unwrap_or_default();
+    let served_name = order.served_model_name.clone().or_else(|| match &model {
+        // In a container the folder has another path; clients keep asking by the name of the folder.
+        ModelPlace::Folder(path) => path.file_name().map(|n| n.to_string_lossy().into_owned()),
+        ModelPlace::Hub(_) => None,
+    });
+    let mut arguments = match plan.engine.name {
+        "vllm" => command::vllm(deployment, resolved, plan)?,
+        "sglang" => command::sglang(deployment, plan)?,
+        other => {
+            return Err(
+                Error::unsupported(format!("no server is started for the engine {other}"))
+                    .hint("give --engine vllm or --engine sglang"),
+            );
+        }
+    };
+    command::frontend(plan.engine.name, order, served_name.as_deref(), &mut arguments);
+    let extra = command::extra(plan.engine.name, &order.extra, &arguments)?;
+    arguments.extend(extra);
+    let vendor = vendor(deployment);
+    let consider = plan
+        .recommended
+        .iter()
+        .filter_map(|(flag, advice)| {
+            let text = |key: &str| advice.get(key).map(plain);
+            Some((
+                format!("--{}", flag.replace('_', "-")),
+                text("value")?,
+                text("why")?,
+            ))
+        })
+        .collect();
+    Ok(Server {
+        engine: plan.engine.name,
+        image: match &order.image {
+            Some(image) => Image::given(image)?,
+            None => Image::of(plan.engine.name, &version, vendor),
+        },
+        version,
+        model,
+        name: report::resource_name(&plan.model.name),
+        arguments,
+        port: order.port.unwrap_or(if plan.engine.name == "sglang" {
+            30_000
+        } else {
+            8000
+        }),
+        gpus: plan.gpu.count,
+        gpu_name: plan.gpu.name.clone(),
+        vendor,
+        weights_bytes: plan.weights.total_bytes,
+        verdict: plan.verdict.clone(),
+        consider,
+        warnings: plan.feasibility.warnings.clone(),
+    })
+}
+
+/// A JSON value without quotes.
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn vendor(deployment: &Deployment) -> Vendor {
+    let compute = deployment
+        .gpu
+        .as_deref()
+        .and_then(|name| hardware::find(name).ok())
+        .map(|gpu| (gpu.compute.as_str(), gpu.compute_capability));
+    match compute {
+        // A card that is not in the catalogue is taken for what most are.
+        None | Some((_, Some(_))) => Vendor::Nvidia,
+        Some((compute, None)) if compute.starts_with("gfx") => Vendor::Amd,
+        Some(_) => Vendor::Other,
+    }
+}
+
+/// Where the weights are.
+fn place(deployment: &Deployment, plan: &Plan) -> Result<ModelPlace> {
+    let Some(given) = &deployment.model else {
+        return Err(Error::input(
+            "a number of parameters alone cannot be served: give the model",
+        ));
+    };
+    let path = PathBuf::from(given);
+    if path.is_dir() {
+        let absolute = std::path::absolute(&path)
+            .map_err(|e| Error::io(format!("{given}: cannot tell the absolute path: {e}")))?;
+        if absolute.to_str().is_none() {
+            return Err(Error::input(format!(
+                "{}: the path is not UTF-8, so no manifest can hold it",
+                path.display()
+            ))
+            .hint("rename the folder, or link to it"));
+        }
+        return Ok(ModelPlace::Folder(absolute));
+    }
+    if path.is_file() {
+        return Err(Error::input(format!(
+            "{given} is a single file, and {} serves a folder with its weights and tokenizer or a hub id",
+            plan.engine.name
+        ))
+        .hint("give the folder of the checkpoint, or the name of the model on the hub"));
+    }
+    // The catalogue's own spelling: the name that the hub knows.
+    Ok(ModelPlace::Hub(plan.model.name.clone()))
+}
+
+/// Reads the command back by the engine's own rules before anything is written.
+fn check(server: &Server) -> Result<()> {
+    let table = if server.engine == "sglang" {
+        flags::sglang()
+    } else {
+        flags::vllm()
+    };
+    for container in [false, true] {
+        let parsed = parse(table, &server.words(container));
+        if let Some(problem) = parsed.problems.first() {
+            return Err(Error::input(format!(
+                "{} {} would refuse the command: {problem}",
+                server.engine, table.version
+            ))
+            .hint("correct the flag; every flag of the command is checked against the engine's own list"));
+        }
+        for given in &parsed.given {
+            if !table.has(given.flag, &server.version) {
+                return Err(Error::unsupported(format!(
+                    "{} is not known to be a flag of {} {}: the first of the compared versions that has it is {}",
+                    given.flag.name(),
+                    server.engine,
+                    server.version,
+                    given.flag.first
+                ))
+                .hint("leave out --engine-version, or the flag"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use super::*;
+
+fn text(text: &str) -> Lint {
+    let source = Source::Text {
+        name: "f".to_owned(),
+        text: text.to_owned(),
+    };
+    lint(&source, &Target::default()).unwrap()
+}
+
+fn on(gpu: &str, command: &str) -> Lint {
+    let source = Source::Text {
+        name: "f".to_owned(),
+        text: command.to_owned(),
+    };
+    let target = Target {
+        gpu: Some(gpu.to_owned()),
+        ..Target::default()
+    };
+    lint(&source, &target).unwrap()
+}
+
+fn codes(lint: &Lint) -> Vec<&'static str> {
+    lint.servers
+        .iter()
+        .flat_map(|s| &s.findings)
+        .map(|f| f.code)
+        .collect()
+}
+
+#[test]
+fn a_good_command_has_no_findings() {
+    let good = text("vllm serve Qwen/Qwen3-8B --max-model-len 32k --kv-cache-dtype fp8");
+    assert_eq!(codes(&good), [""; 0]);
+    assert_eq!(good.errors, 0);
+}
+
+#[test]
+fn each_kind_of_mistake_is_found() {
+    for (words, code) in [
+        ("--swap-space 4", "removed-flag"),
+        ("--max-modle-len 4", "unknown-flag"),
+        ("--dtype fp16", "bad-value"),
+        ("--dtype auto", "redundant"),
+        ("--gpu-memory-utilization 0.99", "little-left"),
+        ("--gpu-memory-utilization 1.4", "bad-share"),
+        ("--max-model-len -44838", "bad-length"),
+        ("--enforce-eager", "slower"),
+        ("--trust-remote-code", "remote-code"),
+        ("--api-key abc", "secret-in-command"),
+        ("--max-loras 2", "without-effect"),
+        ("--num-gpu-blocks-override 9", "by-hand"),
+        (
+            "--kv-cache-memory-bytes 1g --gpu-memory-utilization 0.5",
+            "ignored",
+        ),
+        ("--max-num-seqs 8 --max-num-seqs 9", "given-twice"),
+        ("--tensor-par 2", "abbreviated"),
+        ("--max-num-seqs 9 --max-num-batched-tokens 8", "contradiction"),
+        ("--tensor-parallel-size 0", "not-positive"),
+        ("'--dtype auto'", "joined-words"),
+        ("--max-model-len", "missing-value"),
+    ] {
+        let found = codes(&text(&format!("vllm serve m {words}")));
+        assert!(found.contains(&code), "{words}: {found:?}");
+    }
+    assert_eq!(
+        codes(&text("VLLM_ATTENTION_BACKEND=FLASHINFER vllm serve m")),
+        ["unknown-variable"]
+    );
+    assert_eq!(codes(&text("vllm serve --port 8001")), ["no-model"]);
+    let docker = codes(&text(
+        "docker run --gpus 1 vllm/vllm-openai:latest --model m -tp 2",
+    ));
+    for code in ["too-few-gpus", "shared-memory", "floating-image"] {
+        assert!(docker.contains(&code), "{docker:?}");
+    }
+}
+
+#[test]
+fn an_older_image_may_still_have_what_is_gone() {
+    let old = text("docker run vllm/vllm-openai:v0.8.5 --model m --swap-space 4");
+    assert_eq!(old.errors, 0, "{old:?}");
+    assert_eq!(
+        text("docker run vllm/vllm-openai:v0.32.0 --model m --swap-space 4").errors,
+        1
+    );
+}
+
+#[test]
+fn with_a_gpu_each_flag_says_what_it_changes_and_what_does_not_fit_is_an_error() {
+    let good = on(
+        "h100",
+        "vllm serve Qwen/Qwen3-32B -tp 2 --kv-cache-dtype fp8 --max-model-len 16384",
+    );
+    let flags = &good.servers[0].flags;
+    assert_eq!(flags.len(), 3);
+    assert!(flags.iter().all(|f| f.effect.is_some()), "{flags:?}");
+    assert!(good.servers[0].verdict.as_ref().unwrap().starts_with("fits"));
+    let bad = on("h100", "vllm serve meta-llama/Llama-3.1-70B");
+    assert_eq!((codes(&bad)[0], bad.errors), ("does-not-fit", 1));
+    let better = on("h100", "vllm serve Qwen/Qwen3-32B -tp 2 --max-model-len 16384");
+    assert!(codes(&better).contains(&"better"), "{better:?}");
+}
+
+#[test]
+fn a_profile_is_read_with_its_further_flags() {
+    let profile = "profile_version: 1\nmodel: {id: Llama-2-7b, dtype: fp16, quantization: none, max_model_len: 4096}\n\
+                   hardware: {gpu_name: 'RTX 4090', gpus: 1}\nworkload: {prompt_tokens: 512, gen_tokens: 256, concurrency: 4}\n\
+                   policy: {gpu_memory_utilization: 0.9}\noutputs: {emit: [command], vllm_args: {swap_space: 8, seed: 1}}\n";
+    let found = text(profile);
+    assert!(codes(&found).contains(&"removed-flag"), "{found:?}");
+    assert!(
+        codes(&found).contains(&"bad-value"),
+        "fp16 is no spelling of vLLM's: {found:?}"
+    );
+    assert!(found.servers[0].verdict.is_some(), "the profile names its GPU");
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_and_not_an_empty_answer() {
+    for bad in [
+        "",
+        "echo hello",
+        "services: {a: {image: nginx}}",
+        "kind: Pod\nspec: [",
+        "vllm serve 'm",
+    ] {
+        let source = Source::Text {
+            name: "f".to_owned(),
+            text: bad.to_owned(),
+        };
+        let e = lint(&source, &Target::default()).unwrap_err();
+        assert!(e.to_string().starts_with("f: "), "{bad}: {e}");
+    }
+    let nothing = Source::of(&["no-such-file.sh".to_owned()], || Ok(String::new()));
+    assert!(nothing.unwrap_err().to_string().contains("no such file"));
+}
+
+#[test]
+fn what_generate_writes_is_clean() {
+    use super::super::deployment::Deployment;
+    use super::super::generate::{Artifact, Order, Outcome, generate};
+    let order = Order {
+        deployment: Deployment {
+            model: Some("Qwen/Qwen3-32B".to_owned()),
+            gpu: Some("h100".to_owned()),
+            tensor_parallel_size: Some(2),
+            kv_cache_dtype: Some("fp8".to_owned()),
+            ..Deployment::default()
+        },
+        emit: Artifact::ALL.map(|(_, a)| a).to_vec(),
+        ..Order::default()
+    };
+    let Outcome::Files { files, .. } = generate(&order).unwrap() else {
+        panic!()
+    };
+    for file in files.iter().filter(|f| f.name != "plan.json") {
+        let found = on("h100", &file.text);
+        assert_eq!((found.errors, found.warnings), (0, 0), "{}: {found:?}", file.name);
+    }
+}

@@ -1,0 +1,105 @@
+//! `kvwise generate` from the outside: what is written, what is not, and what it says.
+
+use std::fs;
+
+use super::{kvwise, kvwise_table};
+
+#[test]
+fn the_script_has_every_flag_with_its_reason() {
+    let output = kvwise(&[
+        "generate",
+        "Qwen/Qwen3-32B",
+        "--gpu",
+        "h100",
+        "--tp",
+        "2",
+        "--kv-cache-dtype",
+        "fp8",
+        "--max-model-len",
+        "32k",
+        "--print",
+        "serve_command.sh",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn the_manifest_is_complete() {
+    let output = kvwise(&[
+        "generate",
+        "Qwen/Qwen3-32B",
+        "--gpu",
+        "h100",
+        "--tp",
+        "2",
+        "--print",
+        "k8s.yaml",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn files_are_written_once_and_replaced_only_by_force() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("out");
+    let words = [
+        "generate",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--output-dir",
+        folder.to_str().unwrap(),
+    ];
+    assert_eq!(kvwise(&words).status.code(), Some(0));
+    let again = kvwise(&words);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("--force"),
+        "{again:?}"
+    );
+    let mut forced = words.to_vec();
+    forced.push("--force");
+    assert_eq!(kvwise(&forced).status.code(), Some(0));
+    let plan: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("plan.json")).unwrap()).unwrap();
+    assert_eq!(plan["schema"], "kvwise.plan/1");
+}
+
+#[test]
+fn nothing_is_written_when_it_does_not_fit_or_is_only_tried() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("out");
+    let out = folder.to_str().unwrap();
+    let no = kvwise_table(&[
+        "generate",
+        "meta-llama/Llama-3.1-70B",
+        "--gpu",
+        "h100",
+        "--output-dir",
+        out,
+    ]);
+    assert_eq!(no.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&no.stdout).contains("nearest that fits: --tensor-parallel-size 2"));
+    let tried = kvwise(&[
+        "generate",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--output-dir",
+        out,
+        "--dry-run",
+    ]);
+    assert_eq!(tried.status.code(), Some(0));
+    let bad = kvwise(&[
+        "generate",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--output-dir",
+        out,
+        "--emit",
+        "helm",
+    ]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(!folder.exists());
+}
