@@ -2,6 +2,7 @@
 
 pub mod advise;
 pub mod attach;
+pub mod compare;
 pub mod curve;
 pub mod demo;
 pub mod deployment;
@@ -53,6 +54,7 @@ enum Command {
     Size(Box<size::Size>),
     Generate(Box<generate::Generate>),
     Lint(lint::LintArgs),
+    Compare(compare::Compare),
     Models(models::Models),
     Gpus(gpus::Gpus),
     Demo(demo::DemoArgs),
@@ -107,6 +109,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Plan(command) => command.run(printer),
             Command::Size(command) => command.run(printer),
             Command::Generate(command) => command.run(printer),
+            Command::Compare(command) => command.run(printer),
             Command::Lint(args) => args.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),

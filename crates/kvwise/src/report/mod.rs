@@ -1,6 +1,7 @@
 //! Plain structs of every answer, rendered as table, JSON, CSV, Markdown or HTML.
 
 pub mod catalogue;
+pub mod compare;
 pub mod curve;
 pub mod demo;
 pub mod detected;

@@ -27,7 +27,11 @@ pub fn with(deployment: &Deployment, field: &str, value: Option<Value>) -> Resul
         let value = value.or_else(|| empty.get(field).cloned()).unwrap_or(Value::Null);
         fields.insert(field.to_owned(), value);
     }
-    serde_json::from_value(all).map_err(broken)
+    let changed: Deployment = serde_json::from_value(all).map_err(broken)?;
+    Ok(Deployment {
+        lookup: deployment.lookup,
+        ..changed
+    })
 }
 
 /// What the field changes, in words, by planning without it; `None` if nothing that a plan shows.

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod catalogue;
+pub mod compare;
 pub mod curve;
 pub mod demo;
 pub mod deployment;

@@ -1,5 +1,6 @@
 //! The `plan`, `models` and `gpus` commands from the outside: the built program, its output and its exit status.
 
+mod compare;
 mod docs;
 mod errors;
 mod flags;
