@@ -241,7 +241,7 @@ impl Comparison {
             for row in failing.iter().take(10) {
                 let why = row.why_not.as_deref().unwrap_or("does not fit");
                 let line = format!("{} on {} x {}: {why}", row.model, row.gpus, row.gpu);
-                super::plan::wrap(&mut out, &line, "  ");
+                super::text::wrap(&mut out, &line, "  ");
             }
             if failing.len() > 10 {
                 out.push_str(&format!("and {} more that do not fit\n", failing.len() - 10));

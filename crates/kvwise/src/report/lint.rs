@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::plan::wrap;
 use super::quote;
 use super::table::{Align, Grid};
+use super::text::wrap;
 
 /// Version of [`Lint`].
 pub const SCHEMA: &str = "kvwise.lint/1";

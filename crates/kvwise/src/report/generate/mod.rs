@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use kvwise_core::{Error, Result};
 use serde::Serialize;
 
-use super::plan::wrap;
 use super::quote;
 use super::table::{Align, Grid};
+use super::text::wrap;
 
 /// Folder of the model inside of a container.
 pub const MODEL_FOLDER: &str = "/model";

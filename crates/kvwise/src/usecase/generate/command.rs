@@ -1,8 +1,8 @@
 //! Which flags a server needs, and why: what differs from the engine's defaults, and nothing else.
 
 use kvwise_core::engine::flags::{self, meaning::meaning, parse::parse};
-use kvwise_core::engine::vllm::{Gpu, KvDtype};
-use kvwise_core::plan::Plan;
+use kvwise_core::engine::vllm::{Gpu, KvDtype, Rules};
+use kvwise_core::plan::{Engine, Plan};
 use kvwise_core::quant::Quantization;
 use kvwise_core::units::{grouped, human_bytes};
 use kvwise_core::{Error, Result};
@@ -28,7 +28,7 @@ const MADE_ON_LOAD: [(&str, &str); 9] = [
 ];
 
 /// Fields of a deployment that are flags of vLLM under the same name, in the order of the command.
-const VLLM_FLAGS: [&str; 24] = [
+const VLLM_FLAGS: [&str; 25] = [
     "revision",
     "tensor_parallel_size",
     "pipeline_parallel_size",
@@ -38,6 +38,7 @@ const VLLM_FLAGS: [&str; 24] = [
     "dtype",
     "quantization",
     "kv_cache_dtype",
+    "kv_cache_dtype_skip_layers",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -68,7 +69,12 @@ pub fn prepared(deployment: &Deployment) -> Result<Deployment> {
         let resolved = deployment.resolve()?;
         let hardware = resolved.hardware();
         let (major, minor) = hardware.compute_capability.unwrap_or((9, 0));
-        let defaults = Gpu::new(&hardware.name, major, minor, hardware.torch_bytes).batch_defaults();
+        let gpu = Gpu::new(&hardware.name, major, minor, hardware.torch_bytes);
+        let longest = resolved.model().and_then(|m| m.max_position).unwrap_or(u64::MAX);
+        let Engine::Vllm(settings) = resolved.engine() else {
+            return Ok(out);
+        };
+        let defaults = Rules::of(settings.version).batch_defaults(&gpu, longest);
         if asked > defaults.max_num_seqs {
             out.max_num_seqs = Some(asked);
         }
@@ -108,6 +114,10 @@ pub fn vllm(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Result
                 Some(kv) => vec![kv.max_model_len.to_string()],
                 None => continue,
             },
+            ("kv_cache_dtype_skip_layers", _) => super::plain(given)
+                .split(',')
+                .map(|layer| layer.trim().to_owned())
+                .collect(),
             // The planner's own reading of counts and types, in the engine's spelling.
             ("dtype" | "max_num_batched_tokens" | "kv_cache_memory_bytes", _) => {
                 vec![super::plain(plan.inputs.get(field).unwrap_or(given))]
