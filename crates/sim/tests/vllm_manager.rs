@@ -78,7 +78,7 @@ fn extend_keys(live: &mut Live, hash_block: u32) {
 /// A history, and what our manager answered to each operation.
 fn history(seed: u64, operations: usize) -> (Value, Vec<Value>) {
     let mut random = Pcg64::seed_from_u64(seed);
-    let eagle = seed % 2 == 0;
+    let eagle = seed.is_multiple_of(2);
     let (names, specs) = groups(&mut random, eagle);
     let sparse = names.iter().any(|g| g["kind"] == "swa");
     let scheduler_block = specs.iter().map(|g| g.block_size).max().unwrap();

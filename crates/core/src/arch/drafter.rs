@@ -1,4 +1,4 @@
-//! The drafters that a checkpoint brings along: multi-token-prediction modules, and the DSpark stages of DeepSeek-V4.
+//! The drafters that a checkpoint brings along: multi-token-prediction modules, and the `DSpark` stages of DeepSeek-V4.
 //!
 //! A multi-token-prediction module is one of the model's own decoder layers and what joins it to the target; which layer,
 //! and how it is joined, differs by class.
@@ -61,7 +61,7 @@ const CLASSES: &[(&str, Join, Repeats, Option<u64>)] = &[
     ("NemotronH", Join::DividedEach, Repeats::FullAndExperts, None),
 ];
 
-/// DSpark stages of DeepSeek-V4 where the configuration does not count them (vLLM 0.32.0,
+/// `DSpark` stages of DeepSeek-V4 where the configuration does not count them (vLLM 0.32.0,
 /// `vllm/models/deepseek_v4/nvidia/dspark.py`).
 const DSPARK_STAGES: u64 = 3;
 /// Hidden states of the target that the stages read, and rank of the head that biases the next token:
@@ -229,7 +229,7 @@ impl Model {
         self.drafter_bytes(&self.mtp_modules()?, &once, &each, parallel, dtype, quantization)
     }
 
-    /// The layers of the DSpark drafter that the checkpoint of a DeepSeek-V4 brings (vLLM 0.32.0,
+    /// The layers of the `DSpark` drafter that the checkpoint of a DeepSeek-V4 brings (vLLM 0.32.0,
     /// `vllm/models/deepseek_v4/nvidia/dspark.py`): like the model's own, with a window alone.
     ///
     /// # Errors

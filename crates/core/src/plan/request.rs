@@ -300,7 +300,7 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             put("max_lora_rank", json!(s.max_lora_rank));
             put(
                 "attention_backend",
-                json!(s.attention_backend.map(|backend| backend.name())),
+                json!(s.attention_backend.map(vllm::Backend::name)),
             );
             put(
                 "disable_hybrid_kv_cache_manager",

@@ -41,9 +41,10 @@ pub(super) fn fit(
     let headroom = Signed(evaluation.left(evaluation.spread.bytes(), kv_bytes));
     let units = pool.load_units(context, concurrency)?;
     // Blocks are whole, and one is never handed out; the engine does not start without room for its longest request.
-    let whole = match &request.engine {
-        Engine::Generic(_) => kv_bytes,
-        _ => kv_bytes.saturating_add(pool.unit_bytes),
+    let whole = if matches!(request.engine, Engine::Generic(_)) {
+        kv_bytes
+    } else {
+        kv_bytes.saturating_add(pool.unit_bytes)
     };
     let needed = whole
         .saturating_add(request.policy.headroom_bytes)

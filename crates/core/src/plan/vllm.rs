@@ -195,16 +195,13 @@ fn serve<'a>(
         );
         overhead.push(term);
     }
-    let mut spread = match request.policy.overhead_bytes {
-        Some(bytes) => {
-            overhead.push(Term::exact("overhead", bytes, "--overhead"));
-            Spread::exact(bytes)
-        }
-        None => {
-            let estimated = budget::overhead(&inputs(model, setting, dtype)?);
-            overhead.extend(estimated.terms().into_iter().cloned());
-            estimated.budgeted()
-        }
+    let mut spread = if let Some(bytes) = request.policy.overhead_bytes {
+        overhead.push(Term::exact("overhead", bytes, "--overhead"));
+        Spread::exact(bytes)
+    } else {
+        let estimated = budget::overhead(&inputs(model, setting, dtype)?);
+        overhead.extend(estimated.terms().into_iter().cloned());
+        estimated.budgeted()
     };
     if settings.enable_lora {
         let term = weights::lora(model, settings, &parallel)?;

@@ -183,25 +183,17 @@ fn three(t: &Text, qwen3: bool, target_vocab: u64) -> Result<Decoder> {
         Some(own) if own.has(key) => own.flag(key, default),
         _ => c.flag(key, default),
     };
-    let auxiliary = match c.first_u64(&["num_aux_layers", "num_aux_hidden_states"])? {
-        Some(n) => n,
-        None => {
-            let listed = match &own {
-                Some(own) => own.u64s("eagle_aux_hidden_state_layer_ids")?,
-                None => None,
-            };
-            let listed = match c.u64s("eagle_aux_hidden_state_layer_ids")? {
-                Some(ids) if qwen3 || listed.is_none() => Some(ids),
-                _ => listed,
-            };
-            listed.map_or(AUXILIARY_STATES, |ids| {
-                if ids.is_empty() {
-                    AUXILIARY_STATES
-                } else {
-                    ids.len() as u64
-                }
-            })
-        }
+    let auxiliary = if let Some(n) = c.first_u64(&["num_aux_layers", "num_aux_hidden_states"])? {
+        n
+    } else {
+        let nested = match &own {
+            Some(own) => own.u64s("eagle_aux_hidden_state_layer_ids")?,
+            None => None,
+        };
+        let plain = c.u64s("eagle_aux_hidden_state_layer_ids")?;
+        let ids = if qwen3 { plain.or(nested) } else { nested.or(plain) };
+        ids.filter(|ids| !ids.is_empty())
+            .map_or(AUXILIARY_STATES, |ids| ids.len() as u64)
     };
     if !(1..=1 << 10).contains(&auxiliary) {
         return Err(Error::input(format!(

@@ -1,5 +1,7 @@
 //! The whole answer: what vLLM allocates for a model with these settings, and what that holds.
 
+mod limits;
+
 use std::ops::Range;
 
 use super::backend::Backend;
@@ -14,8 +16,11 @@ use super::spec::Spec;
 use super::stages::stages;
 use super::startup;
 use super::version::{Rules, TokensRule};
-use crate::arch::{CacheKind, Layer, Model};
+use crate::arch::{Layer, Model};
 use crate::{Error, Result};
+use limits::{Kinds, Limits};
+
+pub use limits::step_limits;
 
 /// What the engine does with these settings: it starts with `layout`, or refuses for a reason. Both are there where
 /// numbers can be computed although it refuses.
@@ -146,15 +151,6 @@ pub fn layout(model: &Model, settings: &Settings, gpu: Gpu, available_bytes: &[u
     })
 }
 
-/// Tokens and sequences of one step, as set or by the version's defaults for this model and GPU.
-///
-/// # Errors
-/// If a product leaves 64 bits.
-pub fn step_limits(model: &Model, settings: &Settings, gpu: Gpu) -> Result<(u64, u64)> {
-    let limits = Planner::new(model, settings, gpu).limits(&Kinds::of(model))?;
-    Ok((limits.batched_tokens, limits.seqs))
-}
-
 struct Planner<'a> {
     model: &'a Model,
     settings: &'a Settings,
@@ -162,54 +158,6 @@ struct Planner<'a> {
     rules: Rules,
     refused: Option<Refusal>,
     warnings: Vec<String>,
-}
-
-/// Scheduler limits after defaults.
-struct Limits {
-    max_model_len: u64,
-    batched_tokens: u64,
-    seqs: u64,
-    in_flight_tokens: u64,
-    prefix_caching: bool,
-}
-
-/// What kinds of caches a model has.
-struct Kinds {
-    attention: bool,
-    state: bool,
-    cross: bool,
-    latent: bool,
-    compressed: bool,
-    chunked: bool,
-}
-
-impl Kinds {
-    fn of(model: &Model) -> Self {
-        let mut kinds = Self {
-            attention: false,
-            state: false,
-            cross: false,
-            latent: false,
-            compressed: false,
-            chunked: false,
-        };
-        for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
-            match cache.kind {
-                CacheKind::State(_) => kinds.state = true,
-                CacheKind::Cross(_) => kinds.cross = true,
-                CacheKind::Latent { .. } => (kinds.attention, kinds.latent) = (true, true),
-                CacheKind::Compressed { .. } => {
-                    (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
-                }
-                CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),
-                CacheKind::Full(_)
-                | CacheKind::Sliding { .. }
-                | CacheKind::Indexer { .. }
-                | CacheKind::ConvWindow { .. } => kinds.attention = true,
-            }
-        }
-        kinds
-    }
 }
 
 impl<'a> Planner<'a> {
@@ -459,84 +407,6 @@ impl<'a> Planner<'a> {
             }
         };
         Ok((Some(concurrency), Some(tokens)))
-    }
-
-    fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {
-        let derived = self.model.max_position.unwrap_or(2048).max(1);
-        let max_model_len = match self.settings.max_model_len {
-            MaxModelLen::Derived => derived,
-            MaxModelLen::Auto => {
-                if !self.rules.fits_length {
-                    self.refuse(
-                        RefusalKind::MaxModelLen,
-                        format!(
-                            "--max-model-len auto is not known to vLLM {}; it came with 0.14.0",
-                            self.settings.version
-                        ),
-                    );
-                }
-                derived
-            }
-            MaxModelLen::Tokens(tokens) => {
-                if tokens > derived {
-                    self.refuse(
-                        RefusalKind::MaxModelLen,
-                        format!(
-                            "User-specified max_model_len ({tokens}) is greater than the derived max_model_len ({derived}, from the model's config.json)"
-                        ),
-                    );
-                }
-                tokens
-            }
-        };
-        let defaults = self.rules.batch_defaults(&self.gpu, max_model_len);
-        let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
-        let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
-            // Encoder-decoders do not split prompts, so a step takes a whole one.
-            let default = defaults.max_num_batched_tokens;
-            let whole = if kinds.cross {
-                default.max(max_model_len)
-            } else {
-                default
-            };
-            whole.min(seqs.saturating_mul(max_model_len))
-        });
-        let seqs = if self.settings.max_num_seqs.is_some() {
-            seqs
-        } else {
-            seqs.min(batched_tokens)
-        };
-        if batched_tokens < seqs {
-            self.refuse(
-                RefusalKind::Scheduler,
-                format!(
-                    "max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({seqs})."
-                ),
-            );
-        }
-        if kinds.cross && batched_tokens < max_model_len {
-            self.refuse(
-                RefusalKind::Scheduler,
-                format!(
-                    "max_num_batched_tokens ({batched_tokens}) is smaller than max_model_len ({max_model_len}), and encoder-decoder models do not split prompts."
-                ),
-            );
-        }
-        let batches = if self.rules.charges_in_flight_batches {
-            self.settings.max_concurrent_batches()
-        } else {
-            1
-        };
-        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !kinds.cross;
-        Ok(Limits {
-            max_model_len,
-            batched_tokens,
-            seqs,
-            in_flight_tokens: batched_tokens
-                .checked_mul(batches)
-                .ok_or_else(|| Error::overflow("the tokens in flight"))?,
-            prefix_caching: self.settings.enable_prefix_caching.unwrap_or(default_caching),
-        })
     }
 }
 

@@ -182,29 +182,33 @@ impl Fit {
                 (3, [120, 160, 200, 240]),
                 (4, [40, 60, 80, 120]),
             ] {
-                fit.improve(boots, &values, |fit, n| fit.sampler[era] = n);
+                fit.improve(boots, &values, |fit, n| {
+                    fit.sampler[era] = n;
+                });
             }
-            fit.improve(boots, &[70, 85, 100, 120], |f, n| f.constants.layer_percent = n);
+            fit.improve(boots, &[70, 85, 100, 120], |f, n| {
+                f.constants.layer_percent = n;
+            });
             fit.improve(boots, &mib(&[0, 512, 1024, 1536, 2048, 2560]), |f, n| {
-                f.constants.vision_bytes = n
+                f.constants.vision_bytes = n;
             });
             fit.improve(boots, &mib(&[50, 100, 200, 300, 500]), |f, n| {
-                f.constants.context_bytes = n
+                f.constants.context_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 200, 300, 500]), |f, n| {
-                f.constants.communication_bytes = n
+                f.constants.communication_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 100, 200, 300]), |f, n| {
-                f.constants.communication_bytes_per_doubling = n
+                f.constants.communication_bytes_per_doubling = n;
             });
             fit.improve(boots, &mib(&[512, 1024, 1536, 2048, 2560, 3072, 3584]), |f, n| {
-                f.constants.unified_bytes = n
+                f.constants.unified_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 256, 384, 512, 768]), |f, n| {
-                f.constants.graph_bytes = n
+                f.constants.graph_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 512, 1024]), |f, n| {
-                f.constants.pipeline_bytes = n
+                f.constants.pipeline_bytes = n;
             });
         }
         fit
@@ -255,15 +259,13 @@ fn judged(boots: &[Boot]) -> Vec<Judged<'_>> {
         .iter()
         .map(|boot| {
             let left_out = boot.deployment();
-            let fit = match fits.iter().find(|(key, _)| *key == left_out) {
-                Some((_, fit)) => *fit,
-                None => {
-                    let rest: Vec<&Boot> = boots.iter().filter(|b| b.deployment() != left_out).collect();
-                    let fit = Fit::of(&rest);
-                    fits.push((left_out, fit));
-                    fit
-                }
-            };
+            let known = fits.iter().find(|(key, _)| *key == left_out).map(|(_, fit)| *fit);
+            let fit = known.unwrap_or_else(|| {
+                let rest: Vec<&Boot> = boots.iter().filter(|b| b.deployment() != left_out).collect();
+                let fit = Fit::of(&rest);
+                fits.push((left_out, fit));
+                fit
+            });
             Judged {
                 boot,
                 unseen: boot.predicted(&fit),

@@ -1,0 +1,146 @@
+//! What the scheduler may do in one step, after the version's defaults.
+
+use super::Planner;
+use crate::arch::{CacheKind, Model};
+use crate::engine::vllm::gpu::Gpu;
+use crate::engine::vllm::refusal::RefusalKind;
+use crate::engine::vllm::settings::{MaxModelLen, Settings};
+use crate::{Error, Result};
+
+/// Tokens and sequences of one step, as set or by the version's defaults for this model and GPU.
+///
+/// # Errors
+/// If a product leaves 64 bits.
+pub fn step_limits(model: &Model, settings: &Settings, gpu: Gpu) -> Result<(u64, u64)> {
+    let limits = Planner::new(model, settings, gpu).limits(&Kinds::of(model))?;
+    Ok((limits.batched_tokens, limits.seqs))
+}
+
+/// Scheduler limits after defaults.
+pub(super) struct Limits {
+    pub(super) max_model_len: u64,
+    pub(super) batched_tokens: u64,
+    pub(super) seqs: u64,
+    pub(super) in_flight_tokens: u64,
+    pub(super) prefix_caching: bool,
+}
+
+/// What kinds of caches a model has.
+pub(super) struct Kinds {
+    pub(super) attention: bool,
+    pub(super) state: bool,
+    pub(super) cross: bool,
+    pub(super) latent: bool,
+    pub(super) compressed: bool,
+    pub(super) chunked: bool,
+}
+
+impl Kinds {
+    pub(super) fn of(model: &Model) -> Self {
+        let mut kinds = Self {
+            attention: false,
+            state: false,
+            cross: false,
+            latent: false,
+            compressed: false,
+            chunked: false,
+        };
+        for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
+            match cache.kind {
+                CacheKind::State(_) => kinds.state = true,
+                CacheKind::Cross(_) => kinds.cross = true,
+                CacheKind::Latent { .. } => (kinds.attention, kinds.latent) = (true, true),
+                CacheKind::Compressed { .. } => {
+                    (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
+                }
+                CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),
+                CacheKind::Full(_)
+                | CacheKind::Sliding { .. }
+                | CacheKind::Indexer { .. }
+                | CacheKind::ConvWindow { .. } => kinds.attention = true,
+            }
+        }
+        kinds
+    }
+}
+
+impl Planner<'_> {
+    /// The limits, and refusals of those that contradict each other.
+    pub(super) fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {
+        let derived = self.model.max_position.unwrap_or(2048).max(1);
+        let max_model_len = match self.settings.max_model_len {
+            MaxModelLen::Derived => derived,
+            MaxModelLen::Auto => {
+                if !self.rules.fits_length {
+                    self.refuse(
+                        RefusalKind::MaxModelLen,
+                        format!(
+                            "--max-model-len auto is not known to vLLM {}; it came with 0.14.0",
+                            self.settings.version
+                        ),
+                    );
+                }
+                derived
+            }
+            MaxModelLen::Tokens(tokens) => {
+                if tokens > derived {
+                    self.refuse(
+                        RefusalKind::MaxModelLen,
+                        format!(
+                            "User-specified max_model_len ({tokens}) is greater than the derived max_model_len ({derived}, from the model's config.json)"
+                        ),
+                    );
+                }
+                tokens
+            }
+        };
+        let defaults = self.rules.batch_defaults(&self.gpu, max_model_len);
+        let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
+        let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
+            // Encoder-decoders do not split prompts, so a step takes a whole one.
+            let default = defaults.max_num_batched_tokens;
+            let whole = if kinds.cross {
+                default.max(max_model_len)
+            } else {
+                default
+            };
+            whole.min(seqs.saturating_mul(max_model_len))
+        });
+        let seqs = if self.settings.max_num_seqs.is_some() {
+            seqs
+        } else {
+            seqs.min(batched_tokens)
+        };
+        if batched_tokens < seqs {
+            self.refuse(
+                RefusalKind::Scheduler,
+                format!(
+                    "max_num_batched_tokens ({batched_tokens}) must be greater than or equal to max_num_seqs ({seqs})."
+                ),
+            );
+        }
+        if kinds.cross && batched_tokens < max_model_len {
+            self.refuse(
+                RefusalKind::Scheduler,
+                format!(
+                    "max_num_batched_tokens ({batched_tokens}) is smaller than max_model_len ({max_model_len}), and encoder-decoder models do not split prompts."
+                ),
+            );
+        }
+        let batches = if self.rules.charges_in_flight_batches {
+            self.settings.max_concurrent_batches()
+        } else {
+            1
+        };
+        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !kinds.cross;
+        Ok(Limits {
+            max_model_len,
+            batched_tokens,
+            seqs,
+            in_flight_tokens: batched_tokens
+                .checked_mul(batches)
+                .ok_or_else(|| Error::overflow("the tokens in flight"))?,
+            prefix_caching: self.settings.enable_prefix_caching.unwrap_or(default_caching),
+        })
+    }
+}
