@@ -207,7 +207,7 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
 /// Steps of the scheduler for what the deployment is for: sequences and tokens of a step by the rules of an earlier planner
 /// (vllm-wizard 0.2.0, `recommend.py`), within what the memory allows.
 fn for_mode<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
-    let (Some(mode), Engine::Vllm(settings)) = (request.load.mode, &request.engine) else {
+    let Some(mode) = request.load.mode else {
         return Vec::new();
     };
     let (Some(context), true) = (plan.feasibility.context, plan.feasibility.fits) else {
@@ -227,52 +227,69 @@ fn for_mode<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
         ),
         Mode::Balanced => (2, 125, "balanced: two more requests than asked for"),
     };
+    let sequences = concurrency.saturating_add(more);
+    let memory = plan.gpu.memory_bytes;
+    let cap = match memory {
+        m if m >= 40 * GIB => 65_536,
+        m if m >= 20 * GIB => 32_768,
+        _ => 16_384,
+    };
+    let load = u128::from(context) * u128::from(concurrency) * percent / 100;
+    let wanted = u64::try_from(load).unwrap_or(cap).clamp(8192, cap);
+    let tokens_why = |less: bool| {
+        format!(
+            "{}: {percent} % of the load's {} tokens in a step, at least 8192 and at most {}{}",
+            mode.name(),
+            grouped(context.saturating_mul(concurrency)),
+            grouped(cap),
+            if less {
+                ", less because the activations would not leave room for the load"
+            } else {
+                ""
+            }
+        )
+    };
     let mut out = Vec::new();
-    if settings.max_num_seqs.is_none() {
-        let wanted = concurrency.saturating_add(more);
-        let request = with_vllm(request, |s| s.max_num_seqs = Some(wanted));
-        out.extend(request.map(|request| Change {
-            flag: "--max-num-seqs",
-            value: wanted.to_string(),
+    let mut push = |flag, value: u64, request: Request<'a>, reason: String| {
+        out.push(Change {
+            flag,
+            value: value.to_string(),
             request,
-            reason: Some(what.to_owned()),
-        }));
+            reason: Some(reason),
+        });
+    };
+    let Engine::Vllm(settings) = &request.engine else {
+        // Without an engine's activations the steps change nothing else.
+        push("--max-num-seqs", sequences, request.clone(), what.to_owned());
+        push(
+            "--max-num-batched-tokens",
+            wanted,
+            request.clone(),
+            tokens_why(false),
+        );
+        return out;
+    };
+    if settings.max_num_seqs.is_none()
+        && let Some(changed) = with_vllm(request, |s| s.max_num_seqs = Some(sequences))
+    {
+        push("--max-num-seqs", sequences, changed, what.to_owned());
     }
     if settings.max_num_batched_tokens.is_none() {
-        let memory = plan.gpu.memory_bytes;
-        let cap = match memory {
-            m if m >= 40 * GIB => 65_536,
-            m if m >= 20 * GIB => 32_768,
-            _ => 16_384,
-        };
-        let load = u128::from(context) * u128::from(concurrency) * percent / 100;
-        let wanted = u64::try_from(load).unwrap_or(cap).clamp(8192, cap);
         // A step of that size raises the peak of the activations: it is halved until the load still fits.
         let mut tokens = wanted;
         while tokens >= 2048 {
-            let sequences = concurrency.saturating_add(more);
             let changed = with_vllm(request, |s| {
                 s.max_num_batched_tokens = Some(tokens);
                 s.max_num_seqs = s.max_num_seqs.or(Some(sequences));
             });
             let Some(changed) = changed else { break };
             if replan(&changed).is_some_and(|other| other.feasibility.fits) {
-                out.push(Change {
-                    flag: "--max-num-batched-tokens",
-                    value: tokens.to_string(),
-                    request: changed,
-                    reason: Some(format!(
-                        "{}: {percent} % of the load's {} tokens in a step, at least 8192 and at most {}{}",
-                        mode.name(),
-                        grouped(context.saturating_mul(concurrency)),
-                        grouped(cap),
-                        if tokens < wanted {
-                            ", less because the activations would not leave room for the load"
-                        } else {
-                            ""
-                        }
-                    )),
-                });
+                push(
+                    "--max-num-batched-tokens",
+                    tokens,
+                    changed,
+                    tokens_why(tokens < wanted),
+                );
                 break;
             }
             tokens /= 2;

@@ -79,6 +79,10 @@ fn every_flag_changes_the_answer() {
         ),
         (&["llama-3.1-8b", "--context", "8k"], &["--mode", "throughput"]),
         (
+            &["llama-3.1-8b", "--engine", "generic", "--context", "8k"],
+            &["--mode", "latency"],
+        ),
+        (
             &["llama-3.1-8b", "--context", "8k", "--mode", "throughput"],
             &["--mode", "latency"],
         ),
