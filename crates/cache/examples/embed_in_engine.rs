@@ -18,7 +18,7 @@ use kvwise_cache::manager::{Allocation, EngineKvCache, Hit, ManagerConfig, Slot}
 use kvwise_cache::radix::{Namespace, RadixCache, RadixCacheConfig, RequestKv, TreePolicy};
 
 /// What an engine's loop asks of its cache.
-pub trait PrefixCache {
+pub(crate) trait PrefixCache {
     /// What the cache keeps about a running request.
     type Held;
     /// Looks the known tokens up and makes room for the first `chunk` beyond the cached ones; answers how many were
@@ -49,13 +49,13 @@ pub trait PrefixCache {
 }
 
 /// vLLM's way: blocks of 16 tokens, found by the names of their contents.
-pub struct BlockCache {
+pub(crate) struct BlockCache {
     manager: EngineKvCache<u128>,
     hit: Hit,
 }
 
 /// A request in a [`BlockCache`].
-pub struct BlockRequest {
+pub(crate) struct BlockRequest {
     slot: Slot,
     names: Vec<u128>,
 }
@@ -64,7 +64,7 @@ const BLOCK: usize = 16;
 
 impl BlockCache {
     /// A pool of `blocks` blocks, the null block included.
-    pub fn new(blocks: u32) -> Result<Self> {
+    pub(crate) fn new(blocks: u32) -> Result<Self> {
         let config = ManagerConfig::full_attention(blocks, u32::try_from(BLOCK).expect("16"));
         Ok(Self {
             manager: EngineKvCache::with_hashes(&config)?,
@@ -140,14 +140,14 @@ impl PrefixCache for BlockCache {
 }
 
 /// SGLang's way: single tokens in a radix tree.
-pub struct TreeCache {
+pub(crate) struct TreeCache {
     cache: RadixCache<u32>,
     evicted: u64,
 }
 
 impl TreeCache {
     /// A pool of `tokens` tokens.
-    pub fn new(tokens: usize) -> Result<Self> {
+    pub(crate) fn new(tokens: usize) -> Result<Self> {
         let cache = RadixCache::new(RadixCacheConfig {
             capacity_tokens: tokens,
             page_size: 1,
@@ -218,13 +218,13 @@ impl PrefixCache for TreeCache {
 
 /// A request of the example.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// Its tokens: the prompt, then what was generated.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Prompt tokens.
-    pub prompt: usize,
+    pub(crate) prompt: usize,
     /// Tokens to generate.
-    pub output: usize,
+    pub(crate) output: usize,
 }
 
 struct Running<H> {
@@ -235,15 +235,15 @@ struct Running<H> {
 
 /// What the loop counted.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Served {
+pub(crate) struct Served {
     /// Tokens of all prompts.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Prompt tokens that were in the cache at first admission.
-    pub cached_tokens: u64,
+    pub(crate) cached_tokens: u64,
     /// Times a request had to give its memory to an older one.
-    pub preemptions: u64,
+    pub(crate) preemptions: u64,
     /// Blocks or tokens evicted.
-    pub evicted: u64,
+    pub(crate) evicted: u64,
 }
 
 /// Tokens computed in one step, over all requests.
@@ -255,7 +255,7 @@ const MAX_RUNNING: usize = 16;
 ///
 /// # Errors
 /// If the cache breaks its own rules, or a request alone does not fit the pool.
-pub fn serve<C: PrefixCache>(cache: &mut C, requests: &mut [Request]) -> Result<Served> {
+pub(crate) fn serve<C: PrefixCache>(cache: &mut C, requests: &mut [Request]) -> Result<Served> {
     let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
     let mut seen = vec![false; requests.len()];
     let mut running: Vec<Running<C::Held>> = Vec::new();
@@ -332,7 +332,7 @@ pub fn serve<C: PrefixCache>(cache: &mut C, requests: &mut [Request]) -> Result<
 }
 
 /// Questions under four system prompts.
-pub fn traffic(count: u32) -> Vec<Request> {
+pub(crate) fn traffic(count: u32) -> Vec<Request> {
     (0..count)
         .map(|n| {
             let system = n * 7 % 4;

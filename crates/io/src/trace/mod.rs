@@ -16,6 +16,7 @@ mod agentic;
 mod csv;
 pub mod json;
 mod jsonl;
+mod memory;
 mod session;
 mod source;
 mod text;
@@ -28,6 +29,9 @@ use std::path::Path;
 use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, Trace, TraceBuilder, TraceFormat};
 
+use memory::{check_forecast, check_memory};
+
+pub use memory::default_memory_limit;
 pub use source::Source;
 pub use tokenizer::{Tokenize, open_tokenizer};
 pub use write::{WriteFormat, write, write_file};
@@ -287,6 +291,8 @@ fn read_lines(
         }
         if builder.len().is_multiple_of(CHECK_EVERY) {
             check_memory(&builder, options, &source.name)?;
+            let (read, total) = (source.bytes_read(), source.total_bytes);
+            check_forecast(&builder, options, &source.name, read, total)?;
             if let Some(progress) = options.progress {
                 progress(Progress {
                     read_bytes: source.bytes_read(),
@@ -300,19 +306,6 @@ fn read_lines(
         }
     }
     finish(builder, options, skipped, skipped_examples, &source.name)
-}
-
-fn check_memory(builder: &TraceBuilder, options: &ReadOptions<'_>, name: &str) -> Result<()> {
-    let needed = builder.memory_bytes();
-    if needed > options.max_memory_bytes {
-        return Err(Error::input(format!(
-            "{name}: after {} requests the trace takes {needed} bytes of memory, more than the limit of {}",
-            builder.len(),
-            options.max_memory_bytes
-        ))
-        .hint("read a part with --limit N, or raise --max-memory"));
-    }
-    Ok(())
 }
 
 fn finish(

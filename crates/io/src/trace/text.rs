@@ -16,7 +16,10 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, TraceBuilder, TraceFormat};
 use serde::Deserialize;
 
-use super::{CHECK_EVERY, EXAMPLES, Loaded, Progress, ReadOptions, Source, Tokenize, check_memory, finish};
+use super::{
+    CHECK_EVERY, EXAMPLES, Loaded, Progress, ReadOptions, Source, Tokenize, check_forecast, check_memory,
+    finish,
+};
 
 #[derive(Deserialize)]
 struct ShareGpt<'a> {
@@ -128,6 +131,8 @@ pub(super) fn read(mut source: Source, options: &ReadOptions<'_>, format: TraceF
         }
         if number.is_multiple_of(CHECK_EVERY as u64) {
             check_memory(&builder, options, &source.name)?;
+            let (read, total) = (source.bytes_read(), source.total_bytes);
+            check_forecast(&builder, options, &source.name, read, total)?;
             if let Some(progress) = options.progress {
                 progress(Progress {
                     read_bytes: source.bytes_read(),

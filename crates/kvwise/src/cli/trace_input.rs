@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kvwise_core::{Error, Result};
-use kvwise_io::trace::{Loaded, ReadOptions, example, open, open_tokenizer};
+use kvwise_io::trace::{Loaded, ReadOptions, default_memory_limit, example, open, open_tokenizer};
 use kvwise_sim::trace::TraceFormat;
 
 use crate::printer::Printer;
@@ -47,9 +47,9 @@ pub struct TraceInput {
     #[arg(long, value_name = "N", help_heading = "Trace")]
     pub limit: Option<usize>,
 
-    /// Stop when the trace would take more memory than this, in GiB.
-    #[arg(long, value_name = "GIB", default_value_t = 16, help_heading = "Trace")]
-    pub max_memory: u64,
+    /// Stop when the trace would take more memory than this, in GiB [default: three quarters of what is available].
+    #[arg(long, value_name = "GIB", help_heading = "Trace")]
+    pub max_memory: Option<u64>,
 }
 
 impl TraceInput {
@@ -70,7 +70,9 @@ impl TraceInput {
             skip_bad: self.skip_bad,
             sort: self.sort,
             limit: self.limit,
-            max_memory_bytes: self.max_memory.saturating_mul(1 << 30),
+            max_memory_bytes: self
+                .max_memory
+                .map_or_else(default_memory_limit, |gib| gib.saturating_mul(1 << 30)),
             tokenizer: tokenizer.as_deref(),
             progress: Some(&report),
             ..ReadOptions::default()

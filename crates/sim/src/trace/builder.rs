@@ -127,6 +127,11 @@ impl TraceBuilder {
         self.trace.has_arrivals()
     }
 
+    /// Whether the requests so far have block ids.
+    pub fn has_block_ids(&self) -> bool {
+        matches!(self.trace.content, Content::Blocks(_))
+    }
+
     /// Arrival of the last request, 0 before the first.
     pub fn last_arrival(&self) -> f64 {
         self.last_arrival

@@ -19,123 +19,22 @@
 )]
 
 mod config;
+mod events;
 mod mamba;
 mod queue;
+mod step;
 
 use kvwise_cache::manager::{Allocation, Hit, KvCacheManager, SimKvCache, Slot};
 use kvwise_cache::pool::{BlockId, DenseIndex, PoolObserver};
 use kvwise_core::{Error, Result};
 
 pub use config::{Policy, SchedulerConfig};
+pub use events::{
+    Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
+};
 
 use config::MambaAlign;
 use queue::Waiting;
-
-/// A request as the scheduler sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NewRequest {
-    /// The caller's number of the request.
-    pub tag: u32,
-    /// Prompt length, in tokens.
-    pub prompt_tokens: u32,
-    /// Tokens to generate; at least one is generated even if 0.
-    pub max_tokens: u32,
-    /// Smaller is more important, under [`Policy::Priority`].
-    pub priority: i64,
-}
-
-/// Names the contents of requests.
-pub trait ContentKeys {
-    /// Extends `keys` to the names of all full hash blocks of the first `num_tokens` tokens of request `tag`.
-    fn extend(&mut self, tag: u32, num_tokens: u32, keys: &mut Vec<u32>);
-    /// The request is done; nothing will be asked about it again.
-    fn finish(&mut self, tag: u32) {
-        let _ = tag;
-    }
-}
-
-/// What happened, for whoever records it.
-pub trait SchedulerEvents {
-    /// Whether evictions are to be reported block by block.
-    const EVICTIONS: bool;
-    /// A cached block was handed out again.
-    fn evicted(&mut self, step: u64, block: BlockId);
-    /// A request was admitted.
-    fn admitted(&mut self, step: u64, admission: &Admission, blocks: &BlockTables<'_>);
-    /// A running request lost its blocks and waits again.
-    fn preempted(&mut self, step: u64, tag: u32, computed_tokens: u32, blocks: &BlockTables<'_>);
-    /// A request has all its tokens.
-    fn finished(&mut self, step: u64, tag: u32, generated: u32, preemptions: u32, blocks: &BlockTables<'_>);
-    /// A request can never run.
-    fn rejected(&mut self, step: u64, tag: u32, reason: Rejection);
-    /// A request that does not decode yet computed `new_tokens` after `past_tokens`; `done` if it now has its first
-    /// (or, after a preemption, its next) token.
-    fn prefilled(&mut self, step: u64, tag: u32, new_tokens: u32, past_tokens: u32, done: bool) {
-        let _ = (step, tag, new_tokens, past_tokens, done);
-    }
-}
-
-/// Records nothing.
-impl SchedulerEvents for () {
-    const EVICTIONS: bool = false;
-    fn evicted(&mut self, _: u64, _: BlockId) {}
-    fn admitted(&mut self, _: u64, _: &Admission, _: &BlockTables<'_>) {}
-    fn preempted(&mut self, _: u64, _: u32, _: u32, _: &BlockTables<'_>) {}
-    fn finished(&mut self, _: u64, _: u32, _: u32, _: u32, _: &BlockTables<'_>) {}
-    fn rejected(&mut self, _: u64, _: u32, _: Rejection) {}
-}
-
-/// Details of an admission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Admission {
-    /// The caller's number of the request.
-    pub tag: u32,
-    /// Tokens found in the cache.
-    pub hit_tokens: u32,
-    /// Tokens known: the prompt, and what was generated before a preemption.
-    pub num_tokens: u32,
-    /// Whether it ran before.
-    pub resumed: bool,
-}
-
-/// Why a request can never run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rejection {
-    /// The prompt is longer than the longest sequence (or as long, and was cut in chunks so that its last token never
-    /// gets its turn).
-    TooLong,
-    /// Its blocks are more than the pool has.
-    TooManyBlocks,
-}
-
-impl Rejection {
-    /// A short name for machines.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TooLong => "longer_than_max_model_len",
-            Self::TooManyBlocks => "larger_than_pool",
-        }
-    }
-}
-
-/// The block tables of one request.
-#[derive(Debug, Clone, Copy)]
-pub struct BlockTables<'a> {
-    manager: &'a Manager,
-    slot: Slot,
-}
-
-impl BlockTables<'_> {
-    /// Groups of the model.
-    pub fn num_groups(&self) -> usize {
-        self.manager.groups().len()
-    }
-
-    /// The table in one group, 0 where a block was given back.
-    pub fn group(&self, group: usize) -> &[BlockId] {
-        self.manager.blocks(self.slot, group)
-    }
-}
 
 /// Collects evicted blocks while somebody wants to know.
 #[derive(Debug, Clone, Default)]
@@ -192,32 +91,6 @@ enum State {
     Waiting,
     Running,
     Done,
-}
-
-/// Counters of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// Tokens found in the cache at first admissions.
-    pub hit_tokens: u64,
-    /// Tokens of first admissions.
-    pub query_tokens: u64,
-    /// Preemptions.
-    pub preemptions: u64,
-    /// Requests that can never run.
-    pub rejected: u64,
-    /// Requests with all their tokens.
-    pub finished: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-}
-
-/// What a step computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StepWork {
-    /// Tokens of prompts (and of replays after a preemption).
-    pub prefill_tokens: u32,
-    /// Requests that computed one further token.
-    pub decode_requests: u32,
 }
 
 /// vLLM's scheduler and its cache manager; see the [module](self).
@@ -421,85 +294,6 @@ impl Scheduler {
         self.settle(step + 1, content, events)
     }
 
-    /// Gives every running request its tokens; returns whether one was preempted.
-    fn schedule_running<C: ContentKeys, E: SchedulerEvents>(
-        &mut self,
-        step: u64,
-        budget: &mut u32,
-        content: &mut C,
-        events: &mut E,
-    ) -> bool {
-        let mut preempted = false;
-        let mut i = 0;
-        // With a token for everyone and no chunk under way, only due requests need to be visited.
-        let sweep = self.num_prefilling == 0 && self.running.len() <= *budget as usize;
-        if sweep {
-            *budget -= self.running.len() as u32;
-            i = next_due(&self.due, 0, self.tick);
-        }
-        while i < self.running.len() && (sweep || *budget > 0) {
-            if self.due[i] != self.tick {
-                *budget -= 1;
-                i += 1;
-                continue;
-            }
-            let r = self.running[i];
-            let tokens = self.wanted_tokens(r, if sweep { u32::MAX } else { *budget });
-            if tokens == 0 {
-                self.requests[r as usize].scheduled = 0;
-                i += 1;
-                continue;
-            }
-            let mut granted = false;
-            loop {
-                if self.allocate_running(r, tokens, content) {
-                    granted = true;
-                    break;
-                }
-                self.report_evictions(step, events);
-                let victim = self.victim();
-                let v = self.running.remove(victim);
-                self.due.remove(victim);
-                if victim < i {
-                    i -= 1;
-                    if !sweep {
-                        *budget += self.requests[v as usize].scheduled;
-                    }
-                }
-                self.preempt(step, v, events);
-                preempted = true;
-                if v == r {
-                    break;
-                }
-            }
-            self.report_evictions(step, events);
-            if !granted {
-                break;
-            }
-            self.requests[r as usize].scheduled = tokens;
-            if sweep {
-                i = next_due(&self.due, i + 1, self.tick);
-            } else {
-                *budget -= tokens;
-                i += 1;
-            }
-        }
-        if i < self.running.len() {
-            self.delay_from(i);
-        }
-        preempted
-    }
-
-    /// Requests from position `i` on got nothing in this step: their next event is a step later.
-    fn delay_from(&mut self, i: usize) {
-        for (&r, due) in self.running[i..].iter().zip(&mut self.due[i..]) {
-            let request = &mut self.requests[r as usize];
-            request.scheduled = 0;
-            request.offset -= 1;
-            *due += 1;
-        }
-    }
-
     fn computed(&self, r: u32) -> u32 {
         let request = &self.requests[r as usize];
         if request.decoding {
@@ -586,174 +380,6 @@ impl Scheduler {
         self.waiting.put_back(r, request.priority, request.arrival);
     }
 
-    /// Admits waiting requests until the first that does not fit.
-    fn admit_waiting<C: ContentKeys, E: SchedulerEvents>(
-        &mut self,
-        step: u64,
-        budget: &mut u32,
-        content: &mut C,
-        events: &mut E,
-    ) {
-        while *budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
-            let Some(r) = self.waiting.first() else {
-                break;
-            };
-            let attempt = (r, self.manager.pool().version(), *budget);
-            if self.refused == Some(attempt) {
-                break;
-            }
-            let request = &mut self.requests[r as usize];
-            if request.slot.is_none() {
-                request.slot = Some(self.manager.open());
-                request.keys = self.spare_keys.pop().unwrap_or_default();
-            }
-            if self.config.prefix_caching {
-                content.extend(request.tag, request.known, &mut request.keys);
-            }
-            self.manager.lookup(&request.keys, request.known, &mut self.hit);
-            request.boundary = self.hit.shared_prefix_boundary;
-            let hit_tokens = self.hit.num_tokens;
-            let mut tokens = (request.known - hit_tokens).min(*budget);
-            if let Some(align) = &self.mamba {
-                tokens = self.mamba_chunk(align, &self.requests[r as usize], hit_tokens, tokens, *budget);
-            }
-            let alone = self.running.is_empty();
-            let request = &self.requests[r as usize];
-            let granted = tokens > 0
-                && self.manager.allocate(
-                    request.slot(),
-                    &Allocation {
-                        num_prompt_tokens: request.prompt,
-                        shared_prefix_boundary: request.boundary,
-                        full_sequence_must_fit: self.config.reserve_full_isl,
-                        apply_watermark: !alone,
-                        ..Allocation::new(&request.keys, 0, tokens, request.known)
-                    },
-                    Some(&self.hit),
-                );
-            if !granted {
-                if alone {
-                    // Every block is free and it does not fit: it never will.
-                    self.waiting.pop_first();
-                    self.forget(step, r, Rejection::TooManyBlocks, content, events);
-                    continue;
-                }
-                // A state written in this step is readable in the next, without any change of the pool.
-                self.refused = self.mamba.is_none().then_some(attempt);
-                break;
-            }
-            self.report_evictions(step, events);
-            let request = &mut self.requests[r as usize];
-            let admission = Admission {
-                tag: request.tag,
-                hit_tokens,
-                num_tokens: request.known,
-                resumed: request.preemptions > 0,
-            };
-            if !admission.resumed {
-                self.totals.hit_tokens += u64::from(hit_tokens);
-                self.totals.query_tokens += u64::from(request.known);
-            }
-            request.state = State::Running;
-            request.computed = hit_tokens;
-            request.scheduled = tokens;
-            let tables = BlockTables {
-                manager: &self.manager,
-                slot: request.slot(),
-            };
-            events.admitted(step, &admission, &tables);
-            self.waiting.pop_first();
-            self.running.push(r);
-            self.due.push(self.tick);
-            self.num_prefilling += 1;
-            *budget -= tokens;
-        }
-    }
-
-    /// Advances computed tokens, gives finished prompts and decoding requests their next token, ends requests.
-    fn settle<C: ContentKeys, E: SchedulerEvents>(
-        &mut self,
-        step: u64,
-        content: &mut C,
-        events: &mut E,
-    ) -> StepWork {
-        let mut ended = false;
-        let mut work = StepWork {
-            decode_requests: self.running.len() as u32,
-            ..StepWork::default()
-        };
-        let mut i = next_due(&self.due, 0, self.tick);
-        while i < self.running.len() {
-            let r = self.running[i] as usize;
-            let request = &mut self.requests[r];
-            if request.decoding {
-                request.computed += 1;
-                request.known = request.computed + 1;
-            } else {
-                work.decode_requests -= 1;
-                work.prefill_tokens += request.scheduled;
-                let past = request.computed;
-                request.computed += request.scheduled;
-                let done = request.computed >= request.known;
-                events.prefilled(step, request.tag, request.scheduled, past, done);
-            }
-            if !request.decoding && request.computed < request.known {
-                let room = self.config.max_model_len - request.computed;
-                if room <= 1 && request.scheduled == 0 {
-                    // The last token of a prompt as long as the longest sequence never gets its turn.
-                    request.state = State::Done;
-                    self.num_prefilling -= 1;
-                    ended = true;
-                    self.totals.rejected += 1;
-                    events.rejected(step, request.tag, Rejection::TooLong);
-                    self.retire(r as u32, content);
-                } else {
-                    self.due[i] = self.tick + 1;
-                }
-            } else {
-                let first = !request.decoding;
-                if first {
-                    request.decoding = true;
-                    self.num_prefilling -= 1;
-                    request.known += 1;
-                }
-                if request.known >= request.limit {
-                    ended = true;
-                    self.finish(step, r as u32, content, events);
-                } else {
-                    let computed = request.computed;
-                    request.offset = i64::from(computed) - (i64::from(self.tick) + 1);
-                    let last = request.limit - 2;
-                    // The first step after a prefill gives back what the whole chunk left behind its windows.
-                    let next = if first {
-                        computed
-                    } else {
-                        self.manager.next_decode_event(computed).min(last)
-                    };
-                    self.due[i] = self.tick + 1 + (next - computed);
-                }
-            }
-            i = next_due(&self.due, i + 1, self.tick);
-        }
-        if ended {
-            let requests = &self.requests;
-            let mut kept = 0;
-            for i in 0..self.running.len() {
-                if requests[self.running[i] as usize].state == State::Running {
-                    self.running[kept] = self.running[i];
-                    self.due[kept] = self.due[i];
-                    kept += 1;
-                } else {
-                    self.unused.push(self.running[i]);
-                }
-            }
-            self.running.truncate(kept);
-            self.due.truncate(kept);
-        }
-        self.tick += 1;
-        work
-    }
-
     fn finish<C: ContentKeys, E: SchedulerEvents>(
         &mut self,
         step: u64,
@@ -811,25 +437,4 @@ impl Scheduler {
             log.blocks.clear();
         }
     }
-}
-
-/// The first position from `from` on whose request is due at `tick`; the length if there is none.
-#[inline]
-fn next_due(due: &[u32], from: usize, tick: u32) -> usize {
-    let mut at = from.min(due.len());
-    // Sixteen at a time without early exit, so that the comparison is vectorised.
-    while at + 16 <= due.len() {
-        let mut any = false;
-        for &d in &due[at..at + 16] {
-            any |= d == tick;
-        }
-        if any {
-            break;
-        }
-        at += 16;
-    }
-    while at < due.len() && due[at] != tick {
-        at += 1;
-    }
-    at
 }

@@ -1,0 +1,275 @@
+//! The three parts of a step: running requests, waiting ones, and what the step's computation leads to.
+
+use kvwise_cache::manager::Allocation;
+
+use super::{Admission, BlockTables, ContentKeys, Rejection, Scheduler, SchedulerEvents, State, StepWork};
+
+impl Scheduler {
+    /// Gives every running request its tokens; returns whether one was preempted.
+    pub(super) fn schedule_running<C: ContentKeys, E: SchedulerEvents>(
+        &mut self,
+        step: u64,
+        budget: &mut u32,
+        content: &mut C,
+        events: &mut E,
+    ) -> bool {
+        let mut preempted = false;
+        let mut i = 0;
+        // With a token for everyone and no chunk under way, only due requests need to be visited.
+        let sweep = self.num_prefilling == 0 && self.running.len() <= *budget as usize;
+        if sweep {
+            *budget -= self.running.len() as u32;
+            i = next_due(&self.due, 0, self.tick);
+        }
+        while i < self.running.len() && (sweep || *budget > 0) {
+            if self.due[i] != self.tick {
+                *budget -= 1;
+                i += 1;
+                continue;
+            }
+            let r = self.running[i];
+            let tokens = self.wanted_tokens(r, if sweep { u32::MAX } else { *budget });
+            if tokens == 0 {
+                self.requests[r as usize].scheduled = 0;
+                i += 1;
+                continue;
+            }
+            let mut granted = false;
+            loop {
+                if self.allocate_running(r, tokens, content) {
+                    granted = true;
+                    break;
+                }
+                self.report_evictions(step, events);
+                let victim = self.victim();
+                let v = self.running.remove(victim);
+                self.due.remove(victim);
+                if victim < i {
+                    i -= 1;
+                    if !sweep {
+                        *budget += self.requests[v as usize].scheduled;
+                    }
+                }
+                self.preempt(step, v, events);
+                preempted = true;
+                if v == r {
+                    break;
+                }
+            }
+            self.report_evictions(step, events);
+            if !granted {
+                break;
+            }
+            self.requests[r as usize].scheduled = tokens;
+            if sweep {
+                i = next_due(&self.due, i + 1, self.tick);
+            } else {
+                *budget -= tokens;
+                i += 1;
+            }
+        }
+        if i < self.running.len() {
+            self.delay_from(i);
+        }
+        preempted
+    }
+
+    /// Requests from position `i` on got nothing in this step: their next event is a step later.
+    pub(super) fn delay_from(&mut self, i: usize) {
+        for (&r, due) in self.running[i..].iter().zip(&mut self.due[i..]) {
+            let request = &mut self.requests[r as usize];
+            request.scheduled = 0;
+            request.offset -= 1;
+            *due += 1;
+        }
+    }
+
+    /// Admits waiting requests until the first that does not fit.
+    pub(super) fn admit_waiting<C: ContentKeys, E: SchedulerEvents>(
+        &mut self,
+        step: u64,
+        budget: &mut u32,
+        content: &mut C,
+        events: &mut E,
+    ) {
+        while *budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
+            let Some(r) = self.waiting.first() else {
+                break;
+            };
+            let attempt = (r, self.manager.pool().version(), *budget);
+            if self.refused == Some(attempt) {
+                break;
+            }
+            let request = &mut self.requests[r as usize];
+            if request.slot.is_none() {
+                request.slot = Some(self.manager.open());
+                request.keys = self.spare_keys.pop().unwrap_or_default();
+            }
+            if self.config.prefix_caching {
+                content.extend(request.tag, request.known, &mut request.keys);
+            }
+            self.manager.lookup(&request.keys, request.known, &mut self.hit);
+            request.boundary = self.hit.shared_prefix_boundary;
+            let hit_tokens = self.hit.num_tokens;
+            let mut tokens = (request.known - hit_tokens).min(*budget);
+            if let Some(align) = &self.mamba {
+                tokens = self.mamba_chunk(align, &self.requests[r as usize], hit_tokens, tokens, *budget);
+            }
+            let alone = self.running.is_empty();
+            let request = &self.requests[r as usize];
+            let granted = tokens > 0
+                && self.manager.allocate(
+                    request.slot(),
+                    &Allocation {
+                        num_prompt_tokens: request.prompt,
+                        shared_prefix_boundary: request.boundary,
+                        full_sequence_must_fit: self.config.reserve_full_isl,
+                        apply_watermark: !alone,
+                        ..Allocation::new(&request.keys, 0, tokens, request.known)
+                    },
+                    Some(&self.hit),
+                );
+            if !granted {
+                if alone {
+                    // Every block is free and it does not fit: it never will.
+                    self.waiting.pop_first();
+                    self.forget(step, r, Rejection::TooManyBlocks, content, events);
+                    continue;
+                }
+                // A state written in this step is readable in the next, without any change of the pool.
+                self.refused = self.mamba.is_none().then_some(attempt);
+                break;
+            }
+            self.report_evictions(step, events);
+            let request = &mut self.requests[r as usize];
+            let admission = Admission {
+                tag: request.tag,
+                hit_tokens,
+                num_tokens: request.known,
+                resumed: request.preemptions > 0,
+            };
+            if !admission.resumed {
+                self.totals.hit_tokens += u64::from(hit_tokens);
+                self.totals.query_tokens += u64::from(request.known);
+            }
+            request.state = State::Running;
+            request.computed = hit_tokens;
+            request.scheduled = tokens;
+            let tables = BlockTables {
+                manager: &self.manager,
+                slot: request.slot(),
+            };
+            events.admitted(step, &admission, &tables);
+            self.waiting.pop_first();
+            self.running.push(r);
+            self.due.push(self.tick);
+            self.num_prefilling += 1;
+            *budget -= tokens;
+        }
+    }
+
+    /// Advances computed tokens, gives finished prompts and decoding requests their next token, ends requests.
+    pub(super) fn settle<C: ContentKeys, E: SchedulerEvents>(
+        &mut self,
+        step: u64,
+        content: &mut C,
+        events: &mut E,
+    ) -> StepWork {
+        let mut ended = false;
+        let mut work = StepWork {
+            decode_requests: self.running.len() as u32,
+            ..StepWork::default()
+        };
+        let mut i = next_due(&self.due, 0, self.tick);
+        while i < self.running.len() {
+            let r = self.running[i] as usize;
+            let request = &mut self.requests[r];
+            if request.decoding {
+                request.computed += 1;
+                request.known = request.computed + 1;
+            } else {
+                work.decode_requests -= 1;
+                work.prefill_tokens += request.scheduled;
+                let past = request.computed;
+                request.computed += request.scheduled;
+                let done = request.computed >= request.known;
+                events.prefilled(step, request.tag, request.scheduled, past, done);
+            }
+            if !request.decoding && request.computed < request.known {
+                let room = self.config.max_model_len - request.computed;
+                if room <= 1 && request.scheduled == 0 {
+                    // The last token of a prompt as long as the longest sequence never gets its turn.
+                    request.state = State::Done;
+                    self.num_prefilling -= 1;
+                    ended = true;
+                    self.totals.rejected += 1;
+                    events.rejected(step, request.tag, Rejection::TooLong);
+                    self.retire(r as u32, content);
+                } else {
+                    self.due[i] = self.tick + 1;
+                }
+            } else {
+                let first = !request.decoding;
+                if first {
+                    request.decoding = true;
+                    self.num_prefilling -= 1;
+                    request.known += 1;
+                }
+                if request.known >= request.limit {
+                    ended = true;
+                    self.finish(step, r as u32, content, events);
+                } else {
+                    let computed = request.computed;
+                    request.offset = i64::from(computed) - (i64::from(self.tick) + 1);
+                    let last = request.limit - 2;
+                    // The first step after a prefill gives back what the whole chunk left behind its windows.
+                    let next = if first {
+                        computed
+                    } else {
+                        self.manager.next_decode_event(computed).min(last)
+                    };
+                    self.due[i] = self.tick + 1 + (next - computed);
+                }
+            }
+            i = next_due(&self.due, i + 1, self.tick);
+        }
+        if ended {
+            let requests = &self.requests;
+            let mut kept = 0;
+            for i in 0..self.running.len() {
+                if requests[self.running[i] as usize].state == State::Running {
+                    self.running[kept] = self.running[i];
+                    self.due[kept] = self.due[i];
+                    kept += 1;
+                } else {
+                    self.unused.push(self.running[i]);
+                }
+            }
+            self.running.truncate(kept);
+            self.due.truncate(kept);
+        }
+        self.tick += 1;
+        work
+    }
+}
+
+/// The first position from `from` on whose request is due at `tick`; the length if there is none.
+#[inline]
+fn next_due(due: &[u32], from: usize, tick: u32) -> usize {
+    let mut at = from.min(due.len());
+    // Sixteen at a time without early exit, so that the comparison is vectorised.
+    while at + 16 <= due.len() {
+        let mut any = false;
+        for &d in &due[at..at + 16] {
+            any |= d == tick;
+        }
+        if any {
+            break;
+        }
+        at += 16;
+    }
+    while at < due.len() && due[at] != tick {
+        at += 1;
+    }
+    at
+}
