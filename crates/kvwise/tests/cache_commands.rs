@@ -292,3 +292,21 @@ fn text_without_a_tokenizer_is_refused_with_the_flag_to_give() {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.contains("--tokenizer"), "{message}");
 }
+
+#[test]
+fn the_page_of_a_curve_has_one_picture_and_the_text_without_a_second_one() {
+    let mut arguments = vec![
+        "curve",
+        "--example",
+        "--belady",
+        "--capacities",
+        "1000",
+        "--format",
+        "html",
+    ];
+    arguments.extend(LLAMA);
+    let page = success(&arguments, "2");
+    assert_eq!(page.matches("<svg").count(), 1);
+    assert!(page.contains("this deployment") && page.contains("Belady") && page.contains("2x the KV memory"));
+    assert!(!page.contains('│'), "a plot of characters on a page");
+}

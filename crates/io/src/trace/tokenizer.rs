@@ -89,3 +89,49 @@ mod imp {
         Ok(Box::new(HuggingFace(tokenizer)))
     }
 }
+
+#[cfg(all(test, feature = "tokenizer"))]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A byte-level BPE of 300 tokens with Llama 3's pattern for words, trained on two sentences.
+    fn tiny() -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny_bpe.json")
+    }
+
+    #[test]
+    fn ids_are_those_of_the_python_library() {
+        let tokenizer = open_tokenizer(&tiny()).unwrap();
+        // made with the Python package tokenizers 0.22, add_special_tokens=False
+        for (text, ids) in [
+            ("the cache keeps it", &[295, 267, 284, 276, 286, 83, 221, 272][..]),
+            (
+                "Don't  stop: 12345 Zürich 日本\n",
+                &[
+                    36, 79, 78, 7, 84, 221, 221, 83, 84, 79, 80, 26, 221, 17, 18, 19, 20, 21, 221, 58, 128,
+                    121, 82, 73, 67, 72, 221, 163, 246, 99, 163, 251, 106, 199,
+                ],
+            ),
+            ("", &[]),
+        ] {
+            let mut out = Vec::new();
+            tokenizer.encode(text, &mut out).unwrap();
+            assert_eq!(out, ids, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tokenizer_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tokenizer.json");
+        let message = |path: &Path| match open_tokenizer(path) {
+            Ok(_) => panic!("{} was read", path.display()),
+            Err(e) => e.to_string(),
+        };
+        assert!(message(folder.path()).contains("no such file"));
+        std::fs::write(&file, "{\"version\": 1}").unwrap();
+        assert!(message(folder.path()).contains("not a tokenizer.json"));
+    }
+}

@@ -278,15 +278,20 @@ impl CurveReport {
                 points: vec![(x, 0.0), (x, y_max)],
             });
         }
+        // full blocks are at least as many tokens as are hit, and nobody hits more than unlimited room does
+        let most = |blocks: u64| {
+            y(blocks
+                .saturating_mul(u64::from(self.block_tokens))
+                .min(self.ideal.hit_tokens))
+        };
         let bound: Vec<(f64, f64)> = self
             .points
             .iter()
-            .filter_map(|p| Some((p.capacity_blocks as f64 * unit, p.belady_hit_blocks?)))
-            .map(|(c, blocks)| (c, (blocks as f64 / self.block_accesses.max(1) as f64).min(1.0)))
+            .filter_map(|p| Some((p.capacity_blocks as f64 * unit, most(p.belady_hit_blocks?))))
             .collect();
         if !bound.is_empty() {
             series.push(Series {
-                name: "Belady's bound (blocks)".to_owned(),
+                name: "Belady's bound".to_owned(),
                 points: bound,
             });
         }
@@ -302,6 +307,11 @@ impl CurveReport {
 
     /// For people.
     pub fn text(&self, width: usize) -> String {
+        self.facts(Some(width))
+    }
+
+    /// The text, with a plot of that width or without.
+    fn facts(&self, plot_width: Option<usize>) -> String {
         let mut out = String::new();
         let percent = |x: f64| format!("{:.2} %", 100.0 * x);
         let _ = writeln!(
@@ -342,8 +352,10 @@ impl CurveReport {
             let _ = writeln!(out, "Seconds between two uses: {}", quantiles(q));
         }
         out.push('\n');
-        out.push_str(&self.chart().text(width, 14));
-        out.push('\n');
+        if let Some(width) = plot_width {
+            out.push_str(&self.chart().text(width, 14));
+            out.push('\n');
+        }
         if let Some(own) = &self.deployment {
             own.write(&mut out);
             out.push('\n');
@@ -483,16 +495,7 @@ impl CurveReport {
     /// # Errors
     /// If the picture cannot be drawn.
     pub fn html(&self) -> Result<String> {
-        let plain = Self {
-            line: Vec::new(),
-            ..self.clone()
-        };
-        let text: String = plain
-            .text(100)
-            .lines()
-            .filter(|l| *l != "(no points)")
-            .collect::<Vec<_>>()
-            .join("\n");
+        let text = self.facts(None);
         Ok(format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
              <style>body{{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}svg{{max-width:100%;\
