@@ -218,7 +218,10 @@ fn endless_lines_and_traces_beyond_the_memory_limit_are_refused() {
         max_memory_bytes: 1 << 14,
         ..ReadOptions::default()
     };
-    assert!(message(text.as_bytes(), &options).contains("bytes of memory, more than the limit of 16384"));
+    let limit = kvwise_core::units::human_bytes(1 << 14);
+    assert!(
+        message(text.as_bytes(), &options).contains(&format!("of memory, more than the limit of {limit}"))
+    );
 }
 
 /// Two conversations; the first has a sub-agent whose requests stand before its own time in the text.

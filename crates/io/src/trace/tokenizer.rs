@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn ids_are_those_of_the_python_library() {
         let tokenizer = open_tokenizer(&tiny()).unwrap();
-        // made with the Python package tokenizers 0.22, add_special_tokens=False
+        // made with the Python package tokenizers 0.23, add_special_tokens=False
         for (text, ids) in [
             ("the cache keeps it", &[295, 267, 284, 276, 286, 83, 221, 272][..]),
             (
