@@ -4,7 +4,8 @@
 Needs `prometheus` and `promtool` (Debian package prometheus) on PATH. Serves a page like vLLM's with figures that
 provoke each alert, lets Prometheus scrape it twice a second, and requires an answer with data from every query. The
 windows of the rules are shortened from minutes to seconds, so that the run takes half a minute.
-With `--kvwise PROGRAM` it also makes a recording from that Prometheus (`kvwise attach --prometheus`).
+With `--kvwise PROGRAM` it also runs `kvwise attach --export` against that page and a server that is down, asks the queries
+of the fleet's dashboard and alerts, and makes a recording from that Prometheus (`kvwise attach --prometheus`).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BEGIN = time.time()
+EXPORTER_PORT = 39091
 
 
 def page():
@@ -33,6 +35,7 @@ def page():
                         ("num_preemptions_total", age), ("request_success_total", 2 * age),
                         ("generation_tokens_total", 500 * age), ("prompt_tokens_total", 900 * age)):
         lines.append("vllm:%s{%s} %f" % (name, labels, value))
+    lines.append('vllm:cache_config_info{engine="0",num_gpu_blocks="101",block_size="16"} 1')
     for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "request_queue_time_seconds"):
         for bound, share in (("0.1", 0.5), ("1.0", 0.9), ("+Inf", 1.0)):
             lines.append('vllm:%s_bucket{%s,le="%s"} %f' % (name, labels, bound, share * age))
@@ -82,14 +85,21 @@ def main():
         with open(os.path.join(folder, "prometheus.yaml"), "w") as out:
             out.write("global: {scrape_interval: 500ms, evaluation_interval: 500ms}\nrule_files: [rules.yaml]\n"
                       "scrape_configs:\n- job_name: vllm\n  static_configs: [{targets: ['127.0.0.1:%d']}]\n" % server.server_port)
+        exporter = None
+        if arguments.kvwise:
+            with open(os.path.join(folder, "prometheus.yaml"), "a") as out:
+                out.write("- job_name: kvwise\n  static_configs: [{targets: ['127.0.0.1:%d']}]\n" % EXPORTER_PORT)
+            exporter = subprocess.Popen([arguments.kvwise, "attach", "http://127.0.0.1:%d" % server.server_port, "http://127.0.0.1:9",
+                                         "--interval", "500ms", "--export", "127.0.0.1:%d" % EXPORTER_PORT])
         log = open(os.path.join(folder, "log"), "w")
         prometheus = subprocess.Popen([arguments.prometheus, "--config.file=prometheus.yaml", "--storage.tsdb.path=data",
                                        "--web.listen-address=127.0.0.1:%d" % port], cwd=folder, stdout=log, stderr=log)
         try:
             sys.exit(check(base, folder, arguments))
         finally:
-            prometheus.terminate()
-            prometheus.wait()
+            for process in filter(None, (prometheus, exporter)):
+                process.terminate()
+                process.wait()
 
 
 def check(base, folder, arguments):
@@ -105,14 +115,18 @@ def check(base, folder, arguments):
     with open(os.path.join(HERE, "prometheus", "kvwise-alerts.yaml")) as rules:
         names = re.findall(r"alert: (\w+)", rules.read())
     for name in names:
+        if name.startswith("KvFleet") and not arguments.kvwise:
+            continue
         good = name in fired
         failed += not good
         print("%-7s alert %s fired" % ("ok" if good else "FAILED", name))
-    with open(os.path.join(HERE, "grafana", "kvwise-kv-cache.json")) as dashboard:
-        panels = json.load(dashboard)["panels"]
+    panels = []
+    for name in ["kvwise-kv-cache.json"] + (["kvwise-fleet.json"] if arguments.kvwise else []):
+        with open(os.path.join(HERE, "grafana", name)) as dashboard:
+            panels += json.load(dashboard)["panels"]
     for panel in panels:
         for target in panel["targets"]:
-            query = target["expr"].replace("$__rate_interval", "5s").replace("$model", ".*").replace("$instance", ".*")
+            query = target["expr"].replace("$__rate_interval", "5s").replace("$model", ".*").replace("$instance", ".*").replace("$server", ".*")
             answer = ask(base, "/api/v1/query?query=" + urllib.parse.quote(query))
             values = [float(r["value"][1]) for r in answer["data"]["result"]]
             good = bool(values) and all(v == v for v in values)

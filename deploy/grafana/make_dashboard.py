@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Writes kvwise-kv-cache.json, the Grafana dashboard: `python3 deploy/grafana/make_dashboard.py`."""
+"""Writes the Grafana dashboards: `python3 deploy/grafana/make_dashboard.py`.
+
+kvwise-kv-cache.json asks for vLLM's own metrics, kvwise-fleet.json for those of `kvwise attach ... --export`.
+"""
 
 import json
 import os
@@ -34,33 +37,69 @@ PANELS = [
 ]
 
 
-def main():
+FLEET = '{server=~"$server",model_name=~"$model"}'
+WINDOW = '{server=~"$server",model_name=~"$model",window="5m"}'
+ENGINE = "{{server}} {{model_name}} {{rank}}"
+
+FLEET_PANELS = [
+    ("Servers that answer", "short", [("kvwise_server_up", "{{server}}")]),
+    ("What is wrong now", "short", [("sum by (server, rule) (kvwise_finding%s)" % FLEET, "{{rule}} {{server}}")]),
+    ("KV pool: held now, and at most in five minutes", "percentunit", [
+        ("kvwise_kv_usage_ratio%s" % FLEET, "now " + ENGINE),
+        ("kvwise_kv_usage_peak_ratio%s" % WINDOW, "peak " + ENGINE),
+    ]),
+    ("KV pool that no request held in five minutes, tokens", "short", [("kvwise_kv_never_held_tokens%s" % WINDOW, ENGINE)]),
+    ("Prefix hit rate of five minutes", "percentunit", [("kvwise_prefix_hit_ratio%s" % WINDOW, ENGINE)]),
+    ("Preemptions a minute", "short", [("60 * rate(kvwise_preemptions_total%s[$__rate_interval])" % FLEET, ENGINE)]),
+    ("Tokens a second of the whole fleet", "short", [
+        ("sum(rate(kvwise_generation_tokens_total%s[$__rate_interval]))" % FLEET, "generated"),
+        ("sum(rate(kvwise_prompt_tokens_total%s[$__rate_interval]))" % FLEET, "prompt"),
+    ]),
+    ("Time to first token, 99th percentile of a minute", "s", [
+        ('kvwise_time_to_first_token_seconds{server=~"$server",model_name=~"$model",quantile="0.99"}', ENGINE)]),
+    ("Waiting requests", "short", [("kvwise_waiting_requests%s" % FLEET, ENGINE)]),
+    ("Failed scrapes", "percentunit", [
+        ('rate(kvwise_scrape_failures_total{server=~"$server"}[$__rate_interval]) / rate(kvwise_scrapes_total{server=~"$server"}[$__rate_interval])', "{{server}}")]),
+]
+
+
+def write(file, title, uid, all_panels, variables):
+    """`variables`: (label, name in the dashboard) of each, and the metric that has the labels."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     panels = []
-    for i, (title, unit, targets) in enumerate(PANELS):
+    for i, (heading, unit, targets) in enumerate(all_panels):
         panels.append({
-            "id": i + 1, "type": "timeseries", "title": title, "datasource": source,
+            "id": i + 1, "type": "timeseries", "title": heading, "datasource": source,
             "gridPos": {"x": 12 * (i % 2), "y": 8 * (i // 2), "w": 12, "h": 8},
             "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
             "targets": [{"refId": chr(65 + n), "datasource": source, "expr": expr, "legendFormat": legend}
                         for n, (expr, legend) in enumerate(targets)],
         })
 
+    labels, metric = variables
+
     def variable(name, label):
-        query = "label_values(vllm:num_requests_running, %s)" % name
+        query = "label_values(%s, %s)" % (metric, name)
         return {"name": label, "type": "query", "datasource": source, "query": query, "definition": query,
                 "includeAll": True, "multi": True, "allValue": ".*", "refresh": 2,
                 "current": {"text": "All", "value": "$__all"}}
 
     dashboard = {
-        "title": "vLLM KV cache (kvwise)", "uid": "kvwise-kv-cache", "schemaVersion": 39, "tags": ["vllm", "kvwise"],
+        "title": title, "uid": uid, "schemaVersion": 39, "tags": ["vllm", "kvwise"],
         "time": {"from": "now-1h", "to": "now"}, "refresh": "10s", "panels": panels,
-        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"},
-                                variable("model_name", "model"), variable("instance", "instance")]},
+        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]
+                       + [variable(name, label) for name, label in labels]},
     }
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kvwise-kv-cache.json")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), file)
     with open(path, "w") as out:
         out.write(json.dumps(dashboard, indent=1) + "\n")
+
+
+def main():
+    write("kvwise-kv-cache.json", "vLLM KV cache (kvwise)", "kvwise-kv-cache", PANELS,
+          ([("model_name", "model"), ("instance", "instance")], "vllm:num_requests_running"))
+    write("kvwise-fleet.json", "KV caches of a fleet (kvwise)", "kvwise-fleet", FLEET_PANELS,
+          ([("server", "server"), ("model_name", "model")], "kvwise_running_requests"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@
       axes: [axis(), axis({ size: 64, values: function (u, all) { return all.map(function (v) { return percent ? Math.round(v * 100) + " %" : v; }); } })],
       series: [{}].concat(known.map(function (l) {
         return { label: l.label, stroke: colour(l.colour), width: l.thin ? 1 : 1.6, dash: l.thin ? [4, 3] : [],
-          points: { show: false }, value: function (u, v) { return show(v); } };
+          points: { show: !!l.sparse, size: 3 }, spanGaps: !!l.sparse, value: function (u, v) { return show(v); } };
       }))
     }, [time].concat(known.map(function (l) { return l.data; })), box);
     window.addEventListener("resize", function () { plot.setSize({ width: parent.clientWidth, height: 190 }); });
@@ -37,7 +37,7 @@
     chart(parent, "Requests", s.t_s, [
       { label: "running", data: s.running_requests, colour: "--a" },
       { label: "waiting", data: s.waiting_requests, colour: "--b" }]);
-    chart(parent, "Prefix hit rate", s.t_s, [{ label: "tokens found", data: s.prefix_hit_rate, colour: "--c" }], true);
+    chart(parent, "Prefix hit rate", s.t_s, [{ label: "tokens found", data: s.prefix_hit_rate, colour: "--c", sparse: true }], true);
     chart(parent, "Tokens a second", s.t_s, [
       { label: "generated", data: s.generation_tokens_per_s, colour: "--a" },
       { label: "prompt", data: s.prompt_tokens_per_s, colour: "--c" }]);

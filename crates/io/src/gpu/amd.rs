@@ -39,7 +39,7 @@ fn by_amd_smi(tools: &Tools) -> Result<Option<Vec<Device>>> {
 }
 
 /// Reads the answers of `amd-smi static` and `amd-smi metric`.
-fn amd_smi(fixed: &str, metric: &str) -> Result<Vec<Device>> {
+pub(super) fn amd_smi(fixed: &str, metric: &str) -> Result<Vec<Device>> {
     let wrong = |what: &str| Error::input(format!("amd-smi: {what}"));
     // ROCm 6 prints a list, ROCm 7 an object around it
     let list = |text: &str| -> Result<Vec<Value>> {
@@ -130,7 +130,7 @@ fn by_rocm_smi(tools: &Tools) -> Result<Option<Vec<Device>>> {
 }
 
 /// Reads the answer of `rocm-smi`.
-fn rocm_smi(text: &str) -> Result<Vec<Device>> {
+pub(super) fn rocm_smi(text: &str) -> Result<Vec<Device>> {
     let wrong = |what: String| Error::input(format!("rocm-smi: {what}"));
     // warnings come before the object, on the same stream
     let start = text

@@ -124,7 +124,7 @@ fn by_tool(tools: &Tools) -> Result<Option<Vec<Device>>> {
 }
 
 /// Reads the rows of `--query-gpu`: each device, and whether it is cut into slices.
-fn table(text: &str) -> Result<Vec<(Device, bool)>> {
+pub(super) fn table(text: &str) -> Result<Vec<(Device, bool)>> {
     let mut rows = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let cells: Vec<&str> = line.split(',').map(str::trim).collect();
@@ -175,7 +175,7 @@ fn is_unknown(cell: &str) -> bool {
 }
 
 /// Puts the slices that `nvidia-smi -L` lists in the place of the GPUs that are cut.
-fn slices(gpus: &[(Device, bool)], list: &str) -> Result<Vec<Device>> {
+pub(super) fn slices(gpus: &[(Device, bool)], list: &str) -> Result<Vec<Device>> {
     let mut devices = Vec::new();
     let lines: Vec<&str> = list.lines().collect();
     for (gpu, sliced) in gpus {

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use kvwise_core::units::{GIB, MIB};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -279,5 +280,30 @@ fn tools_that_fail_hang_or_babble_are_named() {
         (r#"{"cardX":{}}"#, "is no card"),
     ] {
         Bench::new().says("rocm-smi", &[("vram", text)]).fails(says);
+    }
+}
+
+/// Pieces that tools print, so that random texts come close to real ones.
+fn babble() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("0, NVIDIA L4, GPU-1, 23034, 22562, Enabled, 8.9\n".to_owned()),
+        Just("GPU 0: NVIDIA L4 (UUID: GPU-1)\n".to_owned()),
+        Just("  MIG 1g.6gb Device 0: (UUID: ".to_owned()),
+        Just("{\"gpu_data\":[{\"gpu\":0,\"vram\":{\"size\":{\"value\":".to_owned()),
+        Just("{\"card0\":{\"VRAM Total Memory (B)\":\"18446744073709551615\",".to_owned()),
+        Just("18446744073709551615, ".to_owned()),
+        ".{0,12}",
+    ];
+    proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_text_of_a_tool_makes_its_reader_panic(a in babble(), b in babble()) {
+        if let Ok(gpus) = nvidia::table(&a) {
+            let _ = nvidia::slices(&gpus, &b);
+        }
+        let _ = amd::amd_smi(&a, &b);
+        let _ = amd::rocm_smi(&a);
     }
 }

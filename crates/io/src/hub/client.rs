@@ -408,6 +408,8 @@ impl ContentRange {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -471,6 +473,18 @@ mod tests {
             "bytes -5--1/3",
         ] {
             assert_eq!(ContentRange::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_the_client_panic(a in ".{0,40}", b in "(https?://)?[a-z0-9./:?#@ -]{0,30}") {
+            let _ = ContentRange::parse(&a);
+            let _ = ContentRange::parse(&format!("bytes {b}"));
+            if let Some(target) = resolve("https://huggingface.co/x", &b) {
+                prop_assert!(target.starts_with("https://"), "{}", target);
+            }
+            let _ = resolve(&b, &a);
         }
     }
 }

@@ -511,39 +511,53 @@ impl Vocabulary {
 
     /// What each engine instance of the page says, ordered by key. Empty if no known engine speaks.
     pub fn snapshots(&self, page: &Page<'_>) -> Vec<Snapshot> {
-        let mut found: BTreeMap<EngineKey, Building> = BTreeMap::new();
+        // one entry an instance; lines of one family and instance stand together, so both are looked up once for many
+        let mut buildings: Vec<Building> = Vec::new();
+        let mut places: BTreeMap<EngineKey, usize> = BTreeMap::new();
         let mut start = None;
-        let mut last: Option<(EngineKind, &str, &str, EngineKey)> = None;
+        let mut last_family: Option<(&str, Option<(EngineKind, Target)>)> = None;
+        let mut last_key: Option<(EngineKind, &str, &str, usize)> = None;
         for sample in &page.samples {
-            if sample.name == "process_start_time_seconds" && sample.value.is_finite() {
-                start = Some(sample.value);
-                continue;
-            }
-            let Some((engine, rest)) = EngineKind::of(sample.name) else {
-                continue;
+            let known = match last_family {
+                Some((name, known)) if name == sample.name => known,
+                _ => {
+                    if sample.name == "process_start_time_seconds" && sample.value.is_finite() {
+                        start = Some(sample.value);
+                        continue;
+                    }
+                    let known = EngineKind::of(sample.name)
+                        .and_then(|(engine, rest)| Some((engine, self.target(engine, rest)?)));
+                    last_family = Some((sample.name, known));
+                    known
+                }
             };
-            let Some(target) = self.target(engine, rest) else {
-                continue;
-            };
+            let Some((engine, target)) = known else { continue };
             if !first_rank_of_a_group(page, sample) {
                 continue;
             }
             let (model, rank) = raw_key(page, sample, engine);
-            let key = match &last {
-                Some((e, m, r, key)) if *e == engine && *m == model && *r == rank => key.clone(),
+            let place = match last_key {
+                Some((e, m, r, place)) if e == engine && m == model && r == rank => place,
                 _ => {
                     let key = EngineKey {
                         engine,
                         model: page.label(sample, "model_name").unwrap_or_default().into_owned(),
                         rank: rank.to_owned(),
                     };
-                    last = Some((engine, model, rank, key.clone()));
-                    key
+                    let place = *places.entry(key).or_insert_with_key(|key| {
+                        buildings.push(Building::new(key.clone()));
+                        buildings.len() - 1
+                    });
+                    last_key = Some((engine, model, rank, place));
+                    place
                 }
             };
-            let building = found.entry(key.clone()).or_insert_with(|| Building::new(key));
-            building.take(page, sample, target);
+            buildings[place].take(page, sample, target);
         }
+        let found: BTreeMap<EngineKey, Building> = buildings
+            .into_iter()
+            .map(|building| (building.snapshot.key.clone(), building))
+            .collect();
         let mut snapshots: Vec<Snapshot> = merge_partial_keys(found)
             .into_values()
             .map(|b| b.finish(start))

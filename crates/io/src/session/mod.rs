@@ -9,10 +9,13 @@
 //! - [`probe`]: reading the files that the Python probe writes inside the engine's processes.
 //! - [`series`]: reading a recording back.
 //! - [`seed_files`]: the CSV files and the summary that older profiling guides describe.
+//! - `parquet` (a build feature): every table as a Parquet file.
 //! - [`trace`]: the requests of a recording as a trace for replay.
 
 pub mod age;
 pub mod counters;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod probe;
 pub mod record;
 pub mod schema;

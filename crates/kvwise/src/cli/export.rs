@@ -8,10 +8,11 @@ use kvwise_core::Result;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::export;
 
-/// Export a recording as CSV files or as a trace for replay, curve and simulate.
+/// Export a recording as CSV or Parquet files, or as a trace for replay, curve and simulate.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kvwise export recording --to csv -o csv
+  kvwise export recording --to parquet -o tables   # needs a build with the feature parquet
   kvwise export recording --to trace -o .      # writes trace.jsonl and says how to replay it")]
 pub struct ExportArgs {
     /// Folder of the recording.
@@ -64,7 +65,11 @@ pub fn run(args: &ExportArgs, printer: Printer) -> Result<ExitStatus> {
             }
             printer.note(&format!("replay it with `{}`", made.replay));
         }
-        Format::Parquet => return Err(export::no_parquet()),
+        Format::Parquet => {
+            for path in export::parquet(&session, &args.output)? {
+                printer.note(&format!("wrote {}", path.display()));
+            }
+        }
     }
     Ok(ExitStatus::Success)
 }

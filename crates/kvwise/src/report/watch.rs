@@ -11,7 +11,7 @@ use ratatui::widgets::{Block, Borders, Paragraph, Sparkline};
 use crate::usecase::watch::{EngineState, Target, generated, prompted};
 
 /// Rows that one engine needs.
-const ENGINE_ROWS: u16 = 9;
+const ENGINE_ROWS: u16 = 10;
 
 fn percent(v: Option<f64>) -> String {
     v.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", v * 100.0))
@@ -122,9 +122,24 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
     let block = Block::default().borders(Borders::ALL).title(title);
     let inner = block.inner(area);
     frame.render_widget(block, area);
+    // what is wrong has the whole width; more than two sentences would push the figures out
+    let mut wrong: Vec<Line<'_>> = Vec::new();
+    if let Some(error) = &target.error {
+        wrong.push(Line::styled(error.clone(), Style::default().fg(Color::Red)));
+    }
+    for trouble in engine.troubles() {
+        wrong.push(Line::styled(
+            format!("! {trouble}"),
+            Style::default().fg(Color::Yellow),
+        ));
+    }
+    wrong.truncate(2);
+    let said = u16::try_from(wrong.len()).unwrap_or(2);
+    let [top, rest] = Layout::vertical([Constraint::Length(said), Constraint::Min(0)]).areas(inner);
+    frame.render_widget(Paragraph::new(wrong), top);
     let [left, right] =
-        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(inner);
-    let mut lines: Vec<Line<'_>> = figures(engine)
+        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(rest);
+    let lines: Vec<Line<'_>> = figures(engine)
         .chunks(2)
         .map(|pair| {
             let mut spans = Vec::new();
@@ -138,15 +153,6 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
             Line::from(spans)
         })
         .collect();
-    if let Some(error) = &target.error {
-        lines.insert(0, Line::styled(error.clone(), Style::default().fg(Color::Red)));
-    }
-    for trouble in engine.troubles() {
-        lines.insert(
-            0,
-            Line::styled(format!("! {trouble}"), Style::default().fg(Color::Yellow)),
-        );
-    }
     frame.render_widget(Paragraph::new(lines), left);
     let [usage_area, queue_area] =
         Layout::vertical([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(right);
@@ -159,7 +165,12 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
         reason = "clamped to small positive numbers"
     )]
     let whole = |v: Option<f64>, scale: f64| (v.unwrap_or(0.0) * scale).clamp(0.0, 1e9) as u64;
-    let usage: Vec<u64> = history.iter().map(|m| whole(m.usage, 1000.0)).collect();
+    // a short history stands at the right edge too, where the next point will come
+    let filled = |points: Vec<u64>| -> Vec<u64> {
+        let missing = width.saturating_sub(points.len());
+        std::iter::repeat_n(0, missing).chain(points).collect()
+    };
+    let usage = filled(history.iter().map(|m| whole(m.usage, 1000.0)).collect());
     frame.render_widget(
         Sparkline::default()
             .block(Block::default().title("KV usage (full height is 100 %)"))
@@ -168,7 +179,7 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
             .data(&usage),
         usage_area,
     );
-    let waiting: Vec<u64> = history.iter().map(|m| whole(m.waiting, 1.0)).collect();
+    let waiting = filled(history.iter().map(|m| whole(m.waiting, 1.0)).collect());
     frame.render_widget(
         Sparkline::default()
             .block(Block::default().title("waiting"))

@@ -72,8 +72,22 @@ pub fn trace(session: &Session, folder: &Path) -> Result<MadeTrace> {
     })
 }
 
-/// Why there is no Parquet in this build.
-pub fn no_parquet() -> Error {
-    Error::unsupported("this build has no Parquet support")
-        .hint("`--to csv`, or read session.sqlite with any SQLite tool; DuckDB and pandas open it directly")
+/// Writes every table as a Parquet file.
+///
+/// # Errors
+/// If a file cannot be written.
+#[cfg(feature = "parquet")]
+pub fn parquet(session: &Session, folder: &Path) -> Result<Vec<PathBuf>> {
+    kvwise_io::session::parquet::write(session, folder)
+}
+
+/// Says that this build has no Parquet support.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "parquet"))]
+pub fn parquet(_: &Session, _: &Path) -> Result<Vec<PathBuf>> {
+    Err(Error::unsupported("this build has no Parquet support").hint(
+        "build with `--features parquet`, or use `--to csv`; DuckDB and pandas open session.sqlite directly",
+    ))
 }

@@ -26,6 +26,12 @@ impl Lookup {
     /// # Errors
     /// If it is nowhere, or what is there cannot be used.
     pub fn find(self, name: &str, revision: Option<&str>) -> Result<Found> {
+        // what is here needs neither the hub nor variables that describe it
+        if revision.is_none_or(|r| r == "main")
+            && let Ok(found) = model::find(name)
+        {
+            return Ok(found);
+        }
         let mut settings = Settings::from_env()?;
         if !self.network {
             settings = settings.offline_because("--offline");

@@ -10,6 +10,9 @@ const UPLOT_CSS: &str = include_str!("../../../assets/uplot/uPlot.min.css");
 const CSS: &str = include_str!("../../../assets/session_report.css");
 const JS: &str = include_str!("../../../assets/session_report.js");
 
+/// Longest name of what was recorded that stands as the heading.
+const MAX_HEADING_CHARS: usize = 70;
+
 /// Text made safe inside HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -36,10 +39,20 @@ pub fn page(report: &SessionReport) -> Result<String> {
         .replace('<', "\\u003c");
     let mut body = String::new();
     let about = &report.session;
+    let targets = about.targets.join(", ");
+    // a recorded command with all its flags is no heading
+    let (heading, detail) = if targets.chars().count() <= MAX_HEADING_CHARS {
+        (targets.as_str(), String::new())
+    } else {
+        (
+            about.id.as_str(),
+            format!("<p><code>{}</code></p>", escape(&targets)),
+        )
+    };
     let _ = write!(
         body,
-        "<h1>KV cache of {}</h1><p class=\"soft\">{}, {}{}</p>",
-        escape(&about.targets.join(", ")),
+        "<h1>KV cache of {}</h1>{detail}<p class=\"soft\">{}, {}{}</p>",
+        escape(heading),
         escape(&about.start),
         text::seconds(about.duration_s),
         if about.complete {

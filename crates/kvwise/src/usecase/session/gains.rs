@@ -159,3 +159,134 @@ fn recorded_trace(session: &Session) -> Result<Trace> {
     }
     Ok(builder.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use kvwise_io::session::store::Metadata;
+
+    use super::*;
+
+    const SETTINGS: &str = r#"{"groups":[{"kind":"FullAttentionSpec","block_size":16}],"max_model_len":4096,"max_num_seqs":32,"max_num_batched_tokens":2048}"#;
+
+    /// A recording of 40 requests: eight conversations, each prompt the last one and a bit more, in a pool too small
+    /// to keep them all.
+    fn recording(folder: &Path, settings: &str, num_blocks: u32) -> Session {
+        let session = Session::create(folder, Metadata::new("run", Vec::new(), 0)).unwrap();
+        let db = &session.db;
+        db.execute_batch(
+            "INSERT INTO process VALUES (1, 'probe-1.jsonl', 1, 0, '{\"vllm\":\"0.32.0\"}', 0, 0, 0, 1)",
+        )
+        .unwrap();
+        db.execute("INSERT INTO pool VALUES (1, 0, 0, ?1, 1, 16)", [num_blocks])
+            .unwrap();
+        db.execute("INSERT INTO settings VALUES (1, 0, ?1)", [settings])
+            .unwrap();
+        for i in 0..40_i64 {
+            let (turn, talk) = (i / 8, i % 8);
+            let blocks = 8 + 4 * turn;
+            let hashes: Vec<i64> = (0..blocks).map(|b| talk * 1000 + b).collect();
+            db.execute(
+                "INSERT INTO request VALUES (1, ?1, ?2, ?3, ?4, ?5, 16, 16, 0, 'stop', 0, 16, ?6)",
+                (
+                    i,
+                    i * 1000,
+                    i * 20,
+                    i * 1000 + 500,
+                    blocks * 16,
+                    format!("{hashes:?}"),
+                ),
+            )
+            .unwrap();
+        }
+        session
+    }
+
+    /// Writes totals as the replay of these settings would have counted them, `wrong` tokens in a million too many.
+    fn count(session: &Session, wrong: i64) -> Summary {
+        let process = &series::processes(&session.db).unwrap()[0];
+        let base = replay(&recorded_trace(session).unwrap(), &config(process).unwrap()).unwrap();
+        #[expect(clippy::cast_possible_truncation, reason = "a share of a million")]
+        let hits = (base.hit_rate * 1e6).round() as i64 + wrong;
+        session
+            .db
+            .execute(
+                "INSERT INTO probe_total VALUES (1, 1, 0, 0, 0, 0, 1000000, ?1, 0, 0, ?2, 40, 100, 0, 0)",
+                (hits, i64::try_from(base.preemptions).unwrap()),
+            )
+            .unwrap();
+        base
+    }
+
+    fn suggestion(flag: &str, value: &str) -> Suggestion {
+        Suggestion {
+            flag: flag.to_owned(),
+            value: value.to_owned(),
+            caveat: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_trusted_recording_gives_gains_that_are_the_replays_own_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        let session = recording(&folder.path().join("s"), SETTINGS, 101);
+        let base = count(&session, 0);
+        let gains = ReplayedGains::new(&session).unwrap();
+        let (config, _) = gains.changed(&suggestion("--kv-cache-dtype", "fp8")).unwrap();
+        assert_eq!(config.num_blocks, 201);
+        let after = replay(&gains.trace, &config).unwrap();
+        assert!(
+            after.hit_rate > base.hit_rate + 0.1,
+            "{} {}",
+            after.hit_rate,
+            base.hit_rate
+        );
+        let report = super::super::build::measure(&session).unwrap();
+        let gain = gains
+            .gain(&report, &suggestion("--kv-cache-dtype", "fp8"))
+            .unwrap();
+        let rates = format!(
+            "hit rate {:.1} -> {:.1} %",
+            base.hit_rate * 100.0,
+            after.hit_rate * 100.0
+        );
+        assert!(
+            gain.text.starts_with("pool 1600 -> 3200 tokens") && gain.text.contains(&rates),
+            "{}",
+            gain.text
+        );
+        assert!(gain.basis.contains("40 requests"), "{}", gain.basis);
+        // a flag that the replay has no rule for gets no figure
+        for other in ["--gpu-memory-utilization", "--block-size", "--max-num-seqs"] {
+            assert!(
+                gains.gain(&report, &suggestion(other, "many")).is_none(),
+                "{other}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_recording_that_the_replay_does_not_repeat_gets_no_gains() {
+        let folder = tempfile::tempdir().unwrap();
+        let wrong = recording(&folder.path().join("a"), SETTINGS, 101);
+        count(&wrong, 20_000);
+        assert!(ReplayedGains::new(&wrong).is_none(), "2 % off");
+        let nearly = recording(&folder.path().join("b"), SETTINGS, 101);
+        count(&nearly, 5_000);
+        assert!(ReplayedGains::new(&nearly).is_some(), "0.5 % off");
+        let uncounted = recording(&folder.path().join("c"), SETTINGS, 101);
+        assert!(ReplayedGains::new(&uncounted).is_none());
+        for (name, settings) in [
+            ("d", SETTINGS.replace("FullAttentionSpec", "MambaSpec")),
+            (
+                "e",
+                SETTINGS.replace("}],", "},{\"kind\":\"FullAttentionSpec\",\"block_size\":16}],"),
+            ),
+            ("f", "{}".to_owned()),
+        ] {
+            let other = recording(&folder.path().join(name), &settings, 101);
+            assert!(ReplayedGains::new(&other).is_none(), "{settings}");
+        }
+    }
+}
