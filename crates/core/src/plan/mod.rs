@@ -23,6 +23,7 @@
 
 mod advise;
 pub mod budget;
+pub mod calibration;
 mod evaluation;
 pub mod generic;
 pub mod ledger;
@@ -35,6 +36,7 @@ pub mod size;
 mod verdict;
 mod vllm;
 
+pub use calibration::{Correction, Observation, Site};
 pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};

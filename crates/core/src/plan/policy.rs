@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::calibration::Correction;
 use crate::units::GIB;
 use crate::{Error, Result};
 
@@ -15,6 +16,8 @@ pub struct Policy {
     pub fragmentation: Factor,
     /// Free bytes that must be left, per GPU, for the load to count as fitting.
     pub headroom_bytes: u64,
+    /// What logs of the user's own servers correct the estimated terms by.
+    pub site: Option<Correction>,
 }
 
 impl Policy {
@@ -24,6 +27,7 @@ impl Policy {
             overhead_bytes: None,
             fragmentation: Factor::GENERIC,
             headroom_bytes: GIB,
+            site: None,
         }
     }
 
@@ -33,6 +37,7 @@ impl Policy {
             overhead_bytes: None,
             fragmentation: Factor::ONE,
             headroom_bytes: 0,
+            site: None,
         }
     }
 }

@@ -111,6 +111,21 @@ impl Hardware {
         }
     }
 
+    /// The CPU platform of an engine: the memory of one node, of which each rank takes a share.
+    pub fn cpu(memory_bytes: u64, ranks: u64) -> Self {
+        Self {
+            name: "cpu".to_owned(),
+            compute_capability: Some((0, 0)),
+            pcie_only: true,
+            ..Self::custom(memory_bytes, ranks)
+        }
+    }
+
+    /// Whether the engine runs on the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.name == "cpu"
+    }
+
     /// `gpus` of a card that is not in the catalogue, with this much memory for the engine.
     pub fn custom(memory_bytes: u64, gpus: u64) -> Self {
         Self {
@@ -356,5 +371,6 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
     put("overhead_bytes", json!(request.policy.overhead_bytes));
     put("headroom_bytes", json!(request.policy.headroom_bytes));
     put("params", json!(request.subject.params));
+    put("site_calibration", json!(request.policy.site));
     map
 }

@@ -8,7 +8,7 @@ mod weights;
 
 use super::budget::{self, Inputs, Spread};
 use super::evaluation::Evaluation;
-use super::ledger::{Step, Term};
+use super::ledger::{Basis, Step, Term};
 use super::pool::Pool;
 use super::request::Request;
 use crate::arch::{Config, Model, Parallel};
@@ -21,6 +21,9 @@ use weights::Stages;
 
 /// Compute capability whose rules are taken where the card's is not known.
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
+
+/// Resident size of an idle CPU worker of vLLM 0.32.0 with a tiny model: 0.7 to 0.95 GiB.
+const HOST_PROCESS_BYTES: u64 = 900 << 20;
 
 /// What is settled before the model is looked at.
 struct Setting<'a> {
@@ -199,9 +202,18 @@ fn serve<'a>(
         overhead.push(Term::exact("overhead", bytes, "--overhead"));
         Spread::exact(bytes)
     } else {
-        let estimated = budget::overhead(&inputs(model, setting, dtype)?);
-        overhead.extend(estimated.terms().into_iter().cloned());
-        estimated.budgeted()
+        let mut terms = vec![host_process()];
+        let mut sum = Spread::between(terms[0].bytes, (terms[0].low_bytes, terms[0].high_bytes));
+        if !gpu.is_cpu() {
+            let estimated = budget::overhead(&inputs(model, setting, dtype)?);
+            terms = estimated.terms().into_iter().cloned().collect();
+            sum = estimated.budgeted();
+        }
+        if let Some(correction) = request.policy.site {
+            sum = correction.apply(&mut terms, sum);
+        }
+        overhead.extend(terms);
+        sum
     };
     if settings.enable_lora {
         let term = weights::lora(model, settings, &parallel)?;
@@ -430,7 +442,7 @@ fn requested(total: u64, utilization: f64) -> Result<u64> {
 /// The type the engine serves in: as set, else the checkpoint's, where float32 becomes a 16-bit type and a card without
 /// bfloat16 takes float16 (vLLM 0.32.0, config/model.py, `_resolve_auto_dtype`).
 fn model_dtype(model: &Model, settings: &Settings, capability: (u32, u32)) -> Dtype {
-    let preferred = if capability >= (8, 0) {
+    let preferred = if capability >= (8, 0) || capability == (0, 0) {
         Dtype::Bf16
     } else {
         Dtype::F16
@@ -440,6 +452,18 @@ fn model_dtype(model: &Model, settings: &Settings, capability: (u32, u32)) -> Dt
         (None, Some(Dtype::F16)) => Dtype::F16,
         (None, _) => preferred,
     }
+}
+
+/// What a CPU worker holds besides weights and cache: the interpreter with its libraries, and what the warm-up left. The
+/// engine takes its resident size off (vLLM 0.32.0, `v1/worker/cpu_worker.py`), so it counts like an overhead.
+fn host_process() -> Term {
+    Term::estimated(
+        "overhead",
+        Basis::Assumed,
+        HOST_PROCESS_BYTES,
+        (HOST_PROCESS_BYTES / 2, HOST_PROCESS_BYTES.saturating_mul(3)),
+        "resident size of the worker process without weights and cache",
+    )
 }
 
 /// A model whose class the engine does not serve: only the checkpoint's size is known, if at all.

@@ -95,6 +95,11 @@ impl Source {
         })
     }
 
+    /// The text itself, for readers with limits of their own.
+    pub fn reader(&mut self) -> &mut dyn BufRead {
+        &mut self.reader
+    }
+
     /// Bytes read from the file so far, before decompression.
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)

@@ -10,6 +10,7 @@ use kvwise_sim::trace::{Content, Trace};
 use crate::usecase::deployment::Deployment;
 use crate::usecase::kv_room::KvRoom;
 use crate::usecase::lookup::Lookup;
+use crate::usecase::settings;
 
 /// Model, hardware, engine settings, load and margins.
 #[derive(Debug, Clone, Default, Args)]
@@ -31,7 +32,7 @@ pub struct DeploymentArgs {
     #[arg(long)]
     pub offline: bool,
 
-    /// GPU by name (h100, h200, a100-80gb, rtx-4090, h100-1g.10gb, ...; see `kvwise gpus`), or auto: this machine's.
+    /// GPU by name (h100, h200, a100-80gb, rtx-4090, h100-1g.10gb, ...; see `kvwise gpus`), auto (this machine's) or cpu.
     #[arg(long, value_name = "NAME", help_heading = "Hardware")]
     pub gpu: Option<String>,
 
@@ -202,17 +203,29 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Margins")]
     pub headroom: Option<String>,
 
+    /// Plan without the calibrations that `kvwise verify --save` keeps.
+    #[arg(long, help_heading = "Margins")]
+    pub no_calibration: bool,
+
     /// Take what is not given here from a profile (YAML, version 1).
     #[arg(long, short = 'p', value_name = "FILE", help_heading = "Input")]
     pub profile: Option<std::path::PathBuf>,
 }
 
 impl DeploymentArgs {
-    /// The flags, over the profile if one is given.
+    /// The flags, over the profile if one is given, over the user's settings.
     ///
     /// # Errors
     /// If the profile cannot be read.
     pub fn deployment(&self) -> Result<Deployment> {
+        self.given().map(settings::complete)
+    }
+
+    /// The flags, over the profile if one is given, and nothing else.
+    ///
+    /// # Errors
+    /// If the profile cannot be read.
+    pub fn given(&self) -> Result<Deployment> {
         let flags = Deployment {
             model: self.model.clone(),
             revision: self.revision.clone(),
@@ -261,6 +274,7 @@ impl DeploymentArgs {
                 network: !self.offline,
                 progress: std::io::stderr().is_terminal(),
             },
+            no_calibration: self.no_calibration,
         };
         match &self.profile {
             None => Ok(flags),

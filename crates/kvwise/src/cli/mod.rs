@@ -3,6 +3,7 @@
 pub mod advise;
 pub mod attach;
 pub mod compare;
+pub mod config;
 pub mod curve;
 pub mod demo;
 pub mod deployment;
@@ -25,6 +26,7 @@ pub mod size;
 pub mod trace;
 pub mod trace_input;
 pub mod tree;
+pub mod verify;
 pub mod watch;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ use clap::{Parser, Subcommand};
 use kvwise_core::Result;
 
 use crate::printer::{ExitStatus, Printer};
+use crate::usecase::settings;
 
 /// Where your GPU memory goes when you serve language models, and what to do about it.
 #[derive(Debug, Parser)]
@@ -55,6 +58,7 @@ enum Command {
     Generate(Box<generate::Generate>),
     Lint(lint::LintArgs),
     Compare(compare::Compare),
+    Verify(Box<verify::Verify>),
     Models(models::Models),
     Gpus(gpus::Gpus),
     Demo(demo::DemoArgs),
@@ -65,6 +69,7 @@ enum Command {
     Report(report::ReportArgs),
     Advise(advise::AdviseArgs),
     Export(export::ExportArgs),
+    Config(config::ConfigArgs),
     Completions(shell::Completions),
     Man(shell::Man),
     Curve(curve::CurveArgs),
@@ -90,10 +95,12 @@ All commands: kvwise --help. One command: kvwise plan --help.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let printer = Printer { quiet: cli.quiet };
-    let status = run(&cli, printer).unwrap_or_else(|error| {
-        printer.error(&error);
-        ExitStatus::Error
-    });
+    let status = settings::install()
+        .and_then(|()| run(&cli, printer))
+        .unwrap_or_else(|error| {
+            printer.error(&error);
+            ExitStatus::Error
+        });
     ExitCode::from(status.code())
 }
 
@@ -111,6 +118,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Generate(command) => command.run(printer),
             Command::Compare(command) => command.run(printer),
             Command::Lint(args) => args.run(printer),
+            Command::Verify(command) => command.run(printer),
             Command::Models(command) => command.run(printer),
             Command::Gpus(command) => command.run(printer),
             Command::Demo(args) => demo::run(args, printer),
@@ -121,6 +129,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Report(args) => report::run(args, printer),
             Command::Advise(args) => advise::run(args, printer),
             Command::Export(args) => export::run(args, printer),
+            Command::Config(args) => config::run(args, printer),
             Command::Completions(command) => command.run(printer),
             Command::Man(command) => command.run(printer),
             Command::Curve(args) => curve::run(args, printer),

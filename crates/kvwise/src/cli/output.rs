@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use kvwise_core::Result;
+use kvwise_io::settings::Key;
 use serde::Serialize;
 
 use crate::printer::Printer;
 use crate::report::table::Grid;
+use crate::usecase::settings;
 
 /// Formats of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,7 +43,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// The format: as asked, else by the file's name, else a table for a terminal and JSON for a pipe.
+    /// The format: as asked, else by the file's name, else as the user's settings say, else a table for a terminal and
+    /// JSON for a pipe.
     pub fn format(&self, printer: Printer) -> Format {
         if let Some(format) = self.format {
             return format;
@@ -53,6 +56,7 @@ impl Output {
                 Some("txt") => Format::Table,
                 _ => Format::Json,
             },
+            None if settings::current().value(Key::Format).is_some() => preferred(),
             None if printer.stdout_is_terminal() => Format::Table,
             None => Format::Json,
         }
@@ -79,6 +83,14 @@ impl Output {
         };
         self.write(printer, &text)
     }
+}
+
+/// The format of the user's settings; the environment is read with the flags.
+fn preferred() -> Format {
+    settings::current()
+        .value(Key::Format)
+        .and_then(|(name, _)| Format::from_str(name, true).ok())
+        .unwrap_or(Format::Json)
 }
 
 /// Pretty JSON with a final newline.

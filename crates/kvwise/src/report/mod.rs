@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod compare;
+pub mod config;
 pub mod curve;
 pub mod demo;
 pub mod detected;
@@ -20,6 +21,7 @@ pub mod table;
 pub mod text;
 pub mod time;
 pub mod trace_info;
+pub mod verify;
 pub mod watch;
 
 use kvwise_core::{Error, Result};

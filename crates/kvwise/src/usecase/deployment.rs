@@ -9,7 +9,9 @@ mod vllm;
 use kvwise_core::arch::{Config, Model, family};
 use kvwise_core::dtype::Dtype;
 use kvwise_core::names::nearest;
-use kvwise_core::plan::{CheckpointBytes, Engine, Factor, Hardware, Load, Mode, Policy, Request, Subject};
+use kvwise_core::plan::{
+    CheckpointBytes, Correction, Engine, Factor, Hardware, Load, Mode, Policy, Request, Site, Subject,
+};
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
 use kvwise_core::{Error, ErrorKind, Result};
 use kvwise_io::gpu::user;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gpus;
 use super::lookup::Lookup;
+use super::settings;
 
 /// Everything that can be said; what is not said has the engine's default. Sizes, counts and names are text in the
 /// spellings of the command line.
@@ -74,6 +77,7 @@ pub struct Deployment {
     /// How far names are looked up; not part of what a file or a request can say.
     #[serde(skip)]
     pub lookup: Lookup,
+    pub no_calibration: bool,
 }
 
 /// A deployment whose names were looked up and whose values were read.
@@ -128,6 +132,16 @@ impl Resolved {
     /// The engine with its settings.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What the model is called where it was found.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The correction by the user's own logs, if any applies.
+    pub fn correction(&self) -> Option<Correction> {
+        self.policy.site
     }
 
     /// The hardware.
@@ -267,6 +281,16 @@ impl Deployment {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config, described.as_ref())?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
         };
+        let mut policy = self.policy(engine_name)?;
+        if let (Engine::Vllm(settings), Some(model), false) = (&engine, &described, self.no_calibration) {
+            let site = self.site(&found.name, &model.architecture, &hardware, settings);
+            policy.site = Correction::choose(&settings::observations()?, &site);
+            warnings.extend(
+                policy.site.map(|correction| {
+                    format!("{}; --no-calibration plans without it", correction.sentence())
+                }),
+            );
+        }
         Ok(Resolved {
             name: found.name,
             source,
@@ -278,9 +302,33 @@ impl Deployment {
             free_bytes,
             engine,
             load,
-            policy: self.policy(engine_name)?,
+            policy,
             warnings,
         })
+    }
+
+    /// What a calibration of this deployment holds for.
+    pub fn site(
+        &self,
+        model: &str,
+        family: &str,
+        hardware: &Hardware,
+        settings: &kvwise_core::engine::vllm::Settings,
+    ) -> Site {
+        Site {
+            gpu: hardware.name.clone(),
+            engine: "vllm".to_owned(),
+            engine_version: format!("{}.{}", settings.version.major, settings.version.minor),
+            family: family.to_owned(),
+            model: model.to_owned(),
+            tensor_parallel_size: settings.tensor_parallel_size,
+            pipeline_parallel_size: settings.pipeline_parallel_size,
+            speculative: settings
+                .speculative
+                .as_ref()
+                .map(|speculative| format!("{:?}", speculative.method).to_ascii_lowercase()),
+            quantization: settings.quantization.clone(),
+        }
     }
 
     fn engine_name(&self) -> Result<EngineName> {
@@ -344,6 +392,11 @@ impl Deployment {
                 let here = gpus::auto(ranks, self.gpus, warnings)?;
                 free_bytes = here.free_bytes;
                 here.hardware
+            }
+            (Some(name), Some(bytes)) if name.eq_ignore_ascii_case("cpu") => Hardware::cpu(bytes, gpus),
+            (Some(name), None) if name.eq_ignore_ascii_case("cpu") => {
+                return Err(Error::input("--gpu cpu: how much memory has the node?")
+                    .hint("--gpu cpu --gpu-memory 64GiB"));
             }
             (Some(name), _) => Hardware::of(user::find(name)?, gpus),
             (None, Some(bytes)) => Hardware::custom(bytes, gpus),

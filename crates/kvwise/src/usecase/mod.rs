@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod catalogue;
 pub mod compare;
+pub mod config;
 pub mod curve;
 pub mod demo;
 pub mod deployment;
@@ -21,7 +22,9 @@ pub mod progress;
 pub mod replay_sglang;
 pub mod replay_vllm;
 pub mod session;
+pub mod settings;
 pub mod simulate;
 pub mod size;
 pub mod trace_info;
+pub mod verify;
 pub mod watch;

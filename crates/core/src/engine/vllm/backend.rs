@@ -15,6 +15,8 @@ pub enum Backend {
     TritonAttn,
     FlexAttention,
     TurboQuant,
+    CpuAttn,
+    CpuMla,
     FlashAttnMla,
     FlashMla,
     FlashInferMla,
@@ -79,12 +81,14 @@ pub struct Demand {
     pub dcp: u64,
 }
 
-const NAMES: [(&str, Backend); 16] = [
+const NAMES: [(&str, Backend); 18] = [
     ("FLASH_ATTN", Backend::FlashAttn),
     ("FLASHINFER", Backend::FlashInfer),
     ("TRITON_ATTN", Backend::TritonAttn),
     ("FLEX_ATTENTION", Backend::FlexAttention),
     ("TURBOQUANT", Backend::TurboQuant),
+    ("CPU_ATTN", Backend::CpuAttn),
+    ("CPU_MLA", Backend::CpuMla),
     ("FLASH_ATTN_MLA", Backend::FlashAttnMla),
     ("FLASHMLA", Backend::FlashMla),
     ("FLASHINFER_MLA", Backend::FlashInferMla),
@@ -156,7 +160,12 @@ impl Backend {
     pub const fn is_latent(self) -> bool {
         !matches!(
             self,
-            Self::FlashAttn | Self::FlashInfer | Self::TritonAttn | Self::FlexAttention | Self::TurboQuant
+            Self::FlashAttn
+                | Self::FlashInfer
+                | Self::TritonAttn
+                | Self::FlexAttention
+                | Self::TurboQuant
+                | Self::CpuAttn
         )
     }
 
@@ -191,6 +200,7 @@ impl Backend {
             }
             Self::FlashInfer => &FLASHINFER_SMALL,
             Self::TurboQuant => &TURBOQUANT,
+            Self::CpuMla => &[KernelBlock::Exactly(16)],
             Self::FlashMla | Self::Indexer => &[KernelBlock::Exactly(64)],
             Self::FlashInferMla | Self::TokenspeedMla => {
                 &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)]
@@ -203,7 +213,7 @@ impl Backend {
             | Self::FlashMlaSparse
             | Self::FlashInferMlaSparseSm90
             | Self::FlashInferMlaSparseSm120 => &[KernelBlock::MultipleOf(64)],
-            Self::FlashInferMlaSparse => &[KernelBlock::MultipleOf(32)],
+            Self::FlashInferMlaSparse | Self::CpuAttn => &[KernelBlock::MultipleOf(32)],
             Self::DeepseekV4 => &[KernelBlock::Exactly(256)],
         }
     }
@@ -284,6 +294,7 @@ impl Backend {
 
     fn supports_capability(self, gpu: Gpu) -> bool {
         match self {
+            Self::CpuAttn | Self::CpuMla => gpu.is_cpu(),
             Self::FlashAttn | Self::FlashInfer => gpu.major >= 8 && gpu.major <= 12,
             Self::TritonAttn
             | Self::FlexAttention
@@ -312,6 +323,7 @@ impl Backend {
             }
             Self::FlashInfer => [64, 128, 256, 512].contains(&size),
             Self::TritonAttn => size >= 32,
+            Self::CpuAttn => [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512].contains(&size),
             Self::FlashAttnMla
             | Self::FlashMla
             | Self::FlashInferMla
@@ -320,6 +332,7 @@ impl Backend {
             Self::FlashMlaSparse | Self::FlashInferMlaSparseSm90 => [512, 576].contains(&size),
             Self::FlexAttention
             | Self::TurboQuant
+            | Self::CpuMla
             | Self::TritonMla
             | Self::FlashAttnMlaSparse
             | Self::FlashInferMlaSparse
@@ -350,8 +363,11 @@ impl Backend {
                     || (dtype == KvDtype::Nvfp4 && (gpu.major == 10 || demand.head_size != 64))
                     || (dtype == KvDtype::Nvfp4FourOverSix && gpu.major == 10)
             }
+            Self::CpuAttn => dtype.is_16_bit() || fp8,
             Self::TritonAttn => dtype.is_16_bit() || fp8 || dtype.is_per_token_head(),
-            Self::FlexAttention | Self::FlashAttnMla | Self::FlashAttnMlaSparse => dtype.is_16_bit(),
+            Self::FlexAttention | Self::FlashAttnMla | Self::FlashAttnMlaSparse | Self::CpuMla => {
+                dtype.is_16_bit()
+            }
             Self::TurboQuant => dtype.is_packed() && dtype != KvDtype::Ultraquant4bit,
             Self::FlashMla
             | Self::FlashInferMla
@@ -415,6 +431,9 @@ fn priorities(gpu: Gpu, demand: &Demand) -> &'static [Backend] {
         FlexAttention, TokenspeedMla, TritonAttn, TritonMla, TurboQuant,
     };
     match (demand.latent, demand.sparse, gpu.major) {
+        // Without AMX tiles (platforms/cpu.py, get_attn_backend_cls).
+        (false, _, 0) => &[Backend::CpuAttn],
+        (true, _, 0) => &[Backend::CpuMla],
         (false, _, 10) => &[FlashInfer, FlashAttn, TritonAttn, FlexAttention, TurboQuant],
         (false, _, _) => &[FlashAttn, FlashInfer, TritonAttn, FlexAttention, TurboQuant],
         (true, false, 10) => &[

@@ -25,6 +25,9 @@ pub struct BlockSizes {
 /// vLLM's block size where the backends leave it open (`CacheConfig.DEFAULT_BLOCK_SIZE`).
 pub const DEFAULT_BLOCK_SIZE: u64 = 16;
 
+/// What the CPU platform sets instead (vLLM 0.32.0, `platforms/cpu.py`, `check_and_update_config`).
+const CPU_BLOCK_SIZE: u64 = 128;
+
 /// Settles all block sizes (vLLM 0.32.0, `platforms/interface.py`, `update_block_size_for_backend`).
 ///
 /// # Errors
@@ -36,7 +39,10 @@ pub(crate) fn block_sizes(
 ) -> Result<Result<BlockSizes, Refusal>> {
     let kernels = distinct_kernels(alignment.served, gpu);
     let preferred = match user {
+        // The CPU's latent kernel takes nothing else, whatever the user says.
+        _ if gpu.is_cpu() && alignment.latent_width.is_some() => 16,
         Some(block_size) => block_size,
+        None if gpu.is_cpu() => CPU_BLOCK_SIZE,
         None => match preferred_block_size(alignment.served, &kernels, gpu)? {
             Ok(block_size) => block_size,
             Err(refusal) => return Ok(Err(refusal)),

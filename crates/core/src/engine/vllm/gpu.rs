@@ -3,7 +3,7 @@
 /// A CUDA GPU as vLLM sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gpu {
-    /// Compute capability, major number (8 Ampere/Ada, 9 Hopper, 10 and 12 Blackwell).
+    /// Compute capability, major number (8 Ampere/Ada, 9 Hopper, 10 and 12 Blackwell); 0 is vLLM's CPU platform.
     pub major: u32,
     /// Compute capability, minor number.
     pub minor: u32,
@@ -34,6 +34,25 @@ impl Gpu {
             memory_bytes,
             a100: name.contains("a100"),
             hopper: name.contains("h100") || name.contains("h200"),
+        }
+    }
+
+    /// Whether vLLM runs on its CPU platform, which has rules of its own (vLLM 0.32.0, `platforms/cpu.py`).
+    pub const fn is_cpu(&self) -> bool {
+        self.major == 0
+    }
+}
+
+impl BatchDefaults {
+    /// The defaults of that many ranks; only the CPU platform multiplies by them.
+    #[must_use]
+    pub fn of_ranks(self, gpu: &Gpu, ranks: u64) -> Self {
+        if !gpu.is_cpu() {
+            return self;
+        }
+        Self {
+            max_num_batched_tokens: self.max_num_batched_tokens.saturating_mul(ranks),
+            max_num_seqs: self.max_num_seqs.saturating_mul(ranks),
         }
     }
 }

@@ -129,6 +129,18 @@ struct Sizing {
 /// If a setting can mean nothing, or a size leaves 64 bits. What the engine would refuse is an [`Outcome`].
 pub fn layout(model: &Model, settings: &Settings, gpu: Gpu, available_bytes: &[u64]) -> Result<Outcome> {
     settings.validate()?;
+    let on_cpu;
+    let settings = if gpu.is_cpu() {
+        // The CPU platform schedules synchronously and takes its own backend (vLLM 0.32.0, platforms/cpu.py).
+        on_cpu = Settings {
+            async_scheduling: Some(false),
+            attention_backend: None,
+            ..settings.clone()
+        };
+        &on_cpu
+    } else {
+        settings
+    };
     let count = settings.pipeline_parallel_size;
     if available_bytes.len() != 1 && available_bytes.len() as u64 != count {
         return Err(Error::input(format!(

@@ -286,6 +286,7 @@ impl Rules {
     /// Tokens and sequences of one step for the `OpenAI` server on this GPU, for a model of that longest request.
     pub fn batch_defaults(&self, gpu: &Gpu, max_model_len: u64) -> BatchDefaults {
         let (max_num_batched_tokens, max_num_seqs) = match self.batch {
+            _ if gpu.is_cpu() => (2048, 128),
             BatchRule::WholePrompt { chunk } if max_model_len > 32_768 => (chunk, 256),
             BatchRule::WholePrompt { .. } => (max_model_len.max(2048), 256),
             BatchRule::NamedHopper if gpu.hopper => (8192, 256),

@@ -94,7 +94,8 @@ impl Planner<'_> {
                 tokens
             }
         };
-        let defaults = self.rules.batch_defaults(&self.gpu, max_model_len);
+        let ranks = (self.settings.tensor_parallel_size).saturating_mul(self.settings.pipeline_parallel_size);
+        let defaults = (self.rules.batch_defaults(&self.gpu, max_model_len)).of_ranks(&self.gpu, ranks);
         let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
         let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
             // Encoder-decoders do not split prompts, so a step takes a whole one.

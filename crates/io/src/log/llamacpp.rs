@@ -1,0 +1,132 @@
+//! The lines of llama.cpp (and of what embeds it), 2024 to 2026: buffers by device, context, cache types.
+//!
+//! The prefix names the function that prints: `llm_load_tensors`, later `load_tensors`; `llama_kv_cache_init`,
+//! `llama_kv_cache_unified`, later `llama_kv_cache`; `llama_new_context_with_model`, later `llama_context`,
+//! `sched_reserve`. Buffers of `CPU`, `CPU_Mapped` and `CUDA_Host` are host memory.
+
+use super::boot::{Boot, EngineKind, Refusal};
+use super::figure::{Figure, after, count, size};
+use super::line::Line;
+use super::python::Value;
+
+/// Reads one line; true if it is one of llama.cpp's.
+pub fn read_line(boot: &mut Boot, line: &Line) -> bool {
+    if boot.engine.is_some_and(|engine| engine != EngineKind::Llamacpp) {
+        return false;
+    }
+    read(boot, line).is_some()
+}
+
+/// Whether the line is the first of a model's load.
+pub fn begins_server(text: &str) -> bool {
+    text.contains("llama_model_loader: loaded meta data")
+}
+
+fn add(slot: &mut Option<Figure>, more: Figure) {
+    *slot = Some(match *slot {
+        None => more,
+        Some(sum) => Figure {
+            bytes: sum.bytes.saturating_add(more.bytes),
+            step_bytes: sum.step_bytes.saturating_add(more.step_bytes),
+        },
+    });
+}
+
+/// The device of a buffer line: the word in front of the phrase.
+fn on_host(text: &str, phrase: &str) -> bool {
+    let device = text
+        .split(phrase)
+        .next()
+        .and_then(|before| before.split_whitespace().last())
+        .unwrap_or("");
+    device.starts_with("CPU") || device.contains("Host") || device.ends_with(':')
+}
+
+fn read(boot: &mut Boot, line: &Line) -> Option<()> {
+    let text = line.text.as_str();
+    let mib = |rest: &str| size(rest, 1 << 20).map(|(f, _)| f);
+    if let Some(rest) = after(text, "llama_model_loader: loaded meta data") {
+        if let Some(path) = after(rest, " from ") {
+            let path = path.split(" (version").next().unwrap_or(path).trim();
+            boot.model = Some(path.to_owned());
+        }
+        boot.has_engine_line = true;
+    } else if let Some(rest) = after(text, "model buffer size =") {
+        let bytes = mib(rest)?;
+        if !on_host(text, "model buffer size") {
+            add(&mut boot.rank("").model_load, bytes);
+        }
+    } else if let Some(rest) = after(text, "KV buffer size =") {
+        let bytes = mib(rest)?;
+        add(&mut boot.kv_bytes, bytes);
+    } else if let Some(rest) = after(text, "RS buffer size =") {
+        let bytes = mib(rest)?;
+        add(&mut boot.state_bytes, bytes);
+    } else if let Some(rest) = after(text, "compute buffer size =") {
+        let bytes = mib(rest)?;
+        if !on_host(text, "compute buffer size") {
+            add(&mut boot.compute_bytes, bytes);
+        }
+    } else if text.contains("llama_kv_cache") && text.contains(" cells") {
+        let before = text.split(" cells").next()?;
+        let (cells, _) = count(before.rsplit(['(', ' ']).find(|w| !w.is_empty())?)?;
+        boot.tokens = Some(boot.tokens.map_or(cells, |n| n.max(cells)));
+        for (name, key) in [("K (", "cache_type_k"), ("V (", "cache_type_v")] {
+            if let Some(kind) = after(text, name) {
+                let kind: String = kind.chars().take_while(|c| *c != ')').take(20).collect();
+                boot.config.entry(key.to_owned()).or_insert(Value::Text(kind));
+            }
+        }
+    } else if let Some((key, value)) = context_setting(text) {
+        if key == "n_ctx" {
+            boot.max_model_len = Some(value);
+        }
+        boot.config
+            .insert(key.to_owned(), Value::Int(i64::try_from(value).ok()?));
+    } else if let Some(rest) = after(text, "offloaded ") {
+        let (layers, tail) = count(rest)?;
+        let (of, tail) = count(tail.strip_prefix('/')?)?;
+        if !tail.contains("layers to GPU") {
+            return None;
+        }
+        boot.config
+            .insert("n_gpu_layers".to_owned(), Value::Int(i64::try_from(layers).ok()?));
+        boot.config
+            .insert("layers_total".to_owned(), Value::Int(i64::try_from(of).ok()?));
+    } else if let Some(rest) = after(text, "general.architecture str ") {
+        let name = rest.trim_start_matches(['=', ' ']).trim();
+        boot.config.insert(
+            "architecture".to_owned(),
+            Value::Text(name.chars().take(40).collect()),
+        );
+    } else if text.contains("failed to allocate") && text.contains("buffer") {
+        boot.engine?;
+        boot.refusal.get_or_insert(Refusal::OutOfMemory {
+            tried: None,
+            others: None,
+        });
+    } else if let Some(rest) = after(text, "  Device 0: ") {
+        let name = rest.split(',').next()?.trim();
+        if name.is_empty() || name.len() > 80 || !text.contains("compute capability") {
+            return None;
+        }
+        boot.gpu.get_or_insert_with(|| name.to_owned());
+    } else if text.contains("server is listening") || text.contains("llama runner started") {
+        boot.engine?;
+        boot.is_up = true;
+    } else {
+        return None;
+    }
+    boot.engine = Some(EngineKind::Llamacpp);
+    Some(())
+}
+
+/// `llama_context: n_ctx         = 4096` and its older form.
+fn context_setting(text: &str) -> Option<(&'static str, u64)> {
+    let rest = after(text, "llama_context: ").or_else(|| after(text, "llama_new_context_with_model: "))?;
+    let (key, value) = rest.split_once('=')?;
+    let key = ["n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_ctx_seq"]
+        .into_iter()
+        .find(|k| *k == key.trim())?;
+    Some((key, count(value)?.0))
+}
