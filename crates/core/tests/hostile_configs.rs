@@ -7,18 +7,21 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 const ROWS: &str = include_str!("data/architectures.jsonl");
+const WITH_TOWERS: &str = include_str!("golden/vllm_configs.jsonl");
 
 /// One configuration of each class: the first that the table has.
 fn configs() -> Vec<(String, Map<String, Value>)> {
     let mut seen = std::collections::BTreeSet::new();
     ROWS.lines()
+        .chain(WITH_TOWERS.lines())
         .filter_map(|line| {
             let row: Value = serde_json::from_str(line).ok()?;
-            let class = row["config"]["architectures"][0].as_str()?.to_owned();
             let name = row["name"].as_str()?.to_owned();
-            let Value::Object(map) = row["config"].clone() else {
-                return None;
+            let map = match &row["config"] {
+                Value::Object(map) => map.clone(),
+                text => serde_json::from_str(text.as_str()?).ok()?,
             };
+            let class = map["architectures"][0].as_str()?.to_owned();
             seen.insert(class).then_some((name, map))
         })
         .collect()
@@ -78,33 +81,48 @@ fn counts(field: &str) -> bool {
     .all(|part| !field.contains(part))
 }
 
+/// The file and the parts of it whose fields take wrong values: the language model's, or the file itself where
+/// nothing is nested, and each tower's.
+fn parts(map: &Map<String, Value>) -> Vec<Option<String>> {
+    const TEXT: [&str; 3] = ["text_config", "llm_config", "thinker_config"];
+    let nested = |key: &&String| key.ends_with("_config") && map[*key].is_object();
+    let parts: Vec<Option<String>> = map.keys().filter(nested).cloned().map(Some).collect();
+    let has_text = TEXT.iter().any(|key| map.get(*key).is_some_and(Value::is_object));
+    let own = (!has_text).then_some(None);
+    // A model with a tower has its language model's fields tried with that model's own class.
+    let tower_alone = parts.len() > 1;
+    let is_text = |part: &Option<String>| part.as_deref().is_some_and(|key| TEXT.contains(&key));
+    own.into_iter()
+        .chain(parts)
+        .filter(|part| !(tower_alone && is_text(part)))
+        .collect()
+}
+
 #[test]
 fn no_single_wrong_value_panics() {
     for (name, map) in configs() {
-        let inner = ["text_config", "llm_config", "thinker_config"]
-            .into_iter()
-            .find(|key| map.get(*key).is_some_and(Value::is_object));
-        let fields: Vec<String> = match inner {
-            Some(key) => map[key]
-                .as_object()
-                .map(|m| m.keys().cloned().collect())
-                .unwrap_or_default(),
-            None => map.keys().cloned().collect(),
-        };
-        for field in fields.into_iter().filter(|field| counts(field)) {
-            for value in hostile() {
-                let mut changed = map.clone();
-                match inner {
-                    Some(key) => {
-                        if let Some(Value::Object(m)) = changed.get_mut(key) {
-                            m.insert(field.clone(), value);
+        for part in parts(&map) {
+            let fields: Vec<String> = match &part {
+                Some(key) => map[key]
+                    .as_object()
+                    .map_or_else(Vec::new, |m| m.keys().cloned().collect()),
+                None => map.keys().cloned().collect(),
+            };
+            for field in fields.into_iter().filter(|field| counts(field)) {
+                for value in hostile() {
+                    let mut changed = map.clone();
+                    match &part {
+                        Some(key) => {
+                            if let Some(Value::Object(m)) = changed.get_mut(key) {
+                                m.insert(field.clone(), value);
+                            }
+                        }
+                        None => {
+                            changed.insert(field.clone(), value);
                         }
                     }
-                    None => {
-                        changed.insert(field.clone(), value);
-                    }
+                    exercise(&name, changed);
                 }
-                exercise(&name, changed);
             }
         }
     }

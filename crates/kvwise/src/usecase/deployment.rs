@@ -248,6 +248,14 @@ impl Deployment {
                     Some(format!("{}: {}", refusal.architecture, refusal.reason)),
                 ),
             };
+        if described.is_some()
+            && !self.language_model_only
+            && let Some(part) = family::unread_tower(&found.config)?
+        {
+            warnings.push(format!(
+                "the weights of the tower in {part} are not known here and not counted; --language-model-only leaves it out"
+            ));
+        }
         let checkpoint = match &found.checkpoint {
             None => None,
             Some(checkpoint) => Some(CheckpointBytes {

@@ -4,8 +4,8 @@ use super::dense::{Attention, Decoder, Dense, Mlp, TWO_NORMS};
 use super::mla::{Mla, indexed_layers};
 use super::moe::{Moe, after_dense, experts, top_k};
 use super::text::{Attend, Text};
-use crate::Result;
-use crate::arch::{Layer, Role, Weight};
+use crate::arch::{Layer, Outside, Place, Role, Weight};
+use crate::{Error, Result};
 
 /// Routed and shared experts as DeepSeek's configuration names them.
 ///
@@ -124,9 +124,7 @@ pub(crate) fn vl2(t: &Text) -> Result<Decoder> {
     let vectors = names
         .map(|n| Weight::tensor(n, Role::Embedding, &[hidden], None))
         .to_vec();
-    decoder
-        .outside
-        .push(super::dense::part(crate::arch::Place::Every, vectors));
+    decoder.outside.push(super::dense::part(Place::Every, vectors));
     Ok(decoder)
 }
 
@@ -153,30 +151,6 @@ pub(crate) fn glm4_lite(t: &Text) -> Result<Decoder> {
         .f32_router()
         .corrected("gate.e_score_correction_bias");
     latent(t, &Mla::read(t)?, TWO_NORMS, Some(&moe), &after_dense(t, 0)?)
-}
-
-/// Pangu Ultra and Pangu Embedded's relatives with a latent (vLLM 0.32.0, `openpangu.py`).
-///
-/// # Errors
-/// If a size is missing or out of range.
-pub(crate) fn pangu_ultra(t: &Text) -> Result<Decoder> {
-    const SANDWICH: &[&str] = &[
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_mlp_layernorm",
-        "post_mlp_layernorm",
-    ];
-    let mut moe = experts_of(t)?;
-    moe.correction = t
-        .config
-        .flag("router_enable_expert_bias", false)?
-        .then_some("gate.e_score_correction_bias");
-    let norms = if t.config.flag("sandwich_norm", false)? {
-        SANDWICH
-    } else {
-        TWO_NORMS
-    };
-    latent(t, &Mla::read(t)?, norms, Some(&moe), &after_dense(t, 0)?)
 }
 
 /// Sarvam's latent model: the two first projections stay apart (vLLM 0.32.0, `sarvam.py`).
@@ -320,11 +294,49 @@ pub(crate) fn longcat(t: &Text) -> Result<Decoder> {
         .weights
         .extend(moe.weights(hidden).into_iter().filter(|w| w.role != Role::Router));
     let ends = super::dense::Ends::read(t)?;
+    let mut outside = ends.outside(hidden);
+    if t.class == "LongcatFlashNgramForCausalLM" {
+        outside.extend(ngrams(t, hidden)?);
+    }
     Ok(Decoder {
         layers_path: "model.layers".to_owned(),
         layers: vec![layer; usize::try_from(count).unwrap_or(0)],
-        outside: ends.outside(hidden),
+        outside,
         kv_heads: Some(1),
         ..Decoder::default()
     })
+}
+
+/// LongCat-Flash-Lite's embeddings of hashed n-grams: `emb_split_num` tables for each length from 2 on, kept as one,
+/// each table two rows longer than the one before, and a projection for each (vLLM 0.32.0,
+/// `longcat_flash_ngram.py`). `None` where the file has none.
+fn ngrams(t: &Text, hidden: u64) -> Result<Option<Outside>> {
+    let c = &t.config;
+    if c.get("ngram_vocab_size_ratio").is_none() {
+        return Ok(None);
+    }
+    let tables = c.dim("emb_split_num")? * (c.dim("emb_neighbor_num")? - 1);
+    let overflow = || Error::overflow("the rows of the n-gram embeddings");
+    let first = t
+        .vocab()?
+        .checked_mul(c.dim("ngram_vocab_size_ratio")?)
+        .ok_or_else(overflow)?;
+    let rows = first
+        .checked_mul(tables)
+        .and_then(|rows| rows.checked_add(tables.checked_mul(tables)?))
+        .ok_or_else(overflow)?;
+    let width = hidden.checked_div(tables).unwrap_or(0);
+    let name = |part: &str| format!("model.ngram_embeddings.{part}");
+    Ok(Some(super::dense::part(
+        Place::First,
+        vec![
+            Weight::vocab(name("oe_embedder"), Role::Embedding, rows, width).unquantized(),
+            Weight::tensor(
+                name("oe_projection"),
+                Role::Embedding,
+                &[tables, width, hidden],
+                None,
+            ),
+        ],
+    )))
 }

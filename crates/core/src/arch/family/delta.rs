@@ -1,10 +1,10 @@
 //! Models that mix attention with gated delta nets, Kimi delta attention or lightning attention.
 
 use super::dense::{Decoder, Dense, Mlp, Norm, QkNorm};
+use super::kimi::kda_cache;
 use super::mla::Mla;
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::weight::Part;
 use crate::arch::{Cache, CacheKind, Layer, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ fn state_dtype(t: &Text, key: &str) -> Result<Option<Dtype>> {
 
 /// A gated delta net (vLLM 0.32.0, `layers/mamba/gdn/`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct DeltaNet {
+pub(crate) struct DeltaNet {
     k_heads: u64,
     v_heads: u64,
     k_dim: u64,
@@ -34,7 +34,8 @@ struct DeltaNet {
 }
 
 impl DeltaNet {
-    fn read(t: &Text) -> Result<Self> {
+    /// As the configuration describes it (`linear_num_key_heads` and so on).
+    pub(crate) fn read(t: &Text) -> Result<Self> {
         let c = &t.config;
         let heads = t.heads()?;
         let k_heads = c.dim_or("linear_num_key_heads", heads)?.max(1);
@@ -59,7 +60,8 @@ impl DeltaNet {
         self.v_heads * self.v_dim
     }
 
-    fn cache(&self) -> Cache {
+    /// Its state.
+    pub(crate) fn cache(&self) -> Cache {
         Cache {
             name: "linear_attn".to_owned(),
             kind: CacheKind::State(State::GatedDelta {
@@ -75,7 +77,7 @@ impl DeltaNet {
     }
 
     /// Parameters as Qwen3-Next lays them out.
-    fn qwen_weights(&self, hidden: u64) -> Vec<Weight> {
+    pub(crate) fn qwen_weights(&self, hidden: u64) -> Vec<Weight> {
         let (keys, values) = (self.keys(), self.values());
         let heads = self.v_heads;
         vec![
@@ -134,7 +136,7 @@ fn attending(t: &Text) -> Result<Vec<bool>> {
         return Ok(types
             .iter()
             .zip(0..t.layers()?)
-            .map(|(kind, _)| matches!(*kind, "full_attention" | "attention"))
+            .map(|(kind, _)| matches!(*kind, "full_attention" | "attention" | "indexed_attention"))
             .collect());
     }
     let interval = t.config.dim_or("full_attention_interval", 4)?.max(1);
@@ -231,101 +233,6 @@ pub(crate) fn olmo(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// The state of a Kimi delta attention; the recurrent part is float32 unless the model says otherwise.
-fn kda_cache(path: &str, heads: u64, dim: u64, kernel: u64) -> Cache {
-    Cache {
-        name: path.to_owned(),
-        kind: CacheKind::State(State::Kda {
-            heads,
-            dim,
-            kernel,
-            checkpoint: false,
-            conv: None,
-            ssm: None,
-        }),
-    }
-}
-
-/// Kimi-Linear (vLLM 0.32.0, `models/kimi_k3`): Kimi delta attention and latent attention without positions.
-pub(crate) fn kimi_linear(t: &Text) -> Result<Decoder> {
-    let c = &t.config;
-    let hidden = t.hidden()?;
-    let mla = Mla::read(t)?;
-    let kda = c.sub("linear_attn_config")?.ok_or_else(|| {
-        Error::input(format!(
-            "{} is missing from the configuration",
-            c.name("linear_attn_config")
-        ))
-    })?;
-    let (heads, dim) = (kda.dim("num_heads")?, kda.dim("head_dim")?);
-    let kernel = kda.dim("short_conv_kernel_size")?;
-    let width = heads * dim;
-    let kda_layers = kda.u64s("kda_layers")?.unwrap_or_default();
-    let kda_weights = [
-        Weight::parts(
-            "self_attn.in_proj_qkvgfab",
-            Role::Attention,
-            hidden,
-            vec![
-                Part::Even(width),
-                Part::Even(width),
-                Part::Even(width),
-                Part::Even(heads),
-                Part::Whole(dim),
-            ],
-        ),
-        Weight::column("self_attn.f_b_proj", Role::Attention, dim, &[width]),
-        Weight::tensor("self_attn.dt_bias", Role::State, &[width], Some(0)).of(Dtype::F32),
-        Weight::column("self_attn.conv1d", Role::State, kernel, &[width; 3])
-            .of(Dtype::F32)
-            .unquantized(),
-        Weight::tensor("self_attn.A_log", Role::State, &[heads], Some(0)).of(Dtype::F32),
-        Weight::replicated("self_attn.g_a_proj", Role::Attention, hidden, &[dim]),
-        Weight::column("self_attn.g_b_proj", Role::Attention, dim, &[width]),
-        Weight::norm("self_attn.o_norm", dim),
-        Weight::row("self_attn.o_proj", Role::Attention, width, hidden),
-    ];
-    let experts = c.dim_or("num_experts", 0)?;
-    let mut moe = None;
-    if experts > 0 {
-        let each = c.dim("moe_intermediate_size")?;
-        let top_k = t.first_dim(&["num_experts_per_token", "num_experts_per_tok"])?;
-        moe = Some(
-            Moe::new("block_sparse_moe", experts, top_k, each)
-                .corrected("gate.e_score_correction_bias")
-                .shared(
-                    "block_sparse_moe.shared_experts",
-                    each * c.dim_or("num_shared_experts", 0)?,
-                ),
-        );
-    }
-    let first = c.dim_or("first_k_dense_replace", 0)?;
-    let frequency = c.dim_or("moe_layer_freq", 1)?.max(1);
-    let d = Dense::llama(t)?;
-    let mut decoder = d.build_with(|_, _| Ok(()))?;
-    for (i, layer) in decoder.layers.iter_mut().enumerate() {
-        let index = i as u64;
-        if kda_layers.contains(&(index + 1)) {
-            layer.caches = vec![kda_cache("self_attn", heads, dim, kernel)];
-            layer.weights = kda_weights.to_vec();
-        } else {
-            layer.caches = mla.caches(false);
-            layer.weights = mla.weights(hidden, false);
-        }
-        layer
-            .weights
-            .extend(d.norms.iter().map(|name| Weight::norm(*name, hidden)));
-        match &moe {
-            Some(moe) if index >= first && index.is_multiple_of(frequency) => {
-                layer.weights.extend(moe.weights(hidden));
-            }
-            _ => layer.weights.extend(d.mlp.weights(hidden)),
-        }
-    }
-    decoder.mtp_layers = c.dim_or("num_nextn_predict_layers", 0)?;
-    Ok(decoder)
-}
-
 /// Bailing (Ling, Ring) hybrids: every `layer_group_size`-th layer has latent attention, the others lightning
 /// attention (2.5) or Kimi delta attention (3) (vLLM 0.32.0, `bailing_moe_linear.py`, `bailing_moe_v3.py`).
 pub(crate) fn bailing(t: &Text) -> Result<Decoder> {
@@ -368,7 +275,7 @@ pub(crate) fn bailing(t: &Text) -> Result<Decoder> {
         } else {
             layer.weights.clone_from(&linear);
             layer.caches = vec![if third {
-                kda_cache("self_attn", heads, head_dim, kernel)
+                kda_cache(heads, head_dim, kernel, false)
             } else {
                 Cache {
                     name: "self_attn".to_owned(),

@@ -11,26 +11,8 @@ use crate::{Error, Result};
 
 /// Makes every linear layer of a decoder whole on every rank: the class has no tensor-parallel plan.
 fn replicate(decoder: &mut Decoder) {
-    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
-        match &mut weight.op {
-            Op::Linear { split, .. } => *split = Split::Replicated,
-            Op::Qkv {
-                inputs,
-                heads,
-                kv_heads,
-                head_dim,
-                head_dim_v,
-                bias,
-            } => {
-                let outputs = [*heads * *head_dim, *kv_heads * *head_dim, *kv_heads * *head_dim_v];
-                let (inputs, bias) = (*inputs, *bias);
-                weight.op = Weight::replicated("", Role::Attention, inputs, &outputs)
-                    .bias(bias)
-                    .op;
-            }
-            Op::Tensor { split, .. } => *split = None,
-            Op::Experts { .. } | Op::Vocab { .. } => {}
-        }
+    for layer in &mut decoder.layers {
+        layer.weights = layer.weights.drain(..).map(Weight::undivided).collect();
     }
 }
 
@@ -293,6 +275,7 @@ pub(crate) fn doge(t: &Text) -> Result<Decoder> {
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);
     let kv_heads = d.attention.kv_heads;
     let kv_width = kv_heads * d.attention.head_dim;
+    let bias = t.config.flag("attention_bias", false)?;
     d.build_with(|_, layer| {
         layer.weights.extend(d.mlp.weights(d.hidden));
         layer.weights.push(Weight::norm("input_residual", d.hidden));
@@ -302,12 +285,9 @@ pub(crate) fn doge(t: &Text) -> Result<Decoder> {
         layer
             .weights
             .push(Weight::tensor("self_attn.A", Role::Attention, &[kv_heads], None));
-        layer.weights.push(Weight::row(
-            "self_attn.dt_proj",
-            Role::Attention,
-            kv_width,
-            kv_heads,
-        ));
+        layer
+            .weights
+            .push(Weight::row("self_attn.dt_proj", Role::Attention, kv_width, kv_heads).bias(bias));
         Ok(())
     })
 }

@@ -5,11 +5,10 @@ use super::mamba::{Mamba1, Mamba2, dt_rank, expanded, short_conv};
 use super::moe::Moe;
 use super::text::{Attend, Text};
 use crate::arch::{Layer, Role, Weight};
-use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// Adds the parts outside of the layers.
-fn finish(t: &Text, layers: Vec<Layer>, tied: bool) -> Result<Decoder> {
+pub(super) fn finish(t: &Text, layers: Vec<Layer>, tied: bool) -> Result<Decoder> {
     let mut ends = Ends::read(t)?;
     ends.tied = tied;
     Ok(Decoder {
@@ -21,12 +20,12 @@ fn finish(t: &Text, layers: Vec<Layer>, tied: bool) -> Result<Decoder> {
 }
 
 /// What a layer is, in the spellings that `layer_types` and `layers_block_type` use.
-fn is_attention(kind: &str) -> bool {
+pub(super) fn is_attention(kind: &str) -> bool {
     matches!(kind, "attention" | "full_attention" | "sliding_attention")
 }
 
 /// The kinds of all layers under the first of `keys` that is present.
-fn kinds<'a>(t: &'a Text, keys: &[&str]) -> Result<Option<Vec<&'a str>>> {
+pub(super) fn kinds<'a>(t: &'a Text, keys: &[&str]) -> Result<Option<Vec<&'a str>>> {
     for key in keys {
         if let Some(list) = t.config.strs(key)? {
             return Ok(Some(list));
@@ -35,7 +34,7 @@ fn kinds<'a>(t: &'a Text, keys: &[&str]) -> Result<Option<Vec<&'a str>>> {
     Ok(None)
 }
 
-fn check_length(t: &Text, key: &str, have: usize) -> Result<()> {
+pub(super) fn check_length(t: &Text, key: &str, have: usize) -> Result<()> {
     let layers = t.layers()?;
     if (have as u64) < layers {
         return Err(Error::input(format!(
@@ -238,331 +237,6 @@ pub(crate) fn granite_hybrid(t: &Text) -> Result<Decoder> {
         })
         .collect();
     finish(t, layers, t.tied()?)
-}
-
-/// Zamba2 (vLLM 0.32.0, `zamba2.py`): every layer has a Mamba-2 mixer; hybrid layers also pass through one of
-/// `num_mem_blocks` shared transformers, whose weights are held once while each pass has a cache of its own.
-pub(crate) fn zamba2(t: &Text) -> Result<Decoder> {
-    let c = &t.config;
-    let hidden = t.hidden()?;
-    let wide = 2 * hidden;
-    let heads = t.heads()?;
-    let head_dim = wide / heads;
-    let attention = Attention {
-        path: "shared_transformer.self_attn",
-        heads,
-        kv_heads: heads,
-        head_dim,
-        head_dim_v: head_dim,
-        qkv_bias: false,
-        o_bias: false,
-        qk_norm: QkNorm::None,
-        follows_kv_dtype: true,
-    };
-    let inner = expanded(t, "mamba_expand")?;
-    let state_heads = c.dim("n_mamba_heads")?;
-    let mixer = Mamba2 {
-        path: "mamba",
-        inner,
-        groups: c.dim("mamba_ngroups")?,
-        heads: state_heads,
-        head_dim: inner / state_heads,
-        state: c.dim("mamba_d_state")?,
-        kernel: c.dim("mamba_d_conv")?,
-        conv_bias: c.flag("use_conv_bias", true)?,
-        bias: c.flag("add_bias_linear", false)?,
-        norm: true,
-        ssm: None,
-    };
-    let hybrid = zamba2_hybrid_layers(t)?;
-    let blocks = c.dim_or("num_mem_blocks", 1)?.max(1);
-    let width = c.dim_or("intermediate_size", 4 * hidden)?;
-    let rank = c.dim_or("adapter_rank", 128)?;
-    let passes = hybrid.len() as u64;
-    let attn_adapter = c.flag("use_shared_attention_adapter", false)?;
-    let mut layers = Vec::new();
-    for i in 0..t.layers()? {
-        let mut layer = Layer {
-            caches: Vec::new(),
-            weights: mixer.weights(hidden),
-        };
-        layer.weights.push(Weight::norm("input_layernorm", hidden));
-        if let Some(pass) = hybrid.iter().position(|&h| h == i) {
-            let pass = pass as u64;
-            layer.caches.push(attention.cache(Attend::Full));
-            layer
-                .weights
-                .push(Weight::replicated("linear", Role::Attention, hidden, &[hidden]));
-            if pass < blocks {
-                // The first pass through a shared transformer holds it, with the adapters of all its passes.
-                let mine = (pass..passes)
-                    .step_by(usize::try_from(blocks).unwrap_or(1))
-                    .count() as u64;
-                layer.weights.extend(shared_transformer(
-                    &attention,
-                    hidden,
-                    width,
-                    c.flag("add_bias_linear", false)?,
-                ));
-                let lora = |name: &str, inputs: u64, outputs: &[u64]| {
-                    [
-                        Weight::column(format!("{name}.A"), Role::Attention, inputs, &[rank]).times(mine),
-                        Weight::column(format!("{name}.B"), Role::Attention, rank, outputs).times(mine),
-                    ]
-                };
-                layer.weights.extend(lora(
-                    "shared_transformer.feed_forward.gate_up_proj_adapter_list",
-                    hidden,
-                    &[width, width],
-                ));
-                if attn_adapter {
-                    for part in ["q", "k", "v"] {
-                        let name = format!("shared_transformer.self_attn.linear_{part}_adapter_list");
-                        layer.weights.extend(lora(&name, wide, &[wide]));
-                    }
-                }
-            }
-        }
-        layer.caches.push(mixer.cache());
-        layers.push(layer);
-    }
-    let mut decoder = finish(t, layers, c.flag("tie_word_embeddings", true)?)?;
-    decoder.kv_heads = Some(heads);
-    Ok(decoder)
-}
-
-fn shared_transformer(attention: &Attention, hidden: u64, width: u64, bias: bool) -> Vec<Weight> {
-    let wide = 2 * hidden;
-    let path = attention.path;
-    let mlp = Mlp {
-        path: "shared_transformer.feed_forward",
-        bias,
-        ..Mlp::gated(width)
-    };
-    let mut weights = vec![
-        Weight::qkv(
-            format!("{path}.qkv_proj"),
-            wide,
-            attention.heads,
-            attention.heads,
-            attention.head_dim,
-        ),
-        Weight::row(format!("{path}.o_proj"), Role::Attention, wide, hidden),
-        Weight::norm("shared_transformer.input_layernorm", wide),
-        Weight::norm("shared_transformer.pre_ff_layernorm", hidden),
-    ];
-    weights.extend(mlp.weights(hidden));
-    weights
-}
-
-fn zamba2_hybrid_layers(t: &Text) -> Result<Vec<u64>> {
-    let layers = t.layers()?;
-    let ids: Vec<u64> = match kinds(t, &["layers_block_type", "layer_types"])? {
-        Some(list) => list
-            .iter()
-            .zip(0..layers)
-            .filter(|(kind, _)| **kind == "hybrid")
-            .map(|(_, i)| i)
-            .collect(),
-        // The class's own pattern (transformers 5.19.0, `configuration_zamba2.py`).
-        None => (6..layers.min(43))
-            .step_by(6)
-            .chain([47, 51])
-            .filter(|&i| i < layers)
-            .collect(),
-    };
-    Ok(match t.config.u64s("hybrid_layer_ids")? {
-        Some(listed) if t.config.get("layers_block_type").is_none() => listed,
-        _ => ids,
-    })
-}
-
-/// Nemotron-H (vLLM 0.32.0, `nemotron_h.py`): one mixer a layer, a Mamba-2, attention, feed-forward or experts.
-pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
-    let c = &t.config;
-    let hidden = t.hidden()?;
-    let mut attention = Attention::read(t)?;
-    attention.path = "mixer";
-    attention.qkv_bias = c.flag("attention_bias", false)?;
-    attention.o_bias = attention.qkv_bias;
-    if c.get("block_configs").is_some() {
-        // Their per-layer sizes are resolved by code that comes with the checkpoint.
-        return Err(Error::input(format!(
-            "{} gives layers sizes of their own, which this version does not read for Nemotron-H",
-            c.name("block_configs")
-        )));
-    }
-    let letters = nemotron_h_pattern(t)?;
-    // Files without a state layer need not describe one.
-    let mixer = if letters.contains(&'M') {
-        let mixer = nemotron_h_mixer(t)?;
-        let weights = mixer.weights(hidden);
-        Some((mixer, weights))
-    } else {
-        None
-    };
-    let widths = match c.get("intermediate_size") {
-        Some(serde_json::Value::Array(_)) => c.u64s("intermediate_size")?.unwrap_or_default(),
-        _ => vec![c.dim_or("intermediate_size", 0)?],
-    };
-    let experts = if letters.contains(&'E') {
-        Some(nemotron_h_experts(t, hidden)?)
-    } else {
-        None
-    };
-    let mut dense_layers = 0;
-    let mut layers = Vec::with_capacity(letters.len());
-    for kind in letters {
-        let mut layer = Layer::default();
-        match kind {
-            'M' => {
-                if let Some((mixer, weights)) = &mixer {
-                    layer.caches.push(mixer.cache());
-                    layer.weights.clone_from(weights);
-                }
-            }
-            '*' => {
-                layer.caches.push(attention.cache(Attend::Full));
-                layer.weights = attention.weights(hidden);
-            }
-            'E' => {
-                if let Some(weights) = &experts {
-                    layer.weights.clone_from(weights);
-                }
-            }
-            _ => {
-                let width = *widths.get(dense_layers).or(widths.first()).unwrap_or(&0);
-                dense_layers += 1;
-                let mlp = Mlp {
-                    path: "mixer",
-                    width,
-                    gated: false,
-                    bias: c.flag("mlp_bias", false)?,
-                };
-                layer.weights = mlp.weights(hidden);
-            }
-        }
-        layer.weights.push(Weight::norm("norm", hidden));
-        layers.push(layer);
-    }
-    let mut decoder = finish(t, layers, t.tied()?)?;
-    decoder.mtp_layers = c.dim_or("num_nextn_predict_layers", 0)?;
-    Ok(decoder)
-}
-
-fn first_dim(t: &Text, keys: &[&str]) -> Result<u64> {
-    t.first_dim(keys)
-}
-
-/// The state layers of Nemotron-H.
-fn nemotron_h_mixer(t: &Text) -> Result<Mamba2> {
-    let c = &t.config;
-    let (heads, head_dim) = (c.dim("mamba_num_heads")?, c.dim("mamba_head_dim")?);
-    let inner = heads
-        .checked_mul(head_dim)
-        .filter(|&n| n <= crate::arch::config::MAX_DIMENSION)
-        .ok_or_else(|| Error::overflow("mamba_num_heads times mamba_head_dim"))?;
-    let ssm = match c.str("mamba_ssm_cache_dtype")? {
-        None => Some(Dtype::F32),
-        Some("auto") => None,
-        Some(name) => Some(Dtype::parse(name).ok_or_else(|| {
-            Error::input(format!(
-                "{} is {name:?}, expected a type such as float32 or bfloat16",
-                c.name("mamba_ssm_cache_dtype")
-            ))
-        })?),
-    };
-    Ok(Mamba2 {
-        path: "mixer",
-        inner,
-        groups: first_dim(t, &["mamba_n_groups", "n_groups"])?,
-        heads,
-        head_dim,
-        state: c.dim("ssm_state_size")?,
-        kernel: first_dim(t, &["mamba_d_conv", "conv_kernel"])?,
-        conv_bias: c.flag("mamba_conv_bias", c.flag("use_conv_bias", true)?)?,
-        bias: c.flag("use_bias", false)?,
-        norm: true,
-        ssm,
-    })
-}
-
-/// One letter a layer: `M` state, `*` attention, `E` experts, `-` feed-forward.
-fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
-    let c = &t.config;
-    let wrong = |kind: &str| {
-        Error::input(format!(
-            "{} has a layer {kind:?}, expected M, *, E, - or their names",
-            c.name("layers_block_type")
-        ))
-    };
-    if let Some(list) = kinds(t, &["layers_block_type", "layer_types"])? {
-        return list
-            .iter()
-            .map(|kind| match *kind {
-                "mamba" | "linear_attention" => Ok('M'),
-                "attention" | "full_attention" => Ok('*'),
-                "moe" => Ok('E'),
-                "mlp" => Ok('-'),
-                other => Err(wrong(other)),
-            })
-            .collect();
-    }
-    if t.model_type()? == "cosmos3_edge_text" && c.get("hybrid_override_pattern").is_none() {
-        // Cosmos-3 Edge counts pairs of attention and feed-forward (vLLM 0.32.0, `configs/cosmos3_edge.py`).
-        return Ok((0..t.layers()?).flat_map(|_| ['*', '-']).collect());
-    }
-    let Some(pattern) = c.str("hybrid_override_pattern")? else {
-        return Ok(vec!['M', 'E', '*', '-']);
-    };
-    let letters: Vec<char> = pattern.chars().filter(|&letter| letter != '|').collect();
-    if letters.is_empty() || letters.len() as u64 > super::text::MAX_LAYERS {
-        return Err(Error::input(format!(
-            "{} names {} layers, expected 1 to {}",
-            c.name("hybrid_override_pattern"),
-            letters.len(),
-            super::text::MAX_LAYERS
-        )));
-    }
-    match letters
-        .iter()
-        .find(|letter| !matches!(letter, 'M' | '*' | 'E' | '-'))
-    {
-        Some(other) => Err(wrong(&other.to_string())),
-        None => Ok(letters),
-    }
-}
-
-fn nemotron_h_experts(t: &Text, hidden: u64) -> Result<Vec<Weight>> {
-    let c = &t.config;
-    let latent = c.dim_or("moe_latent_size", 0)?;
-    let shared = c.dim_or("moe_shared_expert_intermediate_size", 0)? * c.dim_or("n_shared_experts", 0)?;
-    let mut moe = Moe::new(
-        "mixer",
-        c.dim("n_routed_experts")?,
-        c.dim("num_experts_per_tok")?,
-        c.dim("moe_intermediate_size")?,
-    )
-    .f32_router()
-    .corrected("gate.e_score_correction_bias")
-    .shared("mixer.shared_experts", shared);
-    moe.gated = false;
-    let mut weights = moe.weights(hidden);
-    if latent > 0 {
-        // Routed experts work in a narrower space; the shared expert and the router do not.
-        for weight in &mut weights {
-            if weight.role == Role::Experts {
-                *weight =
-                    Weight::experts("mixer.experts", moe.experts, moe.top_k, latent, moe.width).ungated();
-            }
-        }
-        let bias = c.flag("mlp_bias", false)?;
-        weights
-            .push(Weight::replicated("mixer.fc1_latent_proj", Role::Experts, hidden, &[latent]).bias(bias));
-        weights
-            .push(Weight::replicated("mixer.fc2_latent_proj", Role::Experts, latent, &[hidden]).bias(bias));
-    }
-    Ok(weights)
 }
 
 /// LFM2 and its mixture of experts (vLLM 0.32.0, `lfm2.py`, `lfm2_moe.py`): short convolutions and attention.

@@ -58,6 +58,33 @@ pub(crate) fn minicpm_v(t: &Text) -> Result<Decoder> {
     super::decoder(&t.inner(class)?, 1)
 }
 
+/// Bee and `RForConditionalGeneration` (vLLM 0.32.0, `bee.py`, `rvl.py`): with the line ends' vector comes a projector
+/// that is built outside of the tower, so that `--language-model-only` keeps it.
+pub(crate) fn with_projector(t: &Text) -> Result<Decoder> {
+    let mut decoder = with_image_newline(t)?;
+    let Some(vision) = t.top.sub("vision_config")? else {
+        return Ok(decoder);
+    };
+    let (seen, text) = (vision.dim("hidden_size")?, t.hidden()?);
+    let inner = if t.class == "BeeForConditionalGeneration" {
+        4 * text
+    } else {
+        text
+    };
+    let linear = |name: &str, inputs: u64, outputs: u64| {
+        Weight::replicated(name, Role::Tower, inputs, &[outputs]).bias(true)
+    };
+    decoder.outside.push(part(
+        Place::Every,
+        vec![
+            Weight::norm("multi_modal_projector.pre_norm", seen).times(2),
+            linear("multi_modal_projector.linear_1", seen, inner),
+            linear("multi_modal_projector.linear_2", inner, text),
+        ],
+    ));
+    Ok(decoder)
+}
+
 /// LLaVA-NeXT's language model: the wrapper keeps one vector for line ends of images beside it.
 pub(crate) fn with_image_newline(t: &Text) -> Result<Decoder> {
     let mut decoder = super::language_model(t)?;
@@ -319,13 +346,4 @@ pub(crate) fn interleaved_windows(t: &Text) -> Result<Option<Vec<Attend>>> {
             .map(|(window, _)| window.filter(|&w| w > 0).map_or(Attend::Full, Attend::Sliding))
             .collect(),
     ))
-}
-
-/// openPangu Embedded (vLLM 0.32.0, `openpangu.py`): `bias` is for all four projections of attention.
-pub(crate) fn pangu_embedded(t: &Text) -> Result<Decoder> {
-    let mut d = base(t)?;
-    if let Some(attends) = interleaved_windows(t)? {
-        d.attends = attends;
-    }
-    d.build()
 }

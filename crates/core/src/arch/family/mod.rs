@@ -9,21 +9,32 @@ pub(crate) mod defaults;
 mod delta;
 pub mod dense;
 mod eagle;
+mod ernie_vl;
 mod gemma;
 mod generic;
+mod generic_moe;
 mod gpt;
 mod hy_v4;
 mod hybrid;
+mod k2_horizon;
+mod kimi;
 mod llama;
 mod llama4;
 mod mamba;
 mod mimo_v2;
+mod minicpm;
 mod minimax;
 mod mixtral;
 pub mod mla;
 pub mod moe;
+mod molmo;
+mod moondream;
+mod nemotron_h;
+mod pangu;
 mod phi4_multimodal;
+mod quirks;
 mod qwen;
+mod qwen4;
 mod refusal;
 mod registry;
 mod shared_moe;
@@ -33,6 +44,7 @@ mod step;
 pub mod text;
 mod tower;
 mod whisper;
+mod zamba;
 
 pub use dense::Decoder;
 pub use eagle::{Eagle, read_eagle};
@@ -138,7 +150,8 @@ fn class_of(config: &Config) -> Result<String> {
 fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
     match registry::reader(&text.class) {
         Some(Reader::Own(read)) => {
-            let mut decoder = read(text)?;
+            let seen = quirks::seen_by_class(text);
+            let mut decoder = read(seen.as_ref().unwrap_or(text))?;
             stages::place(&text.class, &mut decoder);
             Ok(decoder)
         }

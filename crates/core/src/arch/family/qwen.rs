@@ -56,6 +56,10 @@ pub(crate) fn qwen2(t: &Text) -> Result<Decoder> {
         )));
     }
     d.attention.qkv_bias = true;
+    // Bagel's language model.
+    if t.config.flag("qk_norm", false)? {
+        d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    }
     let mut decoder = d.build()?;
     // MiMo shares the class and has prediction modules.
     decoder.mtp_layers = t.config.dim_or("num_nextn_predict_layers", 0)?;

@@ -116,16 +116,38 @@ const NOT_DISPATCHED: &[(&str, &str)] = &[
 
 /// Classes that neither vLLM 0.32.0's registry nor its generic Transformers backend takes.
 const UNKNOWN: &[&str] = &[
+    "BigBirdForCausalLM",
+    "BlipForConditionalGeneration",
     "CodeGenForCausalLM",
     "CpmAntForCausalLM",
+    "FSMTForConditionalGeneration",
     "GPTNeoForCausalLM",
     "GPTNeoXJapaneseForCausalLM",
+    "LEDForConditionalGeneration",
+    "MegatronBertForCausalLM",
+    "MiniMaxM3ForCausalLM",
+    "MvpForCausalLM",
+    "MvpForConditionalGeneration",
     "OpenAIGPTLMHeadModel",
+    "ProphetNetForCausalLM",
+    "ProphetNetForConditionalGeneration",
     "ReformerModelWithLMHead",
+    "RemBertForCausalLM",
+    "RoFormerForCausalLM",
     "RwkvForCausalLM",
+    "SpeechT5ForSpeechToText",
+    "Step3p7FlashForCausalLM",
+    "TrOCRForCausalLM",
     "XGLMForCausalLM",
+    "XLMWithLMHeadModel",
     "XLNetLMHeadModel",
 ];
+
+/// Classes of the registry that vLLM 0.32.0 cannot build, whatever the machine, and the error it stops with.
+const BROKEN: &[(&str, &str)] = &[(
+    "InternS1ProForConditionalGeneration",
+    "'InternS1ProForConditionalGeneration' object has no attribute 'model_config'",
+)];
 
 /// Why vLLM 0.32.0 refuses a class; `None` if it is not known to, and only has no reader here.
 pub(crate) fn reason(class: &str) -> Option<String> {
@@ -143,6 +165,9 @@ pub(crate) fn reason(class: &str) -> Option<String> {
         return Some(format!(
             "Model architecture {class} is not supported in-tree anymore; the plug-in {url} has it"
         ));
+    }
+    if let Some((_, error)) = BROKEN.iter().find(|(name, _)| *name == class) {
+        return Some(format!("vLLM 0.32.0 stops while it builds {class}: {error}"));
     }
     UNKNOWN
         .contains(&class)

@@ -5,8 +5,9 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, deepseek_v4, delta, gemma, generic, gpt, hy_v4, hybrid, llama, llama4, mamba, mimo_v2, minimax,
-    mixtral, phi4_multimodal, qwen, shared_moe, special, step, whisper,
+    deepseek, deepseek_v4, delta, ernie_vl, gemma, generic, generic_moe, gpt, hy_v4, hybrid, k2_horizon,
+    kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream, nemotron_h, pangu,
+    phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
 };
 use crate::Result;
 
@@ -44,6 +45,7 @@ const ROWS: &[(&[&str], Reader)] = &[
             "TeleFLMForCausalLM",
             "Phi3ForCausalLM",
             "Ernie4_5ForCausalLM",
+            "Phi4MMForCausalLM",
         ],
         Own(llama::llama),
     ),
@@ -77,7 +79,21 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(llama::muse_glimmer),
     ),
     (&["Plamo3ForCausalLM"], Own(llama::plamo3)),
-    (&["PanguEmbeddedForCausalLM"], Own(llama::pangu_embedded)),
+    (
+        &[
+            "PanguEmbeddedForCausalLM",
+            "PanguProMoEV2ForCausalLM",
+            "PanguUltraMoEForCausalLM",
+        ],
+        Own(pangu::pangu),
+    ),
+    (&["K2HorizonForCausalLM"], Own(k2_horizon::k2_horizon)),
+    (&["MolmoForCausalLM"], Own(molmo::molmo)),
+    (&["Molmo2ForConditionalGeneration"], Own(molmo::molmo2)),
+    (
+        &["Moondream3ForCausalLM", "HfMoondream"],
+        Own(moondream::moondream3),
+    ),
     (&["Phi4MultimodalForCausalLM"], Own(phi4_multimodal::read)),
     (&["GPT2LMHeadModel"], Own(gpt::gpt2)),
     (&["GPTJForCausalLM"], Own(gpt::gptj)),
@@ -138,7 +154,15 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(delta::qwen),
     ),
     (&["OlmoHybridForCausalLM"], Own(delta::olmo)),
-    (&["KimiLinearForCausalLM"], Own(delta::kimi_linear)),
+    (&["KimiLinearForCausalLM"], Own(kimi::kimi)),
+    (
+        &["KimiK3ForConditionalGeneration"],
+        Inner(Some("KimiLinearForCausalLM")),
+    ),
+    (
+        &["Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"],
+        Own(qwen4::qwen4),
+    ),
     (
         &["BailingMoeV2_5ForCausalLM", "BailingMoeV3ForCausalLM"],
         Own(delta::bailing),
@@ -147,13 +171,13 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["HrmTextForCausalLM"], Own(special::hrm)),
     (&["IQuestLoopCoderForCausalLM"], Own(special::loopcoder)),
     (&["DeciLMForCausalLM"], Own(special::nas)),
-    (&["MiniCPMForCausalLM"], Own(special::minicpm)),
-    (&["MiniCPM3ForCausalLM"], Own(special::minicpm3)),
+    (&["MiniCPMForCausalLM"], Own(minicpm::minicpm)),
+    (&["MiniCPM3ForCausalLM"], Own(minicpm::minicpm3)),
     (
         &["InklingForCausalLM", "InklingForConditionalGeneration"],
         Own(special::inkling),
     ),
-    (&["JetMoeForCausalLM"], Own(special::jetmoe)),
+    (&["JetMoeForCausalLM"], Own(generic_moe::jetmoe)),
     (
         &[
             "MellumForCausalLM",
@@ -161,19 +185,19 @@ const ROWS: &[(&[&str], Reader)] = &[
             "HunYuanMoEV1ForCausalLM",
             "PhimoeForCausalLM",
         ],
-        Own(special::generic_moe),
+        Own(generic_moe::generic_moe),
     ),
-    (&["Cohere2MoeForCausalLM"], Own(special::cohere2_moe)),
-    (&["ZayaForCausalLM"], Own(special::zaya)),
+    (&["Cohere2MoeForCausalLM"], Own(generic_moe::cohere2_moe)),
+    (&["ZayaForCausalLM"], Own(generic_moe::zaya)),
     (&["MambaForCausalLM", "FalconMambaForCausalLM"], Own(mamba::mamba)),
     (&["Mamba2ForCausalLM"], Own(mamba::mamba2)),
     (&["JambaForCausalLM"], Own(hybrid::jamba)),
     (&["FalconH1ForCausalLM"], Own(hybrid::falcon_h1)),
     (&["GraniteMoeHybridForCausalLM"], Own(hybrid::granite_hybrid)),
-    (&["Zamba2ForCausalLM"], Own(hybrid::zamba2)),
+    (&["Zamba2ForCausalLM"], Own(zamba::zamba2)),
     (
         &["NemotronHForCausalLM", "NemotronHPuzzleForCausalLM"],
-        Own(hybrid::nemotron_h),
+        Own(nemotron_h::nemotron_h),
     ),
     (&["Lfm2ForCausalLM", "Lfm2MoeForCausalLM"], Own(hybrid::lfm2)),
     (&["Qwen2ForCausalLM", "MiMoForCausalLM"], Own(qwen::qwen2)),
@@ -193,8 +217,8 @@ const ROWS: &[(&[&str], Reader)] = &[
             "Mistral3ForConditionalGeneration",
             "PaliGemmaForConditionalGeneration",
             "SmolVLMForConditionalGeneration",
-            "BeeForConditionalGeneration",
             "OpenVLAForActionPrediction",
+            "PixtralForConditionalGeneration",
             "QianfanOCRForConditionalGeneration",
             "Eagle2_5_VLForConditionalGeneration",
             "HCXVisionV2ForCausalLM",
@@ -224,6 +248,10 @@ const ROWS: &[(&[&str], Reader)] = &[
             "LlavaOnevisionForConditionalGeneration",
         ],
         Own(llama::with_image_newline),
+    ),
+    (
+        &["BeeForConditionalGeneration", "RForConditionalGeneration"],
+        Own(llama::with_projector),
     ),
     (&["Blip2ForConditionalGeneration"], Own(llama::with_query_tokens)),
     (&["MiniCPMV", "MiniCPMO"], Own(llama::minicpm_v)),
@@ -300,6 +328,7 @@ const ROWS: &[(&[&str], Reader)] = &[
             "Qwen3VLForConditionalGeneration",
             "Qwen3ASRForConditionalGeneration",
             "Qwen3ASRRealtimeGeneration",
+            "Cosmos3ForConditionalGeneration",
         ],
         Inner(Some("Qwen3ForCausalLM")),
     ),
@@ -337,6 +366,10 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["Glm4MoeForCausalLM"], Own(shared_moe::glm4)),
     (&["SolarOpenForCausalLM"], Own(shared_moe::solar_open)),
     (&["Ernie4_5_MoeForCausalLM"], Own(shared_moe::ernie)),
+    (
+        &["Ernie4_5_VLMoeForConditionalGeneration"],
+        Own(ernie_vl::ernie_vl),
+    ),
     (&["AfmoeForCausalLM"], Own(shared_moe::afmoe)),
     (
         &[
@@ -403,12 +436,14 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),
     (&["Glm4MoeLiteForCausalLM"], Own(deepseek::glm4_lite)),
-    (&["PanguUltraMoEForCausalLM"], Own(deepseek::pangu_ultra)),
     (&["SarvamMLAForCausalLM"], Own(deepseek::sarvam)),
     (&["YoutuForCausalLM"], Own(deepseek::dense_latent)),
     (&["AXK2ForCausalLM"], Own(deepseek::axk2)),
     (&["Mistral4ForCausalLM"], Own(deepseek::generic_latent)),
-    (&["LongcatFlashForCausalLM"], Own(deepseek::longcat)),
+    (
+        &["LongcatFlashForCausalLM", "LongcatFlashNgramForCausalLM"],
+        Own(deepseek::longcat),
+    ),
 ];
 
 /// The reader of a class.

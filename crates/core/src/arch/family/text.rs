@@ -53,6 +53,14 @@ impl Text {
     /// If a nested configuration is not an object.
     pub fn find(class: &str, file: &Config) -> Result<Self> {
         let top = defaults::fill(file, None)?;
+        if matches!(class, "Moondream3ForCausalLM" | "HfMoondream") {
+            let config = super::moondream::text(&top)?;
+            return Ok(Self {
+                class: class.to_owned(),
+                top,
+                config,
+            });
+        }
         let mut config = top.clone();
         // Thinkers nest twice (thinker_config.text_config).
         for _ in 0..3 {

@@ -1,0 +1,199 @@
+//! Nemotron-H: one part a layer, a Mamba-2 mixer, attention, a feed-forward part or experts.
+
+use super::dense::{Attention, Decoder, Mlp};
+use super::hybrid::{finish, kinds};
+use super::mamba::Mamba2;
+use super::moe::Moe;
+use super::text::{Attend, Text};
+use crate::arch::{Layer, Role, Weight};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Nemotron-H (vLLM 0.32.0, `nemotron_h.py`): one mixer a layer, a Mamba-2, attention, feed-forward or experts.
+pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
+    let c = &t.config;
+    let hidden = t.hidden()?;
+    let mut attention = Attention::read(t)?;
+    attention.path = "mixer";
+    attention.qkv_bias = c.flag("attention_bias", false)?;
+    attention.o_bias = attention.qkv_bias;
+    if c.get("block_configs").is_some() {
+        // Their per-layer sizes are resolved by code that comes with the checkpoint.
+        return Err(Error::input(format!(
+            "{} gives layers sizes of their own, which this version does not read for Nemotron-H",
+            c.name("block_configs")
+        )));
+    }
+    let attend = t.window()?.map_or(Attend::Full, Attend::Sliding);
+    let letters = nemotron_h_pattern(t)?;
+    // Files without a state layer need not describe one.
+    let mixer = if letters.contains(&'M') {
+        let mixer = nemotron_h_mixer(t)?;
+        let weights = mixer.weights(hidden);
+        Some((mixer, weights))
+    } else {
+        None
+    };
+    let widths = match c.get("intermediate_size") {
+        Some(serde_json::Value::Array(_)) => c.u64s("intermediate_size")?.unwrap_or_default(),
+        _ => vec![c.dim_or("intermediate_size", 0)?],
+    };
+    let experts = if letters.contains(&'E') {
+        Some(nemotron_h_experts(t, hidden)?)
+    } else {
+        None
+    };
+    let mut dense_layers = 0;
+    let mut layers = Vec::with_capacity(letters.len());
+    for kind in letters {
+        let mut layer = Layer::default();
+        match kind {
+            'M' => {
+                if let Some((mixer, weights)) = &mixer {
+                    layer.caches.push(mixer.cache());
+                    layer.weights.clone_from(weights);
+                }
+            }
+            '*' => {
+                layer.caches.push(attention.cache(attend));
+                layer.weights = attention.weights(hidden);
+            }
+            'E' => {
+                if let Some(weights) = &experts {
+                    layer.weights.clone_from(weights);
+                }
+            }
+            _ => {
+                let width = *widths.get(dense_layers).or(widths.first()).unwrap_or(&0);
+                dense_layers += 1;
+                let mlp = Mlp {
+                    path: "mixer",
+                    width,
+                    gated: false,
+                    bias: c.flag("mlp_bias", false)?,
+                };
+                layer.weights = mlp.weights(hidden);
+            }
+        }
+        layer.weights.push(Weight::norm("norm", hidden));
+        layers.push(layer);
+    }
+    let mut decoder = finish(t, layers, t.tied()?)?;
+    decoder.mtp_layers = c.dim_or("num_nextn_predict_layers", 0)?;
+    Ok(decoder)
+}
+
+fn first_dim(t: &Text, keys: &[&str]) -> Result<u64> {
+    t.first_dim(keys)
+}
+
+/// The state layers of Nemotron-H.
+fn nemotron_h_mixer(t: &Text) -> Result<Mamba2> {
+    let c = &t.config;
+    let (heads, head_dim) = (c.dim("mamba_num_heads")?, c.dim("mamba_head_dim")?);
+    let inner = heads
+        .checked_mul(head_dim)
+        .filter(|&n| n <= crate::arch::config::MAX_DIMENSION)
+        .ok_or_else(|| Error::overflow("mamba_num_heads times mamba_head_dim"))?;
+    let ssm = match c.str("mamba_ssm_cache_dtype")? {
+        None => Some(Dtype::F32),
+        Some("auto") => None,
+        Some(name) => Some(Dtype::parse(name).ok_or_else(|| {
+            Error::input(format!(
+                "{} is {name:?}, expected a type such as float32 or bfloat16",
+                c.name("mamba_ssm_cache_dtype")
+            ))
+        })?),
+    };
+    Ok(Mamba2 {
+        path: "mixer",
+        inner,
+        groups: first_dim(t, &["mamba_n_groups", "n_groups"])?,
+        heads,
+        head_dim,
+        state: c.dim("ssm_state_size")?,
+        kernel: first_dim(t, &["mamba_d_conv", "conv_kernel"])?,
+        conv_bias: c.flag("mamba_conv_bias", c.flag("use_conv_bias", true)?)?,
+        bias: c.flag("use_bias", false)?,
+        norm: true,
+        ssm,
+    })
+}
+
+/// One letter a layer: `M` state, `*` attention, `E` experts, `-` feed-forward.
+fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
+    let c = &t.config;
+    let wrong = |kind: &str| {
+        Error::input(format!(
+            "{} has a layer {kind:?}, expected M, *, E, - or their names",
+            c.name("layers_block_type")
+        ))
+    };
+    if let Some(list) = kinds(t, &["layers_block_type", "layer_types"])? {
+        return list
+            .iter()
+            .map(|kind| match *kind {
+                "mamba" | "linear_attention" => Ok('M'),
+                "attention" | "full_attention" => Ok('*'),
+                "moe" => Ok('E'),
+                "mlp" => Ok('-'),
+                other => Err(wrong(other)),
+            })
+            .collect();
+    }
+    if t.model_type()? == "cosmos3_edge_text" && c.get("hybrid_override_pattern").is_none() {
+        // Cosmos-3 Edge counts pairs of attention and feed-forward (vLLM 0.32.0, `configs/cosmos3_edge.py`).
+        return Ok((0..t.layers()?).flat_map(|_| ['*', '-']).collect());
+    }
+    let Some(pattern) = c.str("hybrid_override_pattern")? else {
+        return Ok(vec!['M', 'E', '*', '-']);
+    };
+    let letters: Vec<char> = pattern.chars().filter(|&letter| letter != '|').collect();
+    if letters.is_empty() || letters.len() as u64 > super::text::MAX_LAYERS {
+        return Err(Error::input(format!(
+            "{} names {} layers, expected 1 to {}",
+            c.name("hybrid_override_pattern"),
+            letters.len(),
+            super::text::MAX_LAYERS
+        )));
+    }
+    match letters
+        .iter()
+        .find(|letter| !matches!(letter, 'M' | '*' | 'E' | '-'))
+    {
+        Some(other) => Err(wrong(&other.to_string())),
+        None => Ok(letters),
+    }
+}
+
+fn nemotron_h_experts(t: &Text, hidden: u64) -> Result<Vec<Weight>> {
+    let c = &t.config;
+    let latent = c.dim_or("moe_latent_size", 0)?;
+    let shared = c.dim_or("moe_shared_expert_intermediate_size", 0)? * c.dim_or("n_shared_experts", 0)?;
+    let mut moe = Moe::new(
+        "mixer",
+        c.dim("n_routed_experts")?,
+        c.dim("num_experts_per_tok")?,
+        c.dim("moe_intermediate_size")?,
+    )
+    .f32_router()
+    .corrected("gate.e_score_correction_bias")
+    .shared("mixer.shared_experts", shared);
+    moe.gated = false;
+    let mut weights = moe.weights(hidden);
+    if latent > 0 {
+        // Routed experts work in a narrower space; the shared expert and the router do not.
+        for weight in &mut weights {
+            if weight.role == Role::Experts {
+                *weight =
+                    Weight::experts("mixer.experts", moe.experts, moe.top_k, latent, moe.width).ungated();
+            }
+        }
+        let bias = c.flag("mlp_bias", false)?;
+        weights
+            .push(Weight::replicated("mixer.fc1_latent_proj", Role::Experts, hidden, &[latent]).bias(bias));
+        weights
+            .push(Weight::replicated("mixer.fc2_latent_proj", Role::Experts, latent, &[hidden]).bias(bias));
+    }
+    Ok(weights)
+}
