@@ -81,10 +81,12 @@ fn counts(field: &str) -> bool {
     .all(|part| !field.contains(part))
 }
 
+/// Where the language model of a wrapper is described.
+const TEXT: [&str; 3] = ["text_config", "llm_config", "thinker_config"];
+
 /// The file and the parts of it whose fields take wrong values: the language model's, or the file itself where
 /// nothing is nested, and each tower's.
 fn parts(map: &Map<String, Value>) -> Vec<Option<String>> {
-    const TEXT: [&str; 3] = ["text_config", "llm_config", "thinker_config"];
     let nested = |key: &&String| key.ends_with("_config") && map[*key].is_object();
     let parts: Vec<Option<String>> = map.keys().filter(nested).cloned().map(Some).collect();
     let has_text = TEXT.iter().any(|key| map.get(*key).is_some_and(Value::is_object));
@@ -108,8 +110,11 @@ fn no_single_wrong_value_panics() {
                     .map_or_else(Vec::new, |m| m.keys().cloned().collect()),
                 None => map.keys().cloned().collect(),
             };
+            let is_tower = part.as_deref().is_some_and(|key| !TEXT.contains(&key));
+            // Towers share their readers' arithmetic: the values that reach it are enough.
+            let values = if is_tower { vec![json!(0), json!(u64::MAX), json!(10_000_000)] } else { hostile() };
             for field in fields.into_iter().filter(|field| counts(field)) {
-                for value in hostile() {
+                for value in values.clone() {
                     let mut changed = map.clone();
                     match &part {
                         Some(key) => {

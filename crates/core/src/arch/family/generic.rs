@@ -321,7 +321,10 @@ pub(crate) fn modernbert(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
     let window = c.dim("local_attention")? / 2;
     let every = c.dim_or("global_attn_every_n_layers", 3)?.max(1);
+    // A window of null or 0 in the file switches windows off, though the class would make one.
+    let off = c.has("sliding_window") && t.window()?.is_none();
     d.attends = match t.layer_types()? {
+        _ if off => vec![Attend::Full; d.attends.len()],
         Some(types) => types
             .iter()
             .map(|kind| {

@@ -1,6 +1,6 @@
 //! MiniCPM's language models.
 
-use super::dense::{Attention, Decoder, Dense};
+use super::dense::{Decoder, Dense};
 use super::llama;
 use super::moe::Moe;
 use super::text::{Attend, Text};

@@ -13,6 +13,24 @@ pub const MAX_LAYERS: u64 = 10_000;
 /// Where configurations keep the language model's part, in the order that is tried.
 const TEXT_KEYS: [&str; 4] = ["text_config", "llm_config", "language_config", "thinker_config"];
 
+/// Wrappers whose `tie_word_embeddings` is true where either they or their language model say so (transformers 5.19.0,
+/// the configuration classes of these `model_type`s); the others' own value alone counts.
+const TIED_BY_EITHER: [&str; 13] = [
+    "fast_vlm",
+    "glm4v",
+    "glm4v_moe",
+    "glm_ocr",
+    "llava",
+    "llava_next_video",
+    "llava_onevision",
+    "minimax_m3_vl",
+    "paddleocr_vl",
+    "perception_lm",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "video_llama_3",
+];
+
 /// A model's configuration as a family reads it: class defaults filled in, the language model's part found.
 #[derive(Debug, Clone)]
 pub struct Text {
@@ -90,7 +108,9 @@ impl Text {
     pub fn inner(&self, class: &str) -> Result<Self> {
         let mut map = self.config.map().clone();
         if let Some(tied) = self.top.bool("tie_word_embeddings")? {
-            map.insert("tie_word_embeddings".to_owned(), Value::from(tied));
+            let kind = self.top.str("model_type")?.unwrap_or_default();
+            let either = TIED_BY_EITHER.contains(&kind) && self.tied()?;
+            map.insert("tie_word_embeddings".to_owned(), Value::from(tied || either));
         }
         Ok(Self {
             class: class.to_owned(),
