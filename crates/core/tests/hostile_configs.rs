@@ -112,7 +112,11 @@ fn no_single_wrong_value_panics() {
             };
             let is_tower = part.as_deref().is_some_and(|key| !TEXT.contains(&key));
             // Towers share their readers' arithmetic: the values that reach it are enough.
-            let values = if is_tower { vec![json!(0), json!(u64::MAX), json!(10_000_000)] } else { hostile() };
+            let values = if is_tower {
+                vec![json!(0), json!(u64::MAX), json!(10_000_000)]
+            } else {
+                hostile()
+            };
             for field in fields.into_iter().filter(|field| counts(field)) {
                 for value in values.clone() {
                     let mut changed = map.clone();
