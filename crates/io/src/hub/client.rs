@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use kvwise_core::{Error, Result};
+use ureq::Timeout;
 use ureq::http::{HeaderMap, Response};
 
 use super::settings::{Limits, Settings, Token};
@@ -299,6 +300,9 @@ impl From<Failure> for Attempt {
 fn unreachable(url: &str, e: &ureq::Error) -> Attempt {
     // without a network every attempt ends like the first: the user should not wait for more of them
     let (why, again) = match e {
+        ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+            ("no connection in time".to_owned(), false)
+        }
         ureq::Error::Timeout(_) => ("no answer in time".to_owned(), true),
         ureq::Error::HostNotFound => ("no such host".to_owned(), false),
         ureq::Error::ConnectionFailed => ("no connection".to_owned(), false),

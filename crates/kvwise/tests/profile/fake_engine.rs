@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What the page says now.
 #[derive(Debug, Clone)]
@@ -23,6 +24,7 @@ pub struct FakeEngine {
     pub url: String,
     /// What it says.
     pub state: Arc<Mutex<State>>,
+    answered: Arc<AtomicUsize>,
 }
 
 impl FakeEngine {
@@ -36,6 +38,8 @@ impl FakeEngine {
             broken: false,
         }));
         let shared = Arc::clone(&state);
+        let answered = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&answered);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { continue };
@@ -53,9 +57,15 @@ impl FakeEngine {
                     "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                     body.len()
                 );
+                count.fetch_add(1, Ordering::SeqCst);
             }
         });
-        Self { url, state }
+        Self { url, state, answered }
+    }
+
+    /// Requests answered so far.
+    pub fn asked(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
     }
 
     /// Changes what it says.
