@@ -93,6 +93,8 @@ pub struct Overhead {
     pub non_torch: Term,
     /// Whether the graphs are taken off the KV budget before it is handed out.
     pub graphs_in_budget: bool,
+    /// Whether the GPU shares the host's memory.
+    pub unified_memory: bool,
 }
 
 impl Overhead {
@@ -103,6 +105,7 @@ impl Overhead {
                 .iter()
                 .filter(|term| term.name != "cuda_graphs" || self.graphs_in_budget)
                 .fold(0, |sum, term| sum.saturating_add(term.bytes)),
+            self.unified_memory,
         )
     }
 
@@ -114,7 +117,7 @@ impl Overhead {
 
 /// A fitted term; its interval is what it would be as the whole sum.
 fn fitted(name: &'static str, bytes: u64, formula: String) -> Term {
-    let spread = Spread::around(bytes);
+    let spread = Spread::around(bytes, false);
     Term::estimated(name, Basis::Fitted, bytes, spread.interval(), formula)
 }
 
@@ -237,6 +240,7 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         graphs,
         non_torch: fitted("non_torch", n.non_torch(), parts.join(" + ")),
         graphs_in_budget: i.graphs_in_budget,
+        unified_memory: i.unified_memory,
     }
 }
 

@@ -276,13 +276,13 @@ fn judged(boots: &[Boot]) -> Vec<Judged<'_>> {
 }
 
 fn covered(boot: &Boot, predicted: u64) -> bool {
-    let (low, high) = Spread::around(predicted).interval();
+    let (low, high) = Spread::around(predicted, boot.inputs.unified_memory).interval();
     // Logs print two decimals.
     gib(low) - 0.005 <= boot.logged_gib && boot.logged_gib <= gib(high) + 0.005
 }
 
 fn width_percent(boot: &Boot, predicted: u64) -> f64 {
-    let (low, high) = Spread::around(predicted).interval();
+    let (low, high) = Spread::around(predicted, boot.inputs.unified_memory).interval();
     (gib(high) - gib(low)) / boot.gpu_gib * 100.0
 }
 
@@ -333,7 +333,7 @@ fn section(rows: &[Judged]) -> String {
         }
     }
     out.push_str(
-        "\nThe interval is the middle 80 % of these errors, scaled by sqrt((0.3 GiB)² + (0.2 × the sum)²)\n\
+        "\nThe interval is the middle 80 % of these errors, widened by a third and scaled by sqrt((0.3 GiB)² + (0.2 × the sum)²), on unified memory sqrt((1 GiB)² + (0.2 × the sum)²)\n\
          (`crates/core/src/plan/budget/spread.rs`); the probability of a verdict is read from the same distribution and never\n\
          said to be below 1 % or above 99 %. A cold compile cache can cost another GiB that no formula sees, and two boots of one\n\
          deployment differ by up to 1.1 GiB on unified memory.\n\nThe furthest off:\n\n\
@@ -440,16 +440,17 @@ fn the_table_of_quantiles_is_that_of_the_errors() {
     let boots = boots();
     let scaled = sorted(judged(&boots).iter().map(|j| {
         let predicted = gib(j.unseen);
-        (j.boot.logged_gib - predicted) / 0.3_f64.hypot(0.2 * predicted)
+        let floor: f64 = if j.boot.inputs.unified_memory { 1.0 } else { 0.3 };
+        (j.boot.logged_gib - predicted) / floor.hypot(0.2 * predicted)
     }));
-    let table = Spread::around(0);
+    let table = Spread::around(0, false);
     for share in [0.1, 0.25, 0.5, 0.75, 0.9] {
         let found = quantile(&scaled, share);
         // The spread of nothing is the floor alone, so a quantile is its multiple; negative ones are cut at zero there.
         if found > 0.0 {
             let said = gib(table.quantile(share)) / 0.3;
             assert!(
-                (said - found).abs() < 0.6,
+                said >= found - 0.1 && said < found * 1.5 + 0.3,
                 "{share}: {said:.2} in the table, {found:.2} in the errors; {scaled:.2?}"
             );
         }
