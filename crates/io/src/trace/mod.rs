@@ -171,9 +171,10 @@ pub fn open_source(mut source: Source, options: &ReadOptions<'_>) -> Result<Load
             source.name
         ))),
         other => Err(Error::unsupported(format!(
-            "{}: this build cannot read the format {other}",
+            "{}: this version cannot read the format {other}",
             source.name
-        ))),
+        ))
+        .hint("write it as JSON lines first, for example with DuckDB: COPY (FROM 'trace.parquet') TO 'trace.jsonl' (FORMAT json)")),
     }
 }
 

@@ -47,12 +47,15 @@ pub fn knees(curve: &Curve) -> Vec<Knee> {
             })
         })
         .collect();
+    let steps: Vec<u64> = curve.steps().collect();
     let mut intervals = vec![(0, curve.capacity_needed())];
     for _ in 0..MAX_BENDS {
         let highest = intervals
             .iter()
             .enumerate()
-            .filter_map(|(k, &(from, to))| highest_point(curve, from, to).map(|(c, height)| (k, c, height)))
+            .filter_map(|(k, &(from, to))| {
+                highest_point(curve, &steps, from, to).map(|(c, height)| (k, c, height))
+            })
             .max_by(|a, b| a.2.total_cmp(&b.2));
         let Some((k, capacity_blocks, _)) = highest.filter(|h| h.2 >= MIN_HEIGHT * ideal as f64) else {
             break;
@@ -68,11 +71,14 @@ pub fn knees(curve: &Curve) -> Vec<Knee> {
     found
 }
 
-/// The point furthest above the line between two capacities, and how far, in blocks.
-fn highest_point(curve: &Curve, from: u64, to: u64) -> Option<(u64, f64)> {
+/// The point furthest above the line between two capacities, and how far, in blocks. The line rises, so that point is one
+/// of the `steps`, at which the hits change.
+fn highest_point(curve: &Curve, steps: &[u64], from: u64, to: u64) -> Option<(u64, f64)> {
     let (low, high) = (curve.hit_blocks(from) as f64, curve.hit_blocks(to) as f64);
     let slope = (high - low) / (to - from).max(1) as f64;
-    (from + 1..to)
-        .map(|c| (c, curve.hit_blocks(c) as f64 - low - slope * (c - from) as f64))
+    let inside = steps.partition_point(|&c| c <= from)..steps.partition_point(|&c| c < to);
+    steps[inside]
+        .iter()
+        .map(|&c| (c, curve.hit_blocks(c) as f64 - low - slope * (c - from) as f64))
         .max_by(|a, b| a.1.total_cmp(&b.1))
 }
