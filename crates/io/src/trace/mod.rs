@@ -17,6 +17,7 @@ mod csv;
 pub mod json;
 mod jsonl;
 mod memory;
+mod parquet;
 mod session;
 mod source;
 mod text;
@@ -131,6 +132,10 @@ pub fn open(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
             ))),
         };
     }
+    let asked = options.format == Some(TraceFormat::Parquet);
+    if asked || (options.format.is_none() && parquet::is_parquet(path)) {
+        return parquet::read(path, options);
+    }
     open_source(Source::open(path)?, options)
 }
 
@@ -170,11 +175,14 @@ pub fn open_source(mut source: Source, options: &ReadOptions<'_>) -> Result<Load
             "{}: a recording is a folder, name the folder that holds session.sqlite",
             source.name
         ))),
-        other => Err(Error::unsupported(format!(
-            "{}: this version cannot read the format {other}",
+        TraceFormat::Parquet => Err(Error::input(format!(
+            "{}: Parquet is read from its end, so it needs a file",
             source.name
-        ))
-        .hint("write it as JSON lines first, for example with DuckDB: COPY (FROM 'trace.parquet') TO 'trace.jsonl' (FORMAT json)")),
+        ))),
+        other => Err(Error::unsupported(format!(
+            "{}: the format {other} is not read from files",
+            source.name
+        ))),
     }
 }
 
@@ -220,7 +228,7 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     Err(
         Error::input(format!("{name}: the format of the trace is not recognised"))
             .hint(
-                "name it with --trace-format (mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai)",
+                "name it with --trace-format (mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai, parquet)",
             ),
     )
 }

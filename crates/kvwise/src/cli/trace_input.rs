@@ -22,8 +22,8 @@ pub struct TraceInput {
     #[arg(long, conflicts_with = "trace", help_heading = "Trace")]
     pub example: bool,
 
-    /// Format of the trace: mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai, session
-    /// [default: detected].
+    /// Format of the trace: mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai, parquet,
+    /// session [default: detected].
     #[arg(long, value_name = "FORMAT", help_heading = "Trace")]
     pub trace_format: Option<TraceFormat>,
 
