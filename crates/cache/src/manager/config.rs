@@ -201,7 +201,8 @@ impl ManagerConfig {
         }
         let single = self.groups.len() == 1;
         let hash_block_size = match self.hash_block_size {
-            _ if !self.caching => lcm,
+            // Nothing is named without caching; the finest unit fits every group.
+            _ if !self.caching => gcd,
             None if single => lcm,
             None => gcd,
             Some(h) if single && h != lcm => {

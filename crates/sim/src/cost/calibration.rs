@@ -220,6 +220,18 @@ impl Calibration {
         Ok(borrowed)
     }
 
+    /// The same GPU with its links over PCIe instead of NVLink: collectives as measured on the L40S, which has no other
+    /// links.
+    ///
+    /// # Errors
+    /// If the embedded calibration of the L40S cannot be read.
+    pub fn over_pcie(mut self) -> Result<Self> {
+        let without_nvlink = Self::embedded("l40s")?;
+        self.allreduce = without_nvlink.allreduce;
+        self.spec.link = self.spec.link.min(without_nvlink.spec.link);
+        Ok(self)
+    }
+
     pub(crate) fn gemm(&self, dtype: &str) -> Result<Gemm> {
         self.gemm
             .get(dtype)
@@ -256,17 +268,26 @@ impl Calibration {
             .ok_or_else(|| self.missing("latent attention"))
     }
 
-    pub(crate) fn moe(&self, engine: Engine, dtype: &str) -> Result<(Moe, bool)> {
-        let of = |engine: Engine| self.moe.get(&format!("{}_{dtype}", engine.prefix())).copied();
-        of(engine)
-            .or_else(|| of(Engine::Vllm))
-            .map(|m| (m, true))
-            .or_else(|| {
-                self.moe
-                    .get(&format!("{}_bfloat16", engine.prefix()))
-                    .map(|m| (*m, false))
-            })
-            .ok_or_else(|| self.missing("routed experts"))
+    /// Coefficients of routed experts that a server may run: the engine's own, and vLLM's where SGLang takes the same
+    /// library at large batches (its own table was measured with one kernel for all sizes).
+    pub(crate) fn moe(&self, engine: Engine, dtype: &str) -> Result<Vec<Moe>> {
+        let of = |engine: Engine, dtype: &str| self.moe.get(&format!("{}_{dtype}", engine.prefix())).copied();
+        let mut fits: Vec<Moe> = of(engine, dtype).into_iter().collect();
+        if engine != Engine::Vllm || fits.is_empty() {
+            fits.extend(of(Engine::Vllm, dtype));
+        }
+        if dtype == "fp8" {
+            // Servers run the same grouped products with one scale a tensor as with one a block: the tables of the
+            // former were measured without tuned configurations on Hopper.
+            fits.extend(of(engine, "fp8_block").or_else(|| of(Engine::Vllm, "fp8_block")));
+        }
+        if fits.is_empty() {
+            fits.extend(of(engine, "bfloat16"));
+        }
+        if fits.is_empty() {
+            return Err(self.missing("routed experts"));
+        }
+        Ok(fits)
     }
 
     pub(crate) fn all_reduce(&self, engine: Engine, ranks: u64) -> Result<AllReduce> {
@@ -310,6 +331,18 @@ mod tests {
                 c.all_reduce(Engine::Vllm, ranks).unwrap();
             }
             c.latent_decode(true).unwrap();
+        }
+    }
+
+    #[test]
+    fn sums_over_pcie_take_longer_than_over_nvlink() {
+        let nvlink = Calibration::embedded("h100_sxm").unwrap();
+        let pcie = nvlink.clone().over_pcie().unwrap();
+        for (ranks, bytes) in [(2, 1e5), (2, 1e8), (4, 1e7), (8, 1e7)] {
+            let time = |c: &Calibration| {
+                super::super::kernel::all_reduce(&c.all_reduce(Engine::Vllm, ranks).unwrap(), bytes)
+            };
+            assert!(time(&pcie) > time(&nvlink), "{ranks} ranks, {bytes} bytes");
         }
     }
 

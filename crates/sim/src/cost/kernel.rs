@@ -113,18 +113,33 @@ pub struct ExpertShape {
     pub tp: f64,
     /// Expert-parallel ranks.
     pub ep: f64,
+    /// Standard deviations by which the busiest rank's load exceeds the mean, in units of the expected largest of
+    /// `ep` normal draws (`sqrt(2 ln ep)`); 0 for a perfect balance.
+    pub imbalance: f64,
 }
 
-/// Expected number of experts of one rank that at least one of `tokens` uses.
+/// Token copies that the busiest of the expert-parallel ranks gets: the mean, and the largest of `ep` draws of a
+/// Poisson load above it; never more than its experts can be asked for.
+pub fn busiest_rank_rows(s: ExpertShape, tokens: f64) -> f64 {
+    let mean = tokens * s.top_k / s.ep;
+    if s.ep <= 1.0 {
+        return mean;
+    }
+    let spread = (2.0 * s.ep.ln() * mean * (1.0 - 1.0 / s.ep)).sqrt();
+    (mean + s.imbalance * spread).min(tokens * s.top_k.min(s.experts / s.ep))
+}
+
+/// Expected number of experts of the busiest rank that at least one of `tokens` uses.
 pub fn active_experts(c: &Moe, s: ExpertShape, tokens: f64) -> f64 {
-    let load = tokens * s.top_k / s.experts;
-    s.experts / s.ep * (1.0 - (-load.powf(c.act_pow)).exp())
+    let rows = busiest_rank_rows(s, tokens);
+    let load = rows * s.ep / s.experts;
+    (s.experts / s.ep * (1.0 - (-load.powf(c.act_pow)).exp())).min(rows)
 }
 
 /// Routed experts for `tokens` tokens.
 pub fn experts(c: &Moe, gpu: &GpuSpec, format: Format, s: ExpertShape, tokens: f64) -> f64 {
     let active = active_experts(c, s, tokens).max(f64::MIN_POSITIVE);
-    let rows = tokens * s.top_k / s.ep;
+    let rows = busiest_rank_rows(s, tokens);
     let per_expert = rows / active;
     let width = s.intermediate / s.tp;
     let compute =

@@ -1,70 +1,32 @@
 //! The time of one engine step for a batch of prefill chunks and decoding sequences.
 
-use kvwise_core::arch::weight::Shard;
-use kvwise_core::arch::{CacheKind, Heads, Layer, Model, Op, Parallel, Role, Split, State, Weight};
+use kvwise_core::arch::{Model, Parallel};
 use kvwise_core::{Error, Result};
 
-use super::calibration::{AllReduce, Calibration, Context, Decode, Engine, Gemm, GpuSpec, Moe};
-use super::kernel::{self, AttentionShape, ExpertShape, Format};
+use super::calibration::{AllReduce, Calibration, Engine, Gemm, GpuSpec};
+use super::kernel::{self, Format};
+use super::precision::Precision;
+use super::stack::{Attention, Product, Stack, attention_time, stacks};
+use super::tuning::Tuning;
 
-/// Number format of the matrix products of a part of the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// 16-bit weights and activations.
-    Bf16,
-    /// 8-bit float weights and activations, per tensor or per channel.
-    Fp8,
-    /// 8-bit float with 128 x 128 blocks.
-    Fp8Block,
-    /// NVIDIA 4-bit float weights and activations.
-    Nvfp4,
-    /// OCP 4-bit float weights, 16-bit activations.
-    Mxfp4A16,
-    /// OCP 4-bit float weights, 8-bit activations.
-    Mxfp4A8,
-    /// 4-bit integer weights, 16-bit activations (AWQ, GPTQ, compressed-tensors W4A16).
-    Int4A16,
+/// Drafted tokens that the model checks together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speculation {
+    /// Drafted tokens a step.
+    pub tokens: u32,
+    /// Probability that a drafted token is accepted, given that all before it were.
+    pub acceptance: f64,
+    /// Time of drafting one token as a share of the model's own decode step (0 for n-grams, one layer of the
+    /// model's for MTP and EAGLE).
+    pub draft_share: f64,
 }
 
-impl Precision {
-    /// Key of the routed-expert coefficients.
-    fn moe_key(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bfloat16",
-            Self::Fp8 => "fp8",
-            Self::Fp8Block => "fp8_block",
-            Self::Nvfp4 => "nvfp4",
-            Self::Mxfp4A16 => "w4a16_mxfp4",
-            Self::Mxfp4A8 => "w4a8_mxfp4_mxfp8",
-            Self::Int4A16 => "int4_wo",
-        }
-    }
-
-    /// Key of the matrix-product coefficients: block-wise fp8 uses those of fp8, whose fit does not contain the
-    /// quantisation launches of the micro-benchmark; weight-only formats compute in 16 bits.
-    fn gemm_key(self) -> &'static str {
-        match self {
-            Self::Fp8 | Self::Fp8Block => "fp8",
-            Self::Nvfp4 => "nvfp4",
-            Self::Bf16 | Self::Mxfp4A16 | Self::Mxfp4A8 | Self::Int4A16 => "bfloat16",
-        }
-    }
-
-    fn format(self, gpu: &GpuSpec) -> Format {
-        let f8 = gpu.f8.unwrap_or(gpu.f16);
-        let (weight_bytes, activation_bytes, rate) = match self {
-            Self::Bf16 => (2.0, 2.0, gpu.f16),
-            Self::Fp8 | Self::Fp8Block => (1.0, 1.0, f8),
-            Self::Nvfp4 => (0.5625, 0.5625, gpu.f4.unwrap_or(f8)),
-            Self::Mxfp4A16 => (0.53125, 2.0, gpu.f16),
-            Self::Mxfp4A8 => (0.53125, 1.0, f8),
-            Self::Int4A16 => (0.53, 2.0, gpu.f16),
-        };
-        Format {
-            weight_bytes,
-            activation_bytes,
-            rate,
-        }
+impl Speculation {
+    /// Tokens a sequence gains in a step on average: `1 + a + a^2 + … + a^k`.
+    pub fn tokens_per_step(&self) -> f64 {
+        (0..=self.tokens)
+            .map(|i| self.acceptance.powi(i32::try_from(i).unwrap_or(i32::MAX)))
+            .sum()
     }
 }
 
@@ -75,23 +37,57 @@ pub struct StepOptions {
     pub engine: Engine,
     /// Tensor-parallel ranks.
     pub tp: u64,
-    /// Expert-parallel ranks (1 if experts are cut like other matrices).
+    /// Expert-parallel ranks inside a tensor-parallel group (1 if experts are cut like other matrices).
     pub ep: u64,
+    /// Data-parallel ranks that share the experts and step together (1 if replicas are independent).
+    pub expert_dp: u64,
+    /// Pipeline stages.
+    pub pp: u64,
+    /// Prefill tokens of one micro-batch under pipeline parallelism.
+    pub max_batched_tokens: u64,
     /// Format of the linear layers.
     pub linear: Precision,
     /// Format of the routed experts.
     pub experts: Precision,
     /// Whether keys and values are 8-bit.
     pub kv_fp8: bool,
+    /// Speculative decoding.
+    pub speculation: Option<Speculation>,
 }
 
 impl StepOptions {
-    fn parallel(&self) -> Parallel {
+    /// One engine with `tp` ranks, 16-bit.
+    pub fn new(engine: Engine, tp: u64) -> Self {
+        Self {
+            engine,
+            tp,
+            ep: 1,
+            expert_dp: 1,
+            pp: 1,
+            max_batched_tokens: 8192,
+            linear: Precision::Bf16,
+            experts: Precision::Bf16,
+            kv_fp8: false,
+            speculation: None,
+        }
+    }
+
+    pub(super) fn parallel(&self) -> Parallel {
         Parallel {
             tp: self.tp,
             expert_parallel: self.ep > 1,
             ..Parallel::default()
         }
+    }
+
+    /// Ranks over which whole experts are spread.
+    pub(super) fn expert_ranks(&self) -> u64 {
+        self.ep * self.expert_dp
+    }
+
+    /// Whether this engine has no tuned kernels for whole experts in this format on this generation.
+    pub(super) fn untuned_whole_experts(&self, calibration: &Calibration) -> bool {
+        self.engine == Engine::Vllm && self.experts == Precision::Fp8Block && calibration.spec.f4.is_none()
     }
 }
 
@@ -113,16 +109,41 @@ pub struct Batch<'a> {
     pub decode_context_tokens: f64,
     /// Prefill chunks.
     pub prefills: &'a [Prefill],
+    /// Tokens that other data-parallel ranks bring to the shared experts in this step.
+    pub peer_tokens: f64,
 }
 
-impl Batch<'_> {
-    fn tokens(&self) -> f64 {
-        self.decode_sequences as f64 + self.prefills.iter().map(|p| p.new_tokens as f64).sum::<f64>()
+impl<'a> Batch<'a> {
+    /// A batch of one rank alone.
+    pub fn new(decode_sequences: u64, decode_context_tokens: f64, prefills: &'a [Prefill]) -> Self {
+        Self {
+            decode_sequences,
+            decode_context_tokens,
+            prefills,
+            peer_tokens: 0.0,
+        }
+    }
+
+    /// Tokens that are computed.
+    pub fn tokens(&self) -> f64 {
+        self.decode_sequences as f64 + self.prefill_tokens()
+    }
+
+    pub(super) fn prefill_tokens(&self) -> f64 {
+        self.prefills.iter().map(|p| p.new_tokens as f64).sum()
+    }
+
+    pub(super) fn mean_context(&self) -> f64 {
+        if self.decode_sequences > 0 {
+            self.decode_context_tokens / self.decode_sequences as f64
+        } else {
+            0.0
+        }
     }
 }
 
-/// Where the time of one step goes, seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// Where time goes, seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
 pub struct StepTime {
     /// Matrix products of attention, feed-forward and head.
     pub linear_s: f64,
@@ -148,84 +169,42 @@ impl StepTime {
             + self.communication_s
             + self.elementwise_s
     }
-}
 
-/// Factors fitted to served traffic, on top of the kernel calibrations.
-///
-/// Kernel benchmarks launch a mixture of experts eagerly, a server replays it from a graph: of its launch floor
-/// about half remains. The elementwise share and kernel count are typical of fused decoder layers.
-mod tuned {
-    /// Share of the experts' launch floor that a graph replay keeps.
-    pub const MOE_FLOOR: f64 = 0.5;
-    /// Small kernels a layer besides products and attention.
-    pub const SMALL_KERNELS: f64 = 6.0;
-    /// Share of the bandwidth that small kernels reach.
-    pub const ELEMENTWISE_BANDWIDTH: f64 = 0.5;
-    /// Share of the bandwidth that state updates reach.
-    pub const STATE_BANDWIDTH: f64 = 0.6;
-    /// Share of the 16-bit rate that chunked state prefill reaches.
-    pub const STATE_RATE: f64 = 0.15;
-    /// Tokens that a sparse indexer lets attention see (`index_topk` of DeepSeek-V3.2).
-    pub const SPARSE_TOKENS: f64 = 2048.0;
-}
+    /// Adds `n` times `other`.
+    pub fn add(&mut self, other: &Self, n: f64) {
+        self.linear_s += other.linear_s * n;
+        self.experts_s += other.experts_s * n;
+        self.attention_s += other.attention_s * n;
+        self.state_s += other.state_s * n;
+        self.communication_s += other.communication_s * n;
+        self.elementwise_s += other.elementwise_s * n;
+    }
 
-#[derive(Debug, Clone, PartialEq)]
-struct Product {
-    n: f64,
-    k: f64,
-    count: f64,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Attention {
-    Heads {
-        shape: AttentionShape,
-        decode: Decode,
-        context: Context,
-        window: Option<f64>,
-    },
-    Latent {
-        heads: f64,
-        width: f64,
-        kv_bytes: f64,
-        decode: Decode,
-        context: Context,
-        sparse: bool,
-    },
-    Indexer {
-        bytes_per_token: f64,
-    },
-    State {
-        bytes_per_sequence: f64,
-        flops_per_token: f64,
-    },
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Stack {
-    layers: f64,
-    products: Vec<Product>,
-    router: Vec<Product>,
-    experts: Option<(ExpertShape, Moe)>,
-    attention: Vec<Attention>,
-    elementwise_bytes_per_token: f64,
-    reductions: f64,
+    fn scaled(&self, n: f64) -> Self {
+        let mut scaled = Self::default();
+        scaled.add(self, n);
+        scaled
+    }
 }
 
 /// The kernels of a model on one GPU, ready to be timed for any batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepModel {
-    gpu: GpuSpec,
+    pub(super) gpu: GpuSpec,
+    pub(super) options: StepOptions,
+    pub(super) tuning: Tuning,
     floor_s: f64,
+    elementwise_bandwidth: f64,
     gemm: Gemm,
     gemm16: Gemm,
-    linear: Format,
-    linear16: Format,
-    experts: Format,
+    pub(super) linear: Format,
+    pub(super) linear16: Format,
+    pub(super) experts: Format,
     reduce: Option<AllReduce>,
-    hidden: f64,
-    head: Product,
-    stacks: Vec<Stack>,
+    exchange: Option<AllReduce>,
+    pub(super) hidden: f64,
+    pub(super) head: Product,
+    pub(super) stacks: Vec<Stack>,
 }
 
 impl StepModel {
@@ -234,45 +213,130 @@ impl StepModel {
     /// # Errors
     /// If the parallel sizes are zero, or the calibration lacks a kernel that the model needs.
     pub fn new(model: &Model, calibration: &Calibration, options: StepOptions) -> Result<Self> {
-        if options.tp == 0 || options.ep == 0 {
+        Self::tuned(model, calibration, options, Tuning::default())
+    }
+
+    /// The same with other factors between kernels and server.
+    ///
+    /// # Errors
+    /// As [`StepModel::new`].
+    pub fn tuned(
+        model: &Model,
+        calibration: &Calibration,
+        options: StepOptions,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        if [options.tp, options.ep, options.pp, options.expert_dp].contains(&0) {
             return Err(Error::input("parallel sizes must be at least 1"));
         }
-        let gpu = calibration.spec;
-        let mut stacks: Vec<(&Layer, Stack)> = Vec::new();
-        for layer in &model.layers {
-            if let Some((_, stack)) = stacks.iter_mut().find(|(seen, _)| *seen == layer) {
-                stack.layers += 1.0;
-            } else {
-                stacks.push((layer, stack(model, layer, calibration, options)?));
-            }
+        if let Some(s) = options.speculation
+            && !((0.0..=1.0).contains(&s.acceptance) && (1..=64).contains(&s.tokens))
+        {
+            return Err(Error::input(format!(
+                "speculation of {} tokens with acceptance {} cannot be timed: expected 1 to 64 tokens and 0 to 1",
+                s.tokens, s.acceptance
+            )));
         }
-        let reduce = if options.tp > 1 {
-            Some(calibration.all_reduce(options.engine, options.tp)?)
-        } else {
-            None
+        let gpu = calibration.spec;
+        let reduce = |ranks: u64| -> Result<Option<AllReduce>> {
+            (ranks > 1)
+                .then(|| calibration.all_reduce(options.engine, ranks))
+                .transpose()
         };
         Ok(Self {
             gpu,
+            options,
+            tuning,
             floor_s: calibration.defaults.kernel_floor_s,
+            elementwise_bandwidth: tuning
+                .elementwise_bandwidth
+                .unwrap_or(calibration.defaults.elementwise_bw_eff),
             gemm: calibration.gemm(options.linear.gemm_key())?,
             gemm16: calibration.gemm("bfloat16")?,
             linear: options.linear.format(&gpu),
             linear16: Precision::Bf16.format(&gpu),
             experts: options.experts.format(&gpu),
-            reduce,
+            reduce: reduce(options.tp)?,
+            exchange: reduce(options.expert_dp)?,
             hidden: model.hidden_size as f64,
             head: Product {
                 n: model.vocab_size.div_ceil(options.tp) as f64,
                 k: model.hidden_size as f64,
                 count: 1.0,
             },
-            stacks: stacks.into_iter().map(|(_, stack)| stack).collect(),
+            stacks: stacks(model, calibration, options, &tuning)?,
         })
     }
 
+    /// Tokens that a decoding sequence gains in one step on average; 1 without speculation.
+    pub fn tokens_per_step(&self) -> f64 {
+        self.options.speculation.map_or(1.0, |s| s.tokens_per_step())
+    }
+
     /// The time of one step; zero for an empty batch.
+    ///
+    /// Under pipeline parallelism a step is one round in which every micro-batch passes all stages: its length is the
+    /// full depth for the largest micro-batch. Under speculation a step stands for one token a sequence, so that what
+    /// decoding costs is divided by the tokens gained.
     pub fn time(&self, batch: &Batch<'_>) -> StepTime {
-        let tokens = batch.tokens();
+        if batch.tokens() <= 0.0 {
+            return StepTime::default();
+        }
+        if self.options.pp <= 1 {
+            return self.speculative(batch);
+        }
+        let stages = self.options.pp;
+        let chunks = (batch.prefill_tokens() / self.options.max_batched_tokens as f64)
+            .ceil()
+            .clamp(1.0, stages as f64);
+        let share: Vec<Prefill> = batch
+            .prefills
+            .iter()
+            .map(|p| Prefill {
+                new_tokens: p.new_tokens.div_ceil(whole(chunks)),
+                past_tokens: p.past_tokens,
+            })
+            .collect();
+        let micro = Batch {
+            decode_sequences: batch.decode_sequences.div_ceil(stages),
+            decode_context_tokens: batch.mean_context() * batch.decode_sequences.div_ceil(stages) as f64,
+            prefills: &share,
+            peer_tokens: batch.peer_tokens / stages as f64,
+        };
+        let mut t = self.speculative(&micro);
+        // Point-to-point sends of the hidden states between stages.
+        t.communication_s +=
+            (stages - 1) as f64 * (self.floor_s * 2.0 + micro.tokens() * self.hidden * 2.0 / self.gpu.link);
+        t
+    }
+
+    fn speculative(&self, batch: &Batch<'_>) -> StepTime {
+        let Some(s) = self.options.speculation else {
+            return self.forward(batch, 1.0);
+        };
+        if batch.decode_sequences == 0 {
+            return self.forward(batch, 1.0);
+        }
+        let width = f64::from(s.tokens) + 1.0;
+        let decode = Batch {
+            prefills: &[],
+            ..*batch
+        };
+        let checked = self.forward(&decode, width);
+        let mut t = self.forward(batch, width);
+        // The prompt's part counts once, the decoding part once for every token it yields.
+        let gained = self.tokens_per_step();
+        t.add(&checked, 1.0 / gained - 1.0);
+        let drafted = self
+            .forward(&decode, 1.0)
+            .scaled(s.draft_share * f64::from(s.tokens) / gained);
+        t.add(&drafted, 1.0);
+        t
+    }
+
+    /// One pass through all layers, with `width` tokens for each decoding sequence.
+    fn forward(&self, batch: &Batch<'_>, width: f64) -> StepTime {
+        let tokens = batch.decode_sequences as f64 * width + batch.prefill_tokens();
         let mut total = StepTime::default();
         if tokens <= 0.0 {
             return total;
@@ -281,26 +345,32 @@ impl StepModel {
         for stack in &self.stacks {
             let product =
                 |c: &Gemm, f: Format, p: &Product| kernel::gemm(c, gpu, f, tokens, p.n, p.k) * p.count;
+            let linear = |c: &Gemm, f: Format, products: &[Product]| -> f64 {
+                products.iter().map(|p| product(c, f, p)).sum()
+            };
             let mut t = StepTime {
-                linear_s: stack
-                    .products
-                    .iter()
-                    .map(|p| product(&self.gemm, self.linear, p))
-                    .sum::<f64>()
-                    + stack
-                        .router
-                        .iter()
-                        .map(|p| product(&self.gemm16, self.linear16, p))
-                        .sum::<f64>(),
-                elementwise_s: tuned::SMALL_KERNELS * self.floor_s
-                    + tokens * stack.elementwise_bytes_per_token / (gpu.bw * tuned::ELEMENTWISE_BANDWIDTH),
+                linear_s: linear(&self.gemm, self.linear, &stack.products)
+                    + linear(&self.gemm16, self.linear16, &stack.router),
+                elementwise_s: self.tuning.small_kernels * self.floor_s
+                    + tokens * stack.elementwise_bytes_per_token / (gpu.bw * self.elementwise_bandwidth),
                 ..StepTime::default()
             };
-            if let Some((shape, moe)) = &stack.experts {
-                t.experts_s = kernel::experts(moe, gpu, self.experts, *shape, tokens);
+            if let Some(experts) = &stack.experts {
+                let all = tokens + batch.peer_tokens;
+                t.experts_s = experts.penalty
+                    * experts
+                        .fits
+                        .iter()
+                        .map(|fit| kernel::experts(fit, gpu, self.experts, experts.shape, all))
+                        .fold(f64::INFINITY, f64::min);
+                if let Some(exchange) = &self.exchange {
+                    // Tokens are gathered from all ranks before the experts and scattered after them: together as
+                    // much traffic as one sum.
+                    t.communication_s += kernel::all_reduce(exchange, all * self.hidden * 2.0);
+                }
             }
             for attention in &stack.attention {
-                let seconds = attention_time(attention, gpu, self.floor_s, batch);
+                let seconds = attention_time(attention, gpu, self.floor_s, &self.tuning, batch);
                 if matches!(attention, Attention::State { .. }) {
                     t.state_s += seconds;
                 } else {
@@ -308,17 +378,13 @@ impl StepModel {
                 }
             }
             if let Some(reduce) = &self.reduce {
-                t.communication_s = stack.reductions * kernel::all_reduce(reduce, tokens * self.hidden * 2.0);
+                t.communication_s +=
+                    stack.reductions * kernel::all_reduce(reduce, tokens * self.hidden * 2.0);
             }
-            total.linear_s += t.linear_s * stack.layers;
-            total.experts_s += t.experts_s * stack.layers;
-            total.attention_s += t.attention_s * stack.layers;
-            total.state_s += t.state_s * stack.layers;
-            total.communication_s += t.communication_s * stack.layers;
-            total.elementwise_s += t.elementwise_s * stack.layers;
+            total.add(&t, stack.layers);
         }
         // Logits are computed for the sampled positions only, in 16 bits.
-        let sampled = (batch.decode_sequences as f64 + batch.prefills.len() as f64).max(1.0);
+        let sampled = (batch.decode_sequences as f64 * width + batch.prefills.len() as f64).max(1.0);
         total.linear_s += kernel::gemm(
             &self.gemm16,
             gpu,
@@ -331,247 +397,11 @@ impl StepModel {
     }
 }
 
-fn attention_time(attention: &Attention, gpu: &GpuSpec, floor_s: f64, batch: &Batch<'_>) -> f64 {
-    let sequences = batch.decode_sequences as f64;
-    let context = if sequences > 0.0 {
-        batch.decode_context_tokens / sequences
-    } else {
-        0.0
-    };
-    let mut seconds = 0.0;
-    match attention {
-        Attention::Heads {
-            shape,
-            decode,
-            context: prefill,
-            window,
-        } => {
-            let seen = window.map_or(context, |w| context.min(w));
-            if sequences > 0.0 {
-                seconds += kernel::attention_decode(decode, gpu, *shape, sequences, seen);
-            }
-            for p in batch.prefills {
-                let (new, past) = (p.new_tokens as f64, p.past_tokens as f64);
-                seconds += kernel::attention_prefill(prefill, gpu, *shape, new, past, *window);
-            }
-        }
-        Attention::Latent {
-            heads,
-            width,
-            kv_bytes,
-            decode,
-            context: prefill,
-            sparse,
-        } => {
-            let seen = if *sparse {
-                context.min(tuned::SPARSE_TOKENS)
-            } else {
-                context
-            };
-            if sequences > 0.0 {
-                seconds += kernel::latent_decode(decode, gpu, *heads, *width, *kv_bytes, sequences, seen);
-            }
-            // Prefill expands the latent to ordinary heads of 192/128.
-            let shape = AttentionShape {
-                heads: *heads,
-                kv_heads: *heads,
-                head_dim: 160.0,
-                kv_bytes: 2.0,
-            };
-            let window = sparse.then_some(tuned::SPARSE_TOKENS);
-            for p in batch.prefills {
-                let (new, past) = (p.new_tokens as f64, p.past_tokens as f64);
-                seconds += kernel::attention_prefill(prefill, gpu, shape, new, past, window);
-            }
-        }
-        Attention::Indexer { bytes_per_token } => {
-            seconds += floor_s + batch.decode_context_tokens * bytes_per_token / (gpu.bw * 0.7);
-            for p in batch.prefills {
-                let pairs = (p.past_tokens as f64 + p.new_tokens as f64 / 2.0) * p.new_tokens as f64;
-                seconds += pairs * bytes_per_token * 64.0 / (gpu.f16 * 0.5);
-            }
-        }
-        Attention::State {
-            bytes_per_sequence,
-            flops_per_token,
-        } => {
-            let active = sequences + batch.prefills.len() as f64;
-            seconds += 2.0 * floor_s + 2.0 * active * bytes_per_sequence / (gpu.bw * tuned::STATE_BANDWIDTH);
-            let prefill: f64 = batch.prefills.iter().map(|p| p.new_tokens as f64).sum();
-            seconds += prefill * flops_per_token / (gpu.f16 * tuned::STATE_RATE);
-        }
-    }
-    seconds
-}
-
-/// Share of `n` that one of `ranks` holds.
-fn share(n: u64, ranks: u64) -> f64 {
-    n.div_ceil(ranks) as f64
-}
-
-fn stack(model: &Model, layer: &Layer, calibration: &Calibration, o: StepOptions) -> Result<Stack> {
-    let mut s = Stack {
-        layers: 1.0,
-        products: Vec::new(),
-        router: Vec::new(),
-        experts: None,
-        attention: Vec::new(),
-        elementwise_bytes_per_token: model.hidden_size as f64 * 2.0 * 8.0,
-        reductions: 0.0,
-    };
-    let mut query_heads = model.num_attention_heads;
-    for weight in &layer.weights {
-        // Where queries carry an output gate, their projection counts every head twice.
-        if let Op::Qkv { heads, .. } = weight.op
-            && heads != 2 * model.num_attention_heads
-        {
-            query_heads = heads;
-        }
-        add_weight(&mut s, weight, calibration, o)?;
-    }
-    for cache in &layer.caches {
-        add_cache(&mut s, &cache.kind, query_heads, calibration, o)?;
-    }
-    Ok(s)
-}
-
-fn add_weight(s: &mut Stack, weight: &Weight, calibration: &Calibration, o: StepOptions) -> Result<()> {
-    if matches!(
-        weight.role,
-        Role::Tower | Role::Embedding | Role::Head | Role::Norm
-    ) {
-        return Ok(());
-    }
-    let count = weight.count as f64;
-    match weight.shard(&o.parallel())? {
-        Shard::Linear { inputs, outputs, .. } => {
-            let n: u64 = outputs.iter().sum();
-            if matches!(
-                weight.op,
-                Op::Linear {
-                    split: Split::Row,
-                    ..
-                }
-            ) {
-                s.reductions += 1.0;
-            }
-            // A small kernel reads and writes what comes out of a fused projection (rotary embedding, activation).
-            s.elementwise_bytes_per_token += n as f64 * 2.0 * 1.5;
-            let product = Product {
-                n: n as f64,
-                k: inputs as f64,
-                count,
-            };
-            if weight.role == Role::Router {
-                s.router.push(product);
-            } else {
-                s.products.push(product);
-            }
-        }
-        Shard::Experts { hidden, .. } => {
-            let Op::Experts {
-                experts,
-                top_k,
-                intermediate,
-                gated,
-                ..
-            } = weight.op
-            else {
-                return Ok(());
-            };
-            let (moe, _) = calibration.moe(o.engine, o.experts.moe_key())?;
-            let shape = ExpertShape {
-                experts: experts as f64,
-                top_k: top_k as f64,
-                hidden: hidden as f64,
-                intermediate: intermediate as f64,
-                matrices: if gated { 3.0 } else { 2.0 },
-                tp: if o.ep > 1 { 1.0 } else { o.tp as f64 },
-                ep: o.ep as f64,
-            };
-            s.reductions += 1.0;
-            s.experts = Some((
-                shape,
-                Moe {
-                    t0_s: moe.t0_s * tuned::MOE_FLOOR,
-                    ..moe
-                },
-            ));
-        }
-        Shard::Vocab { .. } | Shard::Plain { .. } => {}
-    }
-    Ok(())
-}
-
-fn add_cache(
-    s: &mut Stack,
-    kind: &CacheKind,
-    query_heads: u64,
-    calibration: &Calibration,
-    o: StepOptions,
-) -> Result<()> {
-    let heads_of = |h: &Heads, window: Option<u64>| -> Result<Attention> {
-        let fp8 = o.kv_fp8 && h.follows_kv_dtype;
-        Ok(Attention::Heads {
-            shape: AttentionShape {
-                heads: share(query_heads, o.tp),
-                kv_heads: share(h.kv_heads, o.tp).max(1.0),
-                head_dim: u64::midpoint(h.head_dim, h.head_dim_v) as f64,
-                kv_bytes: if fp8 { 1.0 } else { 2.0 },
-            },
-            decode: calibration.decode(fp8, h.head_dim)?,
-            context: calibration.context(h.head_dim)?,
-            window: window.map(|w| w as f64),
-        })
-    };
-    let attention = match kind {
-        CacheKind::Full(h) | CacheKind::Cross(h) => heads_of(h, None)?,
-        CacheKind::Sliding { heads, window } => heads_of(heads, Some(*window))?,
-        CacheKind::Chunked { heads, chunk } => heads_of(heads, Some(*chunk))?,
-        CacheKind::Latent { width, sparse, .. } => Attention::Latent {
-            heads: share(query_heads, o.tp),
-            width: *width as f64,
-            kv_bytes: if o.kv_fp8 { 1.0 } else { 2.0 },
-            decode: calibration.latent_decode(o.kv_fp8)?,
-            context: calibration.context(128)?,
-            sparse: *sparse,
-        },
-        CacheKind::Indexer { bytes_per_token, .. } => Attention::Indexer {
-            bytes_per_token: *bytes_per_token as f64,
-        },
-        CacheKind::State(state) => {
-            let (elements, flops_per_token) = state_work(state);
-            Attention::State {
-                bytes_per_sequence: elements * 2.0 / o.tp as f64,
-                flops_per_token: flops_per_token / o.tp as f64,
-            }
-        }
-        // Other caches (compressed, convolution windows) are read like a latent of their own size.
-        _ => return Ok(()),
-    };
-    s.attention.push(attention);
-    Ok(())
-}
-
-/// Elements of a recurrent state and floating-point operations a token of its update.
-fn state_work(state: &State) -> (f64, f64) {
-    let (a, b, c) = match state {
-        State::Mamba1 { inner, state, .. } => (*inner, *state, 1),
-        State::Mamba2 {
-            heads,
-            head_dim,
-            state,
-            ..
-        } => (*heads, *head_dim, *state),
-        State::GatedDelta {
-            v_heads,
-            v_dim,
-            k_dim,
-            ..
-        } => (*v_heads, *v_dim, *k_dim),
-        State::Kda { heads, dim, .. } | State::Linear { heads, dim, .. } => (*heads, *dim, *dim),
-        State::ShortConv { hidden, kernel } => (*hidden, *kernel, 1),
-    };
-    let elements = a as f64 * b as f64 * c as f64;
-    (elements, 6.0 * elements)
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a small positive whole number"
+)]
+fn whole(x: f64) -> u64 {
+    x as u64
 }
