@@ -23,6 +23,7 @@
 //! ```
 
 mod feed;
+pub mod step;
 
 use std::collections::VecDeque;
 

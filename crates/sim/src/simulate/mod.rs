@@ -2,18 +2,33 @@
 //!
 //! [`run`] drives the same [`Scheduler`](crate::sched::vllm::Scheduler) as the replay, but a step takes as long as
 //! [`StepModel`](crate::cost::StepModel) says for what the step computed. With [`StepClock::Fixed`] it is the replay:
-//! the same events in the same order (a test holds the two together).
+//! the same events in the same order (a test holds the two together). SGLang's scheduler
+//! ([`SteppedScheduler`](crate::sched::sglang::step::SteppedScheduler)) runs on the same clock.
 //!
-//! Models: chunked prefill, prefix caching, preemption by recompute, priorities, open and closed loops, host time a
-//! step and a request. Does not model: networks between client and server, clients that hang up, speculative decoding.
+//! Several engines stand behind a router: independent replicas each have a clock of their own, the loop always advances
+//! the one that is furthest behind; data-parallel ranks that share experts step together, as long as the slowest.
+//!
+//! Models: chunked prefill, prefix caching, preemption by recompute, priorities, open and closed loops, sessions with
+//! thinking time, routing, host time a step and a request. Does not model: networks between client and server, clients
+//! that hang up, prefill and decode on different engines, host tiers of the cache.
 
+mod engine;
+mod record;
+mod replica;
+mod router;
 mod run;
 mod summary;
 mod workload;
+mod worst;
 
-pub use run::{Deployment, HostTimes, Run, Sample, StepClock, run};
+pub use record::{HostTimes, Record, Run, Sample};
+pub use router::Routing;
+pub use run::{Deployment, EngineConfig, StepClock, run};
 pub use summary::{Percentiles, Slo, Summary, TimeShares, summarize};
-pub use workload::{Arrivals, Lengths, closed_loop, open_loop};
+pub use workload::{Arrivals, Lengths, closed_loop, open_loop, sessions};
+pub use worst::{Cause, Worst, worst};
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,22 @@
-//! The event loop: scheduler steps on a clock.
+//! The event loop: arrivals, a router, and replicas that each step on their own clock.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use kvwise_core::{Error, Result};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
 
+use super::engine::{Counters, EngineState, SglangEngine, VllmEngine};
+use super::record::{HostTimes, Record, Run, Sample};
+use super::replica::{Ended, Replica};
+use super::router::{Load, Router, Routing};
 use super::workload::Arrivals;
-use crate::cost::{Batch, Prefill, StepModel, StepTime};
-use crate::replay::vllm::{Isolation, TraceContent};
-use crate::sched::vllm::{
-    Admission, BlockTables, NewRequest, Rejection, Scheduler, SchedulerConfig, SchedulerEvents,
-};
+use crate::cost::StepModel;
+use crate::replay::vllm::Isolation;
+use crate::sched::sglang::step::StepConfig;
+use crate::sched::vllm::{SchedulerConfig, SchedulerEvents};
 use crate::trace::Trace;
-use kvwise_cache::pool::BlockId;
 
 /// How long a step takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,204 +27,220 @@ pub enum StepClock<'a> {
     Fixed(f64),
 }
 
-/// Host time that the GPU's kernels do not show.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HostTimes {
-    /// Scheduling, input preparation and sampling of a step, seconds.
-    pub step_s: f64,
-    /// The same for each sequence of the step, seconds.
-    pub sequence_s: f64,
-    /// HTTP, tokenisation and hand-over of a request before its first token, seconds.
-    pub request_s: f64,
+/// Scheduler and pool of one engine.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineConfig {
+    /// vLLM's.
+    Vllm(SchedulerConfig),
+    /// SGLang's.
+    Sglang(StepConfig),
 }
 
-impl Default for HostTimes {
-    /// Fitted to served points (see the accuracy page): 0.2 ms a step, 20 ms a request.
-    fn default() -> Self {
-        Self {
-            step_s: 2.0e-4,
-            sequence_s: 0.0,
-            request_s: 0.020,
-        }
-    }
-}
-
-/// An engine with its pool, scheduler and clock.
+/// Engines behind a router, with their pools, schedulers and clock.
 #[derive(Debug, Clone)]
 pub struct Deployment<'a> {
-    /// Scheduler and pool.
-    pub scheduler: SchedulerConfig,
+    /// Scheduler and pool of each engine.
+    pub engine: EngineConfig,
     /// Step times.
     pub clock: StepClock<'a>,
     /// Host times; zero under [`StepClock::Fixed`].
     pub host: HostTimes,
     /// What separates prefixes besides salts.
     pub isolation: Isolation,
+    /// Independent replicas.
+    pub replicas: u32,
+    /// Data-parallel ranks of a replica that share experts and step together.
+    pub ranks: u32,
+    /// Which engine a request is sent to.
+    pub routing: Routing,
+    /// Whether the first-principles lower bound is computed beside each step.
+    pub bounds: bool,
 }
 
-/// What happened to one request; times in seconds from the start, NaN where it never came so far.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Record {
-    /// Arrival.
-    pub arrival_s: f64,
-    /// First admission.
-    pub admitted_s: f64,
-    /// First token, host time included.
-    pub first_token_s: f64,
-    /// Last token.
-    pub finished_s: f64,
-    /// Prompt tokens.
-    pub input_tokens: u32,
-    /// Generated tokens.
-    pub output_tokens: u32,
-    /// Prompt tokens found in the cache at first admission.
-    pub hit_tokens: u32,
-    /// Preemptions.
-    pub preemptions: u32,
-    /// Whether it could never run.
-    pub rejected: bool,
-}
-
-/// State of the engine at one time.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
-    /// Seconds from the start.
-    pub time_s: f64,
-    /// Running requests.
-    pub running: u32,
-    /// Waiting requests.
-    pub waiting: u32,
-    /// Share of the pool in use.
-    pub kv_usage: f64,
-    /// Tokens found in the cache so far over tokens looked up.
-    pub hit_rate: f64,
-}
-
-/// Everything a simulation recorded.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Run {
-    /// One a request, in the trace's order.
-    pub records: Vec<Record>,
-    /// At most a few thousand samples, evenly thinned.
-    pub series: Vec<Sample>,
-    /// Gaps between tokens: seconds and how many tokens had it.
-    pub gaps: Vec<(f64, u64)>,
-    /// Busy time by kind.
-    pub busy: StepTime,
-    /// Host time, seconds.
-    pub host_s: f64,
-    /// Time with nothing to do, seconds.
-    pub idle_s: f64,
-    /// End of the last request, seconds.
-    pub end_s: f64,
-    /// Scheduler steps.
-    pub steps: u64,
-    /// Preemptions.
-    pub preemptions: u64,
-    /// Tokens found in the cache and tokens looked up at first admissions.
-    pub hit_tokens: u64,
-    /// Tokens looked up at first admissions.
-    pub query_tokens: u64,
-    /// Mean share of the pool in use over busy time.
-    pub kv_usage_mean: f64,
-    /// Largest share of the pool in use.
-    pub kv_usage_peak: f64,
-}
-
-/// Collects what a step reports, until its end time is known.
-#[derive(Debug, Default)]
-struct StepEvents<E> {
-    admitted: Vec<(u32, u32, bool)>,
-    first_tokens: Vec<u32>,
-    finished: Vec<(u32, u32, u32)>,
-    rejected: Vec<u32>,
-    prefills: Vec<Prefill>,
-    inner: E,
-}
-
-impl<E: SchedulerEvents> SchedulerEvents for StepEvents<E> {
-    const EVICTIONS: bool = E::EVICTIONS;
-    fn evicted(&mut self, step: u64, block: BlockId) {
-        self.inner.evicted(step, block);
-    }
-    fn admitted(&mut self, step: u64, admission: &Admission, blocks: &BlockTables<'_>) {
-        self.admitted
-            .push((admission.tag, admission.hit_tokens, admission.resumed));
-        self.inner.admitted(step, admission, blocks);
-    }
-    fn preempted(&mut self, step: u64, tag: u32, computed_tokens: u32, blocks: &BlockTables<'_>) {
-        self.inner.preempted(step, tag, computed_tokens, blocks);
-    }
-    fn finished(&mut self, step: u64, tag: u32, generated: u32, preemptions: u32, blocks: &BlockTables<'_>) {
-        self.finished.push((tag, generated, preemptions));
-        self.inner.finished(step, tag, generated, preemptions, blocks);
-    }
-    fn rejected(&mut self, step: u64, tag: u32, reason: Rejection) {
-        self.rejected.push(tag);
-        self.inner.rejected(step, tag, reason);
-    }
-    fn prefilled(&mut self, step: u64, tag: u32, new_tokens: u32, past_tokens: u32, done: bool) {
-        if new_tokens > 0 {
-            self.prefills.push(Prefill {
-                new_tokens: new_tokens.into(),
-                past_tokens: past_tokens.into(),
-            });
+impl<'a> Deployment<'a> {
+    /// One engine.
+    pub fn new(engine: EngineConfig, clock: StepClock<'a>) -> Self {
+        let host = match engine {
+            EngineConfig::Vllm(_) => HostTimes::VLLM,
+            EngineConfig::Sglang(_) => HostTimes::SGLANG,
+        };
+        Self {
+            engine,
+            clock,
+            host,
+            isolation: Isolation::default(),
+            replicas: 1,
+            ranks: 1,
+            routing: Routing::default(),
+            bounds: false,
         }
-        if done {
-            self.first_tokens.push(tag);
-        }
-        self.inner.prefilled(step, tag, new_tokens, past_tokens, done);
     }
 }
 
-/// Steps between two looks at the clock while nothing but decoding happens: the context grows by this much at most,
-/// so that timing the middle of the stretch is exact for attention that is linear in the context.
-const MAX_STRETCH: u32 = 256;
 /// Most samples of the series.
 const MAX_SAMPLES: usize = 2048;
+/// Most engines behind one router.
+const MAX_ENGINES: u32 = 1024;
 
-/// Runs `trace` on `deployment`; `events` hears everything that the scheduler reports.
+/// Runs `trace` on `deployment`; `events` hears everything that vLLM's scheduler reports.
 ///
 /// # Errors
-/// If the scheduler's settings are refused, the concurrency or the speed is not positive, or the trace lacks the
-/// times that `arrivals` needs.
+/// If the scheduler's settings are refused, the concurrency or the speed is not positive, the trace lacks the times
+/// or sessions that `arrivals` needs, or there are more engines than one while events are asked for by anything but
+/// `()`.
 pub fn run<E: SchedulerEvents>(
     trace: &Trace,
     deployment: &Deployment<'_>,
     arrivals: Arrivals,
     events: E,
 ) -> Result<(Run, E)> {
-    let mut driver = Driver::new(trace, deployment, arrivals, events)?;
-    driver.drive();
-    Ok((driver.run, driver.events.inner))
+    let mut events = events;
+    let run = drive(trace, deployment, arrivals, &mut events)?;
+    Ok((run, events))
 }
 
-struct Driver<'a, E> {
-    trace: &'a Trace,
-    deployment: &'a Deployment<'a>,
+/// Passes events on to an observer that outlives the engine.
+struct Relay<'e, E>(&'e mut E);
+
+impl<E: SchedulerEvents> SchedulerEvents for Relay<'_, E> {
+    const EVICTIONS: bool = E::EVICTIONS;
+    fn evicted(&mut self, step: u64, block: kvwise_cache::pool::BlockId) {
+        self.0.evicted(step, block);
+    }
+    fn admitted(
+        &mut self,
+        step: u64,
+        admission: &crate::sched::vllm::Admission,
+        blocks: &crate::sched::vllm::BlockTables<'_>,
+    ) {
+        self.0.admitted(step, admission, blocks);
+    }
+    fn preempted(&mut self, step: u64, tag: u32, tokens: u32, blocks: &crate::sched::vllm::BlockTables<'_>) {
+        self.0.preempted(step, tag, tokens, blocks);
+    }
+    fn finished(
+        &mut self,
+        step: u64,
+        tag: u32,
+        generated: u32,
+        preemptions: u32,
+        blocks: &crate::sched::vllm::BlockTables<'_>,
+    ) {
+        self.0.finished(step, tag, generated, preemptions, blocks);
+    }
+    fn rejected(&mut self, step: u64, tag: u32, reason: crate::sched::vllm::Rejection) {
+        self.0.rejected(step, tag, reason);
+    }
+}
+
+fn drive<E: SchedulerEvents>(
+    trace: &Trace,
+    deployment: &Deployment<'_>,
     arrivals: Arrivals,
-    order: Option<Vec<u32>>,
-    scheduler: Scheduler,
-    content: TraceContent<'a>,
-    events: StepEvents<E>,
-    run: Run,
-    now_s: f64,
-    step: u64,
-    next: u32,
-    open: u32,
-    sample_every_s: f64,
-    next_sample_s: f64,
-    usage_area: f64,
-    busy_s: f64,
+    events: &mut E,
+) -> Result<Run> {
+    let engines = deployment.replicas.saturating_mul(deployment.ranks);
+    if !(1..=MAX_ENGINES).contains(&engines) {
+        return Err(Error::input(format!(
+            "{} replicas of {} ranks are not simulated: expected 1 to {MAX_ENGINES} engines",
+            deployment.replicas, deployment.ranks
+        )));
+    }
+    let mut replicas = Vec::new();
+    let mut relay = Some(Relay(events));
+    for _ in 0..deployment.replicas {
+        let mut ranks: Vec<Box<dyn EngineState + '_>> = Vec::new();
+        for _ in 0..deployment.ranks {
+            ranks.push(match &deployment.engine {
+                EngineConfig::Vllm(config) => match relay.take() {
+                    Some(relay) if engines == 1 => {
+                        Box::new(VllmEngine::new(trace, config, deployment.isolation, relay)?)
+                    }
+                    _ => Box::new(VllmEngine::new(trace, config, deployment.isolation, ())?),
+                },
+                EngineConfig::Sglang(config) => Box::new(SglangEngine::new(trace, *config)?),
+            });
+        }
+        replicas.push(Replica::new(
+            ranks,
+            deployment.clock,
+            deployment.host,
+            deployment.bounds,
+        ));
+    }
+    let mut cluster = Cluster {
+        trace,
+        source: Source::new(trace, arrivals)?,
+        router: Router::new(deployment.routing),
+        loads: Vec::new(),
+        replicas,
+        ranks: deployment.ranks as usize,
+        run: Run {
+            records: vec![Record::BLANK; trace.len()],
+            ..Run::default()
+        },
+        ended: Ended::default(),
+        sample_every_s: 0.0,
+        next_sample_s: 0.0,
+    };
+    cluster.drive()?;
+    Ok(cluster.run)
 }
 
-impl<'a, E: SchedulerEvents> Driver<'a, E> {
-    fn new(trace: &'a Trace, deployment: &'a Deployment<'a>, arrivals: Arrivals, events: E) -> Result<Self> {
-        let order = match arrivals {
-            Arrivals::Closed { concurrency: 0 } => {
-                return Err(Error::input("--concurrency is 0, expected at least 1"));
+/// A time that orders, for heaps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Time(f64);
+
+impl Eq for Time {}
+
+impl PartialOrd for Time {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Time {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// Says which request arrives next, and when.
+struct Source {
+    arrivals: Arrivals,
+    /// Rows in the order of their arrival; as they stand if none is given.
+    order: Option<Vec<u32>>,
+    requests: u32,
+    next: u32,
+    /// Places of a closed loop that nobody has taken yet.
+    unused: u32,
+    /// When places of a closed loop became free again.
+    free: BinaryHeap<Reverse<Time>>,
+    /// Next turn of each request that has one.
+    turns: Vec<Option<u32>>,
+    /// Turns whose time is known.
+    ready: BinaryHeap<Reverse<(Time, u32)>>,
+    random: Pcg64,
+}
+
+impl Source {
+    fn new(trace: &Trace, arrivals: Arrivals) -> Result<Self> {
+        let mut source = Self {
+            arrivals,
+            order: None,
+            requests: trace.request_count(),
+            next: 0,
+            unused: 0,
+            free: BinaryHeap::new(),
+            turns: Vec::new(),
+            ready: BinaryHeap::new(),
+            random: Pcg64::seed_from_u64(0),
+        };
+        match arrivals {
+            Arrivals::Closed { concurrency } => {
+                check_concurrency(concurrency)?;
+                source.unused = concurrency;
             }
-            Arrivals::Closed { .. } => None,
             Arrivals::Trace { speed } => {
                 if !(speed.is_finite() && speed > 0.0) {
                     return Err(Error::input(format!(
@@ -230,60 +253,52 @@ impl<'a, E: SchedulerEvents> Driver<'a, E> {
                             .hint("pass --concurrency N for a closed loop"),
                     );
                 }
-                trace.arrival_order()
+                source.order = trace.arrival_order();
             }
-        };
-        let groups = u32::try_from(deployment.scheduler.groups.len())
-            .map_err(|_| Error::overflow("the number of groups"))?;
-        let hash_block_size = Scheduler::new(
-            SchedulerConfig {
-                num_blocks: 2,
-                ..deployment.scheduler.clone()
-            },
-            0,
-        )?
-        .hash_block_size();
-        let content = TraceContent::new(trace, hash_block_size, groups, deployment.isolation)?;
-        let scheduler = Scheduler::new(deployment.scheduler.clone(), content.expected_keys())?;
-        let blank = Record {
-            arrival_s: f64::NAN,
-            admitted_s: f64::NAN,
-            first_token_s: f64::NAN,
-            finished_s: f64::NAN,
-            input_tokens: 0,
-            output_tokens: 0,
-            hit_tokens: 0,
-            preemptions: 0,
-            rejected: false,
-        };
-        Ok(Self {
-            trace,
-            deployment,
-            arrivals,
-            order,
-            scheduler,
-            content,
-            events: StepEvents {
-                admitted: Vec::new(),
-                first_tokens: Vec::new(),
-                finished: Vec::new(),
-                rejected: Vec::new(),
-                prefills: Vec::new(),
-                inner: events,
-            },
-            run: Run {
-                records: vec![blank; trace.len()],
-                ..Run::default()
-            },
-            now_s: 0.0,
-            step: 0,
-            next: 0,
-            open: 0,
-            sample_every_s: 0.0,
-            next_sample_s: 0.0,
-            usage_area: 0.0,
-            busy_s: 0.0,
-        })
+            Arrivals::Sessions {
+                concurrency,
+                think_s,
+                seed,
+            } => {
+                check_concurrency(concurrency)?;
+                source.unused = concurrency;
+                if !(think_s.is_finite() && think_s >= 0.0) {
+                    return Err(Error::input(format!(
+                        "--think-time is {think_s}, expected seconds from 0 on"
+                    )));
+                }
+                source.random = Pcg64::seed_from_u64(seed);
+                source.by_session(trace)?;
+            }
+        }
+        Ok(source)
+    }
+
+    /// Only first turns arrive by themselves.
+    fn by_session(&mut self, trace: &Trace) -> Result<()> {
+        let order = trace
+            .arrival_order()
+            .unwrap_or_else(|| (0..trace.request_count()).collect());
+        let mut last = rustc_hash::FxHashMap::default();
+        let mut first = Vec::new();
+        self.turns = vec![None; trace.len()];
+        for row in order {
+            let Some(session) = trace.session(row as usize) else {
+                return Err(Error::input(format!(
+                    "{}: request {} belongs to no session, so nothing says what its previous turn was",
+                    trace.name(),
+                    trace.id(row as usize)
+                ))
+                .hint("leave --think-time out, or give a trace with sessions"));
+            };
+            match last.insert(session, row) {
+                Some(before) => self.turns[before as usize] = Some(row),
+                None => first.push(row),
+            }
+        }
+        self.requests = u32::try_from(first.len()).map_err(|_| Error::overflow("the number of sessions"))?;
+        self.order = Some(first);
+        Ok(())
     }
 
     fn row(&self, i: u32) -> u32 {
@@ -291,187 +306,202 @@ impl<'a, E: SchedulerEvents> Driver<'a, E> {
     }
 
     /// When the next request arrives; `None` if not before another one ends, or never.
-    fn next_arrival_s(&self) -> Option<f64> {
-        if self.next >= self.trace.request_count() {
-            return None;
+    fn next_s(&self, trace: &Trace) -> Option<f64> {
+        let turn = self.ready.peek().map(|Reverse((at, _))| at.0);
+        let fresh = if self.next >= self.requests {
+            None
+        } else if let Arrivals::Trace { speed } = self.arrivals {
+            Some(trace.arrival(self.row(self.next) as usize).unwrap_or(0.0) / speed)
+        } else if self.unused > 0 {
+            Some(0.0)
+        } else {
+            self.free.peek().map(|Reverse(at)| at.0)
+        };
+        match (turn, fresh) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
         }
+    }
+
+    /// Takes the next request.
+    fn take(&mut self, trace: &Trace) -> Option<(u32, f64)> {
+        let at = self.next_s(trace)?;
+        if let Some(Reverse((time, row))) = self.ready.peek().copied()
+            && time.0 <= at
+        {
+            self.ready.pop();
+            return Some((row, time.0));
+        }
+        if self.unused > 0 {
+            self.unused -= 1;
+        } else {
+            self.free.pop();
+        }
+        let row = self.row(self.next);
+        self.next += 1;
+        Some((row, at))
+    }
+
+    /// A request ended at `now_s`: the next turn of its session is thought out, or another may begin.
+    fn ended(&mut self, row: u32, now_s: f64) {
         match self.arrivals {
-            Arrivals::Closed { concurrency } => (self.open < concurrency).then_some(self.now_s),
-            Arrivals::Trace { speed } => {
-                Some(self.trace.arrival(self.row(self.next) as usize).unwrap_or(0.0) / speed)
+            Arrivals::Trace { .. } => {}
+            Arrivals::Sessions { think_s, .. } if self.turns[row as usize].is_some() => {
+                let share: f64 = self.random.random();
+                let thought = -think_s * (1.0 - share).ln();
+                if let Some(turn) = self.turns[row as usize] {
+                    self.ready.push(Reverse((Time(now_s + thought), turn)));
+                }
             }
+            Arrivals::Closed { .. } | Arrivals::Sessions { .. } => self.free.push(Reverse(Time(now_s))),
         }
     }
 
-    fn add_arrivals(&mut self) {
-        while let Some(at) = self.next_arrival_s() {
-            if at > self.now_s {
-                break;
-            }
-            let tag = self.row(self.next);
-            self.next += 1;
-            self.open += 1;
-            let index = tag as usize;
-            let record = &mut self.run.records[index];
-            record.arrival_s = at;
-            record.input_tokens = self.trace.input_len(index);
-            let new = NewRequest {
-                tag,
-                prompt_tokens: self.trace.input_len(index),
-                max_tokens: self.trace.output_len(index),
-                priority: self.trace.priority(index),
-            };
-            self.scheduler.add(self.step, new, &mut self.events);
-            self.take_rejections();
-        }
+    /// Whether what ends decides what arrives.
+    fn depends_on_ends(&self) -> bool {
+        !matches!(self.arrivals, Arrivals::Trace { .. })
     }
+}
 
-    fn take_rejections(&mut self) {
-        for tag in self.events.rejected.drain(..) {
-            self.run.records[tag as usize].rejected = true;
-            self.open -= 1;
-        }
+fn check_concurrency(concurrency: u32) -> Result<()> {
+    if concurrency == 0 {
+        return Err(Error::input("--concurrency is 0, expected at least 1"));
     }
+    Ok(())
+}
 
-    fn drive(&mut self) {
+struct Cluster<'a> {
+    trace: &'a Trace,
+    source: Source,
+    router: Router,
+    loads: Vec<Load>,
+    replicas: Vec<Replica<'a>>,
+    ranks: usize,
+    run: Run,
+    ended: Ended,
+    sample_every_s: f64,
+    next_sample_s: f64,
+}
+
+impl Cluster<'_> {
+    fn drive(&mut self) -> Result<()> {
+        // The clock of the replica that is furthest behind with work to do; arrivals up to it are sent first.
+        let mut now_s = 0.0_f64;
         loop {
-            self.add_arrivals();
-            if !self.scheduler.has_unfinished() {
-                match self.next_arrival_s() {
+            while let Some(at) = self.source.next_s(self.trace)
+                && at <= now_s
+            {
+                self.dispatch(now_s)?;
+            }
+            let Some(behind) = self.furthest_behind() else {
+                match self.source.next_s(self.trace) {
                     None => break,
                     Some(at) => {
-                        self.run.idle_s += (at - self.now_s).max(0.0);
-                        self.now_s = self.now_s.max(at);
+                        now_s = now_s.max(at);
+                        for replica in &mut self.replicas {
+                            self.run.idle_s += (now_s - replica.now_s).max(0.0);
+                            replica.now_s = replica.now_s.max(now_s);
+                        }
                         continue;
                     }
                 }
-            }
-            if self.skip_decoding() {
+            };
+            now_s = now_s.max(self.replicas[behind].now_s);
+            if let Some(at) = self.source.next_s(self.trace)
+                && at <= now_s
+            {
                 continue;
             }
-            self.one_step();
-        }
-        let totals = self.scheduler.totals();
-        self.run.preemptions = totals.preemptions;
-        self.run.hit_tokens = totals.hit_tokens;
-        self.run.query_tokens = totals.query_tokens;
-        self.run.steps = self.step;
-        self.run.end_s = self.now_s;
-        self.run.kv_usage_mean = if self.busy_s > 0.0 {
-            self.usage_area / self.busy_s
-        } else {
-            0.0
-        };
-        self.run.gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    }
-
-    /// Seconds of a step and what they are spent on.
-    fn step_time(&self, decoding: u64, context: f64, prefills: &[Prefill]) -> (StepTime, f64) {
-        match self.deployment.clock {
-            StepClock::Fixed(seconds) => (StepTime::default(), seconds),
-            StepClock::Model(model) => {
-                let batch = Batch {
-                    decode_sequences: decoding,
-                    decode_context_tokens: context,
-                    prefills,
-                };
-                let sequences = decoding as f64 + prefills.len() as f64;
-                let host = self.deployment.host.step_s + self.deployment.host.sequence_s * sequences;
-                (model.time(&batch), host)
-            }
-        }
-    }
-
-    /// Lets steps pass in which everybody just decodes; returns whether any did.
-    fn skip_decoding(&mut self) -> bool {
-        let idle = self.scheduler.idle_steps().min(MAX_STRETCH);
-        if idle == 0 {
-            return false;
-        }
-        let decoding = self.scheduler.num_running() as u64;
-        let context = self.scheduler.decode_context_tokens() as f64;
-        let until = self.next_arrival_s();
-        let timed = |steps: u32| {
-            let middle = context + decoding as f64 * (f64::from(steps) - 1.0) / 2.0;
-            self.step_time(decoding, middle, &[])
-        };
-        let mut steps = idle;
-        let (mut kinds, mut host) = timed(steps);
-        if let (Some(until), StepClock::Fixed(seconds)) = (until, self.deployment.clock) {
-            // Counted as the replay counts: rounding decides who arrives in time.
-            let mut at = self.now_s;
-            steps = 0;
-            while steps < idle && at < until {
-                at += seconds;
-                steps += 1;
-            }
-            if steps == 0 {
-                return false;
-            }
-        } else if let Some(until) = until {
-            // The first step that ends at or after the arrival is the last one before it is seen.
-            let seconds = kinds.total_s() + host;
-            let ahead = ((until - self.now_s) / seconds).ceil().max(0.0);
-            if ahead < f64::from(steps) {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "below a u32"
-                )]
-                {
-                    steps = ahead as u32;
+            let mut until = self.source.next_s(self.trace);
+            if self.replicas.len() > 1 && self.source.depends_on_ends() {
+                // Somebody else's end may send a request here.
+                let quiet = (0..self.replicas.len())
+                    .filter(|&r| r != behind)
+                    .map(|r| self.replicas[r].quiet_until_s())
+                    .fold(f64::INFINITY, f64::min);
+                if quiet.is_finite() {
+                    until = Some(until.map_or(quiet, |at| at.min(quiet)));
                 }
-                if steps == 0 {
-                    return false;
-                }
-                (kinds, host) = timed(steps);
             }
+            self.replicas[behind].advance(until, &mut self.run, &mut self.ended)?;
+            let at = self.replicas[behind].now_s;
+            self.take_ended(at);
+            self.sample(at);
         }
-        self.scheduler.skip(steps);
-        self.step += u64::from(steps);
-        self.account(kinds, host, steps, decoding * u64::from(steps));
-        true
+        self.finish();
+        Ok(())
     }
 
-    fn account(&mut self, kinds: StepTime, host: f64, steps: u32, decode_tokens: u64) {
-        let n = f64::from(steps);
-        let seconds = kinds.total_s() + host;
-        if matches!(self.deployment.clock, StepClock::Fixed(_)) {
-            // Summed step by step, as the replay does: rounding decides who arrives in time.
-            for _ in 0..steps {
-                self.now_s += seconds;
-            }
-        } else {
-            self.now_s += seconds * n;
+    fn furthest_behind(&self) -> Option<usize> {
+        (0..self.replicas.len())
+            .filter(|&r| self.replicas[r].has_unfinished())
+            .min_by(|&a, &b| self.replicas[a].now_s.total_cmp(&self.replicas[b].now_s))
+    }
+
+    /// Sends the next request to an engine; an idle one begins now.
+    fn dispatch(&mut self, now_s: f64) -> Result<()> {
+        let Some((row, at)) = self.source.take(self.trace) else {
+            return Ok(());
+        };
+        self.loads.clear();
+        for replica in &self.replicas {
+            self.loads.extend(replica.ranks.iter().map(|rank| Load {
+                waiting: rank.num_waiting() as u64,
+                running: rank.num_running() as u64,
+            }));
         }
-        let busy = &mut self.run.busy;
-        busy.linear_s += kinds.linear_s * n;
-        busy.experts_s += kinds.experts_s * n;
-        busy.attention_s += kinds.attention_s * n;
-        busy.state_s += kinds.state_s * n;
-        busy.communication_s += kinds.communication_s * n;
-        busy.elementwise_s += kinds.elementwise_s * n;
-        self.run.host_s += host * n;
-        if decode_tokens > 0 {
-            self.run.gaps.push((seconds, decode_tokens));
+        let engine = self.router.choose(self.trace, row, &self.loads);
+        let record = &mut self.run.records[row as usize];
+        record.arrival_s = at;
+        record.input_tokens = self.trace.input_len(row as usize);
+        record.engine = u32::try_from(engine).unwrap_or(u32::MAX);
+        let (replica, rank) = (engine / self.ranks, engine % self.ranks);
+        let target = &mut self.replicas[replica];
+        if !target.has_unfinished() {
+            self.run.idle_s += (now_s - target.now_s).max(0.0);
+            target.now_s = target.now_s.max(now_s);
         }
-        let usage = self.scheduler.usage();
-        self.usage_area += usage * seconds * n;
-        self.busy_s += seconds * n;
-        self.run.kv_usage_peak = self.run.kv_usage_peak.max(usage);
-        if self.now_s >= self.next_sample_s {
-            self.sample(usage);
+        target.add(rank, row, &mut self.run.records, &mut self.ended)?;
+        self.take_ended(now_s);
+        Ok(())
+    }
+
+    fn take_ended(&mut self, now_s: f64) {
+        for row in self.ended.tags.drain(..) {
+            self.source.ended(row, now_s);
         }
     }
 
-    fn sample(&mut self, kv_usage: f64) {
-        let totals = self.scheduler.totals();
+    fn counters(&self) -> Counters {
+        let mut all = Counters::default();
+        for rank in self.replicas.iter().flat_map(|r| &r.ranks) {
+            let one = rank.counters();
+            all.preemptions += one.preemptions;
+            all.hit_tokens += one.hit_tokens;
+            all.query_tokens += one.query_tokens;
+        }
+        all
+    }
+
+    fn sample(&mut self, time_s: f64) {
+        if time_s < self.next_sample_s {
+            return;
+        }
+        let counters = self.counters();
+        let (mut running, mut waiting, mut usage) = (0, 0, 0.0);
+        for replica in &self.replicas {
+            for rank in &replica.ranks {
+                running += rank.num_running();
+                waiting += rank.num_waiting();
+            }
+            usage += replica.usage();
+        }
         self.run.series.push(Sample {
-            time_s: self.now_s,
-            running: u32::try_from(self.scheduler.num_running()).unwrap_or(u32::MAX),
-            waiting: u32::try_from(self.scheduler.num_waiting()).unwrap_or(u32::MAX),
-            kv_usage,
-            hit_rate: totals.hit_tokens as f64 / totals.query_tokens.max(1) as f64,
+            time_s,
+            running: u32::try_from(running).unwrap_or(u32::MAX),
+            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+            kv_usage: usage / self.replicas.len() as f64,
+            hit_rate: counters.hit_tokens as f64 / counters.query_tokens.max(1) as f64,
         });
         if self.run.series.len() >= MAX_SAMPLES {
             let mut keep = false;
@@ -479,44 +509,28 @@ impl<'a, E: SchedulerEvents> Driver<'a, E> {
                 keep = !keep;
                 keep
             });
-            self.sample_every_s = (self.sample_every_s * 2.0).max(self.now_s / (MAX_SAMPLES as f64 / 2.0));
+            self.sample_every_s = (self.sample_every_s * 2.0).max(time_s / (MAX_SAMPLES as f64 / 2.0));
         }
-        self.next_sample_s = self.now_s + self.sample_every_s;
+        self.next_sample_s = time_s + self.sample_every_s;
     }
 
-    fn one_step(&mut self) {
-        let start = self.now_s;
-        let context_before = self.scheduler.decode_context_tokens() as f64;
-        let work = self
-            .scheduler
-            .step(self.step, &mut self.content, &mut self.events);
-        let decoding = u64::from(work.decode_requests);
-        let prefills = std::mem::take(&mut self.events.prefills);
-        let (kinds, host) = self.step_time(decoding, context_before, &prefills);
-        self.events.prefills = prefills;
-        self.events.prefills.clear();
-        self.step += 1;
-        self.account(kinds, host, 1, decoding);
-        for (tag, hit_tokens, resumed) in self.events.admitted.drain(..) {
-            let record = &mut self.run.records[tag as usize];
-            if !resumed {
-                record.admitted_s = start;
-                record.hit_tokens = hit_tokens;
-            }
+    fn finish(&mut self) {
+        let counters = self.counters();
+        let run = &mut self.run;
+        run.preemptions = counters.preemptions;
+        run.hit_tokens = counters.hit_tokens;
+        run.query_tokens = counters.query_tokens;
+        run.steps = self.replicas.iter().map(Replica::steps).sum();
+        run.end_s = self.replicas.iter().map(|r| r.now_s).fold(0.0, f64::max);
+        for replica in &self.replicas {
+            run.idle_s += run.end_s - replica.now_s;
         }
-        for tag in self.events.first_tokens.drain(..) {
-            let record = &mut self.run.records[tag as usize];
-            if record.first_token_s.is_nan() {
-                record.first_token_s = self.now_s;
-            }
-        }
-        for (tag, generated, preemptions) in self.events.finished.drain(..) {
-            let record = &mut self.run.records[tag as usize];
-            record.finished_s = self.now_s;
-            record.output_tokens = generated;
-            record.preemptions = preemptions;
-            self.open -= 1;
-        }
-        self.take_rejections();
+        let (area, busy) = self
+            .replicas
+            .iter()
+            .map(Replica::usage_area)
+            .fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
+        run.kv_usage_mean = if busy > 0.0 { area / busy } else { 0.0 };
+        run.gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
 }

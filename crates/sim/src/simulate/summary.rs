@@ -1,9 +1,10 @@
 //! Percentiles, goodput and shares of a run.
 
-use super::run::{HostTimes, Record, Run};
+use super::record::{HostTimes, Record, Run};
+use crate::cost::StepTime;
 
 /// Mean and percentiles of one quantity; zero if nothing was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Percentiles {
     /// Arithmetic mean.
     pub mean: f64,
@@ -58,21 +59,12 @@ pub struct Slo {
     pub tpot_ms: Option<f64>,
 }
 
-/// Where the time went, seconds.
+/// Where the time of all replicas went, seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
 pub struct TimeShares {
-    /// Matrix products.
-    pub linear_s: f64,
-    /// Routed experts.
-    pub experts_s: f64,
-    /// Attention.
-    pub attention_s: f64,
-    /// Recurrent states.
-    pub state_s: f64,
-    /// Collectives.
-    pub communication_s: f64,
-    /// Small kernels.
-    pub elementwise_s: f64,
+    /// Kernels by kind.
+    #[serde(flatten)]
+    pub busy: StepTime,
     /// Host.
     pub host_s: f64,
     /// Nothing to do.
@@ -112,11 +104,11 @@ pub struct Summary {
     pub time: TimeShares,
 }
 
-fn ttft_ms(r: &Record, host: HostTimes) -> f64 {
+pub(super) fn ttft_ms(r: &Record, host: HostTimes) -> f64 {
     (r.first_token_s - r.arrival_s + host.request_s) * 1e3
 }
 
-fn tpot_ms(r: &Record) -> f64 {
+pub(super) fn tpot_ms(r: &Record) -> f64 {
     if r.output_tokens > 1 {
         (r.finished_s - r.first_token_s) / f64::from(r.output_tokens - 1) * 1e3
     } else {
@@ -166,12 +158,7 @@ pub fn summarize(run: &Run, host: HostTimes, slo: Slo) -> Summary {
         goodput_requests_per_s: per_s(good),
         slo_attainment: if finished > 0 { good / finished as f64 } else { 0.0 },
         time: TimeShares {
-            linear_s: run.busy.linear_s,
-            experts_s: run.busy.experts_s,
-            attention_s: run.busy.attention_s,
-            state_s: run.busy.state_s,
-            communication_s: run.busy.communication_s,
-            elementwise_s: run.busy.elementwise_s,
+            busy: run.busy,
             host_s: run.host_s,
             idle_s: run.idle_s,
         },

@@ -4,7 +4,7 @@ use kvwise_core::arch::{Config, family};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cost::{Calibration, Engine, Precision, StepModel, StepOptions};
+use crate::cost::{Calibration, Engine, StepModel, StepOptions};
 use crate::replay::vllm::{Clock, EventLines, Isolation, ReplayConfig};
 use crate::sched::vllm::SchedulerConfig;
 use crate::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder};
@@ -13,24 +13,20 @@ const LLAMA_8B: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": 
     "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     "vocab_size": 128256, "max_position_embeddings": 131072, "torch_dtype": "bfloat16"}"#;
 
-fn step_model(gpu: &str) -> StepModel {
+pub(super) fn step_model(gpu: &str) -> StepModel {
+    step_model_with(gpu, StepOptions::new(Engine::Vllm, 1))
+}
+
+pub(super) fn step_model_with(gpu: &str, options: StepOptions) -> StepModel {
     let config = Config::parse(LLAMA_8B.as_bytes()).unwrap();
     let family::Reading::Model(model) = family::read("llama", &config).unwrap() else {
         panic!("readable")
-    };
-    let options = StepOptions {
-        engine: Engine::Vllm,
-        tp: 1,
-        ep: 1,
-        linear: Precision::Bf16,
-        experts: Precision::Bf16,
-        kv_fp8: false,
     };
     StepModel::new(&model, &Calibration::embedded(gpu).unwrap(), options).unwrap()
 }
 
 /// A trace of shared prefixes: (gap in tenths of a second, prefix blocks, own blocks, output).
-fn trace_of(requests: &[(u32, u8, u8, u8)]) -> Trace {
+pub(super) fn trace_of(requests: &[(u32, u8, u8, u8)]) -> Trace {
     let mut builder = TraceBuilder::new("test", 16, IdMeaning::Prefix);
     let mut now = 0.0;
     let mut own = 1000_u64;
@@ -54,7 +50,7 @@ fn trace_of(requests: &[(u32, u8, u8, u8)]) -> Trace {
     builder.finish()
 }
 
-fn scheduler(num_blocks: u32) -> SchedulerConfig {
+pub(super) fn scheduler(num_blocks: u32) -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 128,
@@ -64,16 +60,11 @@ fn scheduler(num_blocks: u32) -> SchedulerConfig {
 }
 
 fn simulate(trace: &Trace, num_blocks: u32, clock: StepClock<'_>, arrivals: Arrivals) -> Run {
-    let deployment = Deployment {
-        scheduler: scheduler(num_blocks),
-        clock,
-        host: HostTimes::default(),
-        isolation: Isolation::default(),
-    };
+    let deployment = Deployment::new(EngineConfig::Vllm(scheduler(num_blocks)), clock);
     run(trace, &deployment, arrivals, ()).unwrap().0
 }
 
-fn requests() -> impl Strategy<Value = Vec<(u32, u8, u8, u8)>> {
+pub(super) fn requests() -> impl Strategy<Value = Vec<(u32, u8, u8, u8)>> {
     prop::collection::vec((0_u32..30, 0_u8..6, 0_u8..12, 0_u8..60), 1..25)
 }
 
@@ -90,12 +81,7 @@ proptest! {
         };
         let mut replayed = EventLines::new(&trace);
         let summary = crate::replay::vllm::run(&trace, &config, &mut replayed, |_| Ok(())).unwrap();
-        let deployment = Deployment {
-            scheduler: scheduler(blocks),
-            clock: StepClock::Fixed(0.05),
-            host: HostTimes::default(),
-            isolation: Isolation::default(),
-        };
+        let deployment = Deployment::new(EngineConfig::Vllm(scheduler(blocks)), StepClock::Fixed(0.05));
         let events = EventLines::new(&trace);
         let (result, simulated) =
             run(&trace, &deployment, Arrivals::Trace { speed: 1.0 }, events).unwrap();
@@ -220,12 +206,7 @@ fn senseless_workloads_are_refused_with_the_flag_s_name() {
         .is_err()
     );
     let trace = closed_loop(lengths, 5, 0).unwrap();
-    let deployment = Deployment {
-        scheduler: scheduler(4096),
-        clock: StepClock::Fixed(0.05),
-        host: HostTimes::default(),
-        isolation: Isolation::default(),
-    };
+    let deployment = Deployment::new(EngineConfig::Vllm(scheduler(4096)), StepClock::Fixed(0.05));
     assert!(run(&trace, &deployment, Arrivals::Closed { concurrency: 0 }, ()).is_err());
     let error = run(&trace, &deployment, Arrivals::Trace { speed: 1.0 }, ()).unwrap_err();
     assert!(error.to_string().contains("no arrival times"));

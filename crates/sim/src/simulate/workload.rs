@@ -23,6 +23,16 @@ pub enum Arrivals {
         /// Requests under way.
         concurrency: u32,
     },
+    /// So many sessions are open at any time; the next turn of one arrives when the previous answer is there and its
+    /// reader has thought, for an exponentially distributed time.
+    Sessions {
+        /// Sessions open at once.
+        concurrency: u32,
+        /// Mean time between an answer and the next turn, seconds.
+        think_s: f64,
+        /// Seed of the thinking times.
+        seed: u64,
+    },
 }
 
 /// Lengths drawn uniformly between `ratio * n` and `n`.
@@ -132,6 +142,56 @@ fn generate(
             prompt: PromptIds::Unknown,
             ..NewRequest::default()
         })?;
+    }
+    Ok(builder.finish())
+}
+
+/// Sessions of `turns` turns each for [`Arrivals::Sessions`]: every prompt is the session so far and
+/// `lengths.input_tokens` more (drawn like the answers), so that all but the new tokens can be found in the cache.
+///
+/// # Errors
+/// If a length, the number of sessions or turns is 0, or they are more tokens than a trace holds in memory (2^31).
+pub fn sessions(lengths: Lengths, sessions: u32, turns: u32, seed: u64) -> Result<Trace> {
+    lengths.check()?;
+    check_requests(sessions)?;
+    if turns == 0 {
+        return Err(Error::input("--turns is 0, expected at least 1"));
+    }
+    let per_turn = u64::from(lengths.input_tokens) + u64::from(lengths.output_tokens);
+    let total = u64::from(turns)
+        .checked_mul(u64::from(turns) + 1)
+        .map(|n| n / 2)
+        .and_then(|n| n.checked_mul(per_turn))
+        .and_then(|n| n.checked_mul(u64::from(sessions)));
+    if total.is_none_or(|n| n > 1 << 31) {
+        return Err(Error::input(format!(
+            "{sessions} sessions of {turns} turns are more than 2^31 prompt tokens in all"
+        ))
+        .hint("lower --requests, --turns or the lengths"));
+    }
+    let mut random = Pcg64::seed_from_u64(seed);
+    let mut builder = TraceBuilder::new("sessions", 16, IdMeaning::Content);
+    let mut fresh = 0_u32;
+    for session in 0..sessions {
+        let mut context: Vec<u32> = Vec::new();
+        for _ in 0..turns {
+            let (input, output) = lengths.draw(&mut random);
+            let mut next = |count: u32| {
+                let from = fresh;
+                fresh = fresh.wrapping_add(count);
+                (0..count).map(move |i| from.wrapping_add(i))
+            };
+            context.extend(next(input));
+            let answer: Vec<u32> = next(output).collect();
+            builder.push(&NewRequest {
+                output_len: Some(output.into()),
+                prompt: PromptIds::Tokens(&context),
+                output_tokens: Some(&answer),
+                session: Some(session),
+                ..NewRequest::default()
+            })?;
+            context.extend(answer);
+        }
     }
     Ok(builder.finish())
 }

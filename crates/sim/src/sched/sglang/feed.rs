@@ -56,7 +56,8 @@ impl<'a> Feed<'a> {
             .unwrap_or(1)
     }
 
-    fn request(&mut self, number: usize) -> Result<Request> {
+    /// The tokens of request `number`.
+    pub(super) fn request(&mut self, number: usize) -> Result<Request> {
         let trace = self.trace;
         let at = |e: Error| e.at(format_args!("{}: request {}", trace.name(), trace.id(number)));
         let (input, output) = (
