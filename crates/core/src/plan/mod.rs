@@ -40,7 +40,7 @@ pub use calibration::{Correction, Observation, Site};
 pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
-pub use report::Plan;
+pub use report::{Performance, Plan, Range};
 pub use request::{CheckpointBytes, Engine, Generic, Hardware, Load, Mode, Request, Subject};
 
 use serde_json::Map;

@@ -23,8 +23,10 @@ pub mod run;
 pub mod shell;
 pub mod simulate;
 pub mod size;
+pub mod sweep;
 pub mod trace;
 pub mod trace_input;
+pub mod traffic;
 pub mod tree;
 pub mod verify;
 pub mod watch;
@@ -53,6 +55,7 @@ pub struct Cli {
 enum Command {
     Replay(replay::ReplayArgs),
     Simulate(Box<simulate::Simulate>),
+    Sweep(Box<sweep::Sweep>),
     Plan(Box<plan::Plan>),
     Size(Box<size::Size>),
     Generate(Box<generate::Generate>),
@@ -113,6 +116,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
         Some(command) => match command {
             Command::Replay(args) => replay::run(args, printer),
             Command::Simulate(command) => command.run(printer),
+            Command::Sweep(command) => command.run(printer),
             Command::Plan(command) => command.run(printer),
             Command::Size(command) => command.run(printer),
             Command::Generate(command) => command.run(printer),

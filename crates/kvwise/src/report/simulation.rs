@@ -2,12 +2,17 @@
 
 use std::fmt::Write as _;
 
-use kvwise_sim::simulate::{Percentiles, Slo, TimeShares};
+use kvwise_sim::simulate::{Cause, Percentiles, Sample, Slo, TimeShares, Worst, worst};
 use kvwise_sim::trace::Trace;
 use serde::Serialize;
 
 use super::table::{Align, Grid};
+use crate::plot::{LineChart, Series};
+use crate::usecase::deployment::Deployment;
+use crate::usecase::rate::{HighestRate, Probe};
+use crate::usecase::served::Served;
 use crate::usecase::simulate::Outcome;
+use crate::usecase::sweep::fingerprint;
 
 /// Schema of the JSON answer.
 pub const SCHEMA: &str = "kvwise.simulation/1";
@@ -19,6 +24,103 @@ pub struct Usage {
     pub mean: f64,
     /// Largest, 0 to 1.
     pub peak: f64,
+}
+
+/// What no implementation can beat, beside what is simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Roofline {
+    /// Seconds of the same steps with every resource at its datasheet rate.
+    pub bound_s: f64,
+    /// Simulated kernel and host time of those steps over that bound.
+    pub ratio: f64,
+    /// Operations at the peak rate, seconds.
+    pub compute_s: f64,
+    /// Weights, caches and states at the memory's bandwidth, seconds.
+    pub memory_s: f64,
+    /// Partial sums over the links, seconds.
+    pub link_s: f64,
+}
+
+/// Range that holds the true mean in 90 of 100 cases like this one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// Mean and spread of one figure over several seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// Mean over seeds.
+    pub mean: f64,
+    /// Half width of the 95 % confidence interval of that mean (normal approximation).
+    pub half_width_95: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// Spreads over several seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SeedSummary {
+    /// Seeds.
+    pub seeds: u64,
+    /// 99th percentile of the time to first token.
+    pub ttft_p99_ms: Spread,
+    /// 99th percentile of the time per output token.
+    pub tpot_p99_ms: Spread,
+    /// Generated tokens a second.
+    pub output_tokens_per_s: Spread,
+    /// Finished requests a second that met the objectives.
+    pub goodput_requests_per_s: Spread,
+}
+
+/// Collects figures over seeds.
+#[derive(Debug, Clone, Default)]
+pub struct Seeds {
+    rows: Vec<[f64; 4]>,
+}
+
+impl Seeds {
+    /// Adds one seed's simulation.
+    pub fn add(&mut self, s: &Simulation) {
+        self.rows.push([
+            s.ttft_ms.p99,
+            s.tpot_ms.p99,
+            s.output_tokens_per_s,
+            s.goodput_requests_per_s,
+        ]);
+    }
+
+    /// The spreads.
+    pub fn summary(&self) -> SeedSummary {
+        let n = self.rows.len().max(1) as f64;
+        let spread = |column: usize| {
+            let values = || self.rows.iter().map(|r| r[column]);
+            let mean = values().sum::<f64>() / n;
+            let variance = if self.rows.len() > 1 {
+                values().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0)
+            } else {
+                0.0
+            };
+            Spread {
+                mean,
+                half_width_95: 1.96 * (variance / n).sqrt(),
+                min: values().fold(f64::INFINITY, f64::min),
+                max: values().fold(f64::NEG_INFINITY, f64::max),
+            }
+        };
+        SeedSummary {
+            seeds: self.rows.len() as u64,
+            ttft_p99_ms: spread(0),
+            tpot_p99_ms: spread(1),
+            output_tokens_per_s: spread(2),
+            goodput_requests_per_s: spread(3),
+        }
+    }
 }
 
 /// One simulated deployment under one workload.
@@ -34,8 +136,12 @@ pub struct Simulation {
     pub model: String,
     /// GPU and how many.
     pub gpu: String,
-    /// GPUs in use.
+    /// GPUs in use, of all replicas.
     pub gpus: u64,
+    /// Engine.
+    pub engine: &'static str,
+    /// Replicas behind the router.
+    pub replicas: u32,
     /// Why the engine would not start.
     pub refused: Option<String>,
     /// Requests of the workload.
@@ -84,23 +190,53 @@ pub struct Simulation {
     pub steps: u64,
     /// Where the time went.
     pub time: TimeShares,
+    /// First-principles lower bound (`--roofline`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roofline: Option<Roofline>,
+    /// Range of the mean time per output token, milliseconds.
+    pub tpot_mean_interval_ms: Interval,
+    /// Range of the mean time to first token, milliseconds.
+    pub ttft_mean_interval_ms: Interval,
     /// What the times rest on.
     pub basis: String,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Fingerprint of the workload: requests, prompt and output tokens.
+    /// The workload in words: requests, prompt and output tokens.
     pub workload: String,
+    /// Fingerprint of deployment and workload.
+    pub inputs_hash: String,
+    /// Spread over several seeds (`--seeds`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<SeedSummary>,
+    /// The requests with the latest first tokens, and why.
+    pub worst: Vec<Worst>,
+    /// State over time, at most 512 samples.
+    pub series: Vec<Sample>,
 }
+
+/// Most samples and worst requests of a report.
+const MAX_SAMPLES: usize = 512;
+const MAX_WORST: usize = 10;
+/// The time to first token is less certain than the time per token: median errors are two to three times as large.
+const TTFT_FACTOR: f64 = 1.5;
 
 impl Simulation {
     /// The report of one outcome.
-    pub fn new(label: String, trace: &Trace, seed: u64, slo: Slo, outcome: &Outcome) -> Self {
+    pub fn new(
+        label: String,
+        trace: &Trace,
+        deployment: &Deployment,
+        seed: u64,
+        slo: Slo,
+        outcome: &Outcome,
+    ) -> Self {
         let s = &outcome.summary;
         let run = &outcome.run;
         let given = slo.ttft_ms.is_some() || slo.tpot_ms.is_some();
         let met = slo.ttft_ms.is_none_or(|limit| s.ttft_ms.p99 <= limit)
             && slo.tpot_ms.is_none_or(|limit| s.tpot_ms.p99 <= limit)
             && s.finished > 0;
+        let factor = outcome.confidence.as_ref().map_or(1.0, |c| c.factor);
         let tokens = |lens: &[u32]| lens.iter().map(|&n| u64::from(n)).sum::<u64>();
         Self {
             schema: SCHEMA,
@@ -108,7 +244,9 @@ impl Simulation {
             label,
             model: outcome.plan.model.name.clone(),
             gpu: outcome.plan.gpu.name.clone(),
-            gpus: outcome.plan.gpu.count,
+            gpus: outcome.gpus,
+            engine: outcome.engine,
+            replicas: outcome.replicas,
             refused: outcome.refused.clone(),
             requests: trace.len() as u64,
             finished: s.finished,
@@ -136,13 +274,29 @@ impl Simulation {
             num_blocks: outcome.plan.kv_cache.as_ref().map_or(0, |kv| kv.num_blocks),
             steps: run.steps,
             time: s.time,
-            basis: if outcome.fitted_on_this_gpu {
-                "fitted: kernels measured on this GPU; two models on H100, H200 and B200 came out with a median error of \
-                 5 % of the time per output token, 14 % at the 95th percentile"
-                    .to_owned()
-            } else {
-                "fitted on another GPU of its kind, applied to this GPU's datasheet".to_owned()
+            roofline: outcome.roofline.then(|| Roofline {
+                bound_s: run.bound_s,
+                ratio: (run.busy.total_s() + run.host_s) / run.bound_s.max(f64::MIN_POSITIVE),
+                compute_s: run.bound.compute_s,
+                memory_s: run.bound.memory_s,
+                link_s: run.bound.link_s,
+            }),
+            tpot_mean_interval_ms: Interval {
+                low: s.tpot_ms.mean / factor,
+                high: s.tpot_ms.mean * factor,
             },
+            ttft_mean_interval_ms: Interval {
+                low: s.ttft_ms.mean / (factor * TTFT_FACTOR),
+                high: s.ttft_ms.mean * factor * TTFT_FACTOR,
+            },
+            basis: outcome
+                .confidence
+                .as_ref()
+                .map_or_else(|| "not simulated".to_owned(), |c| c.basis.clone()),
+            seeds: None,
+            worst: worst(run, outcome.host, MAX_WORST),
+            series: thinned(&run.series),
+            inputs_hash: inputs_hash(deployment, trace, seed),
             seed,
             workload: format!(
                 "{} requests, {} prompt tokens, {} output tokens",
@@ -157,6 +311,31 @@ impl Simulation {
     pub fn is_yes(&self) -> bool {
         self.refused.is_none() && self.slo_met != Some(false)
     }
+}
+
+/// At most [`MAX_SAMPLES`], evenly taken, the last one among them.
+fn thinned(series: &[Sample]) -> Vec<Sample> {
+    let every = series.len().div_ceil(MAX_SAMPLES).max(1);
+    let mut kept: Vec<Sample> = series.iter().step_by(every).copied().collect();
+    if let Some(last) = series.last()
+        && kept.last() != Some(last)
+    {
+        kept.push(*last);
+    }
+    kept
+}
+
+/// Fingerprint of what decides the result.
+fn inputs_hash(deployment: &Deployment, trace: &Trace, seed: u64) -> String {
+    let mut bytes = serde_json::to_vec(deployment).unwrap_or_default();
+    bytes.extend(seed.to_le_bytes());
+    for lens in [trace.input_lens(), trace.output_lens()] {
+        bytes.extend(lens.iter().flat_map(|n| n.to_le_bytes()));
+    }
+    for i in 0..trace.len() {
+        bytes.extend(trace.arrival(i).unwrap_or(-1.0).to_bits().to_le_bytes());
+    }
+    fingerprint(&bytes)
 }
 
 /// One row a simulation: percentiles in ms, output tokens and requests a second, share of prompt tokens found in the
@@ -258,12 +437,12 @@ pub fn text(simulations: &[Simulation]) -> String {
     );
     let t = s.time;
     let kinds = [
-        ("matrix products", t.linear_s),
-        ("experts", t.experts_s),
-        ("attention", t.attention_s),
-        ("states", t.state_s),
-        ("communication", t.communication_s),
-        ("small kernels", t.elementwise_s),
+        ("matrix products", t.busy.linear_s),
+        ("experts", t.busy.experts_s),
+        ("attention", t.busy.attention_s),
+        ("states", t.busy.state_s),
+        ("communication", t.busy.communication_s),
+        ("small kernels", t.busy.elementwise_s),
         ("host", t.host_s),
         ("idle", t.idle_s),
     ];
@@ -274,6 +453,190 @@ pub fn text(simulations: &[Simulation]) -> String {
         .map(|(name, x)| format!("{name} {:.0} %", x / total * 100.0))
         .collect();
     let _ = writeln!(out, "time        {}", shares.join(", "));
+    if let Some(r) = s.roofline {
+        let _ = writeln!(
+            out,
+            "roofline    {:.2} times what no implementation can beat, which is bound by {}",
+            r.ratio,
+            [
+                ("computing", r.compute_s),
+                ("memory", r.memory_s),
+                ("links", r.link_s)
+            ]
+            .iter()
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or("nothing", |(name, _)| name)
+        );
+    }
+    if let Some(seeds) = s.seeds {
+        let _ = writeln!(
+            out,
+            "{} seeds     ttft p99 {:.0} ± {:.0} ms, tpot p99 {:.1} ± {:.1} ms, {:.0} ± {:.0} output tokens/s (95 %)",
+            seeds.seeds,
+            seeds.ttft_p99_ms.mean,
+            seeds.ttft_p99_ms.half_width_95,
+            seeds.tpot_p99_ms.mean,
+            seeds.tpot_p99_ms.half_width_95,
+            seeds.output_tokens_per_s.mean,
+            seeds.output_tokens_per_s.half_width_95
+        );
+    }
+    let (tpot, ttft) = (s.tpot_mean_interval_ms, s.ttft_mean_interval_ms);
+    let _ = writeln!(
+        out,
+        "range       mean time per output token {:.1} to {:.1} ms, to the first token {:.0} to {:.0} ms",
+        tpot.low, tpot.high, ttft.low, ttft.high
+    );
+    if let Some(w) = s.worst.first() {
+        let _ = writeln!(
+            out,
+            "worst       request {}: {:.0} ms to its first token, {:.0} ms of them queueing; most time in {}",
+            w.request,
+            w.ttft_ms,
+            w.queue_ms,
+            cause(w.cause)
+        );
+    }
     let _ = writeln!(out, "basis       {}", s.basis.replace("; ", ";\n            "));
     out
+}
+
+/// A cause in words.
+pub fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Queue => "the queue",
+        Cause::Prefill => "its own prompt",
+        Cause::Preemption => "computing again after a preemption",
+        Cause::Decode => "decoding",
+    }
+}
+
+/// Requests and KV usage over time, for a terminal.
+pub fn plots(s: &Simulation) -> String {
+    if s.series.is_empty() {
+        return String::new();
+    }
+    let line = |name: &str, value: fn(&Sample) -> f64| Series {
+        name: name.to_owned(),
+        points: s.series.iter().map(|p| (p.time_s, value(p))).collect(),
+    };
+    let highest = s
+        .series
+        .iter()
+        .map(|p| f64::from(p.running.max(p.waiting)))
+        .fold(1.0, f64::max);
+    let chart = |title: &str, y_label: &str, y_max: f64, series: Vec<Series>| LineChart {
+        title: title.to_owned(),
+        x_label: "seconds".to_owned(),
+        y_label: y_label.to_owned(),
+        x_log: false,
+        y_max,
+        series,
+    };
+    let requests = chart(
+        "requests",
+        "requests",
+        highest * 1.05,
+        vec![
+            line("running", |p| f64::from(p.running)),
+            line("waiting", |p| f64::from(p.waiting)),
+        ],
+    );
+    let cache = chart(
+        "KV cache",
+        "share",
+        1.0,
+        vec![
+            line("in use", |p| p.kv_usage),
+            line("prefix hits", |p| p.hit_rate),
+        ],
+    );
+    format!("\n{}\n{}", requests.text(78, 12), cache.text(78, 10))
+}
+
+/// The answer of `--find-rate`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RateAnswer {
+    /// Schema and its version.
+    pub schema: &'static str,
+    /// Program version.
+    pub version: &'static str,
+    /// Model.
+    pub model: String,
+    /// GPU.
+    pub gpu: String,
+    /// GPUs of all replicas.
+    pub gpus: u64,
+    /// Objective for the time to first token.
+    pub slo_ttft_ms: Option<f64>,
+    /// Objective for the time per output token.
+    pub slo_tpot_ms: Option<f64>,
+    /// The highest rate that meets the objectives; `null` if one request at a time misses them.
+    pub rate_per_s: Option<f64>,
+    /// What one request at a time reaches.
+    pub alone: Probe,
+    /// Every probe, in the order of the search.
+    pub probes: Vec<Probe>,
+    /// What the times rest on.
+    pub basis: String,
+}
+
+impl RateAnswer {
+    /// The answer of one search.
+    pub fn new(served: &Served, slo: Slo, found: HighestRate) -> Self {
+        Self {
+            schema: "kvwise.rate/1",
+            version: env!("CARGO_PKG_VERSION"),
+            model: served.plan.model.name.clone(),
+            gpu: served.plan.gpu.name.clone(),
+            gpus: served.gpus(),
+            slo_ttft_ms: slo.ttft_ms,
+            slo_tpot_ms: slo.tpot_ms,
+            rate_per_s: found.rate_per_s,
+            alone: found.alone,
+            probes: found.probes,
+            basis: served.confidence.basis.clone(),
+        }
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let mut out = match self.rate_per_s {
+            Some(rate) => format!(
+                "{} on {} x {}: meets the objectives up to {rate:.2} requests/s\n\n",
+                self.model, self.gpus, self.gpu
+            ),
+            None => format!(
+                "{} on {} x {}: misses the objectives even with one request at a time, which reaches \
+                 {:.0} ms to the first token and {:.1} ms per token\n\n",
+                self.model, self.gpus, self.gpu, self.alone.ttft_p99_ms, self.alone.tpot_p99_ms
+            ),
+        };
+        out.push_str(&self.grid().text());
+        let _ = writeln!(out, "\nbasis  {}", self.basis.replace("; ", ";\n       "));
+        out
+    }
+
+    /// One row a probe, by rate.
+    pub fn grid(&self) -> Grid {
+        let mut grid = Grid::new(&[
+            ("req/s", Align::Right),
+            ("ttft99 ms", Align::Right),
+            ("tpot99 ms", Align::Right),
+            ("finished/s", Align::Right),
+            ("holds", Align::Left),
+        ]);
+        let mut probes = self.probes.clone();
+        probes.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
+        for p in probes {
+            grid.row([
+                format!("{:.3}", p.rate_per_s),
+                format!("{:.0}", p.ttft_p99_ms),
+                format!("{:.1}", p.tpot_p99_ms),
+                format!("{:.3}", p.finished_per_s),
+                if p.holds { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+        grid
+    }
 }

@@ -144,6 +144,11 @@ impl Resolved {
         self.policy.site
     }
 
+    /// Prompt tokens of one request of the load, if it says.
+    pub fn prompt_tokens(&self) -> Option<u64> {
+        self.load.prompt_tokens
+    }
+
     /// The hardware.
     pub fn hardware(&self) -> &Hardware {
         &self.hardware

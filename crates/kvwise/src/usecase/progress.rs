@@ -56,3 +56,42 @@ impl ReadProgress {
         }
     }
 }
+
+/// Progress of work that is counted; may be told from several threads.
+#[derive(Debug)]
+pub struct CountProgress {
+    start: Instant,
+    bar: OnceLock<ProgressBar>,
+    enabled: bool,
+}
+
+impl CountProgress {
+    /// Progress that shows only on a terminal and not under `--quiet`.
+    pub fn new(printer: Printer) -> Self {
+        Self {
+            start: Instant::now(),
+            bar: OnceLock::new(),
+            enabled: !printer.quiet && printer.stderr_is_terminal(),
+        }
+    }
+
+    /// `done` of `total` are done.
+    pub fn update(&self, done: usize, total: usize) {
+        if !self.enabled || self.start.elapsed() < DELAY {
+            return;
+        }
+        let bar = self.bar.get_or_init(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total as u64).with_style(style)
+        });
+        bar.set_position(done as u64);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -3,40 +3,19 @@
 use std::fmt::Write as _;
 
 use super::{EngineReport, Finding, ProbeReport, SessionReport, text};
-use kvwise_core::{Error, Result};
+use crate::report::html::{document, escape};
+use kvwise_core::Result;
 
-const UPLOT_JS: &str = include_str!("../../../assets/uplot/uPlot.iife.min.js");
-const UPLOT_CSS: &str = include_str!("../../../assets/uplot/uPlot.min.css");
-const CSS: &str = include_str!("../../../assets/session_report.css");
 const JS: &str = include_str!("../../../assets/session_report.js");
 
 /// Longest name of what was recorded that stands as the heading.
 const MAX_HEADING_CHARS: usize = 70;
-
-/// Text made safe inside HTML.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// The whole page.
 ///
 /// # Errors
 /// Never in practice: the report is plain data.
 pub fn page(report: &SessionReport) -> Result<String> {
-    // a script element ends at the first "</": no "<" may stand in the data
-    let data = serde_json::to_string(report)
-        .map_err(|e| Error::io(format!("report: {e}")))?
-        .replace('<', "\\u003c");
     let mut body = String::new();
     let about = &report.session;
     let targets = about.targets.join(", ");
@@ -79,14 +58,7 @@ pub fn page(report: &SessionReport) -> Result<String> {
         rows(&mut body, &text::content_rows(content));
     }
     remarks(&mut body, report);
-    Ok(format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>kvwise: {}</title>\
-         <style>{UPLOT_CSS}\n{CSS}</style></head><body>{body}\
-         <script type=\"application/json\" id=\"report\">{data}</script><script>{UPLOT_JS}</script><script>{JS}</script>\
-         </body></html>\n",
-        escape(&about.id)
-    ))
+    document(&about.id, &body, report, JS)
 }
 
 fn finding_html(f: &Finding) -> String {

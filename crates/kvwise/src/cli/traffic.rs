@@ -1,0 +1,212 @@
+//! Flags that describe traffic and how it is served; `simulate` and `sweep` share them.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use kvwise_core::{Error, Result};
+use kvwise_sim::sched::sglang::step::SchedulePolicy;
+use kvwise_sim::simulate::{Routing, Slo};
+
+use crate::usecase::served::Serving;
+use crate::usecase::traffic::Traffic;
+
+/// Requests, by a trace or a description.
+#[derive(Debug, Clone, Args)]
+pub struct TrafficArgs {
+    /// Trace: a file or folder in any format of `kvwise trace`, `-` for standard input.
+    #[arg(value_name = "TRACE")]
+    trace: Option<PathBuf>,
+
+    /// Longest prompt in tokens, where no trace is given.
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    input_len: Option<u32>,
+
+    /// Longest answer in tokens, where no trace is given.
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    output_len: Option<u32>,
+
+    /// Shortest length as a share of the longest; lengths are uniform between them.
+    #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Traffic")]
+    length_ratio: f64,
+
+    /// Shape of the gaps between requests: 1 is Poisson, smaller is burstier.
+    #[arg(long, value_name = "S", default_value_t = 1.0, help_heading = "Traffic")]
+    burstiness: f64,
+
+    /// Requests (or sessions) to simulate where no trace is given [default: 10 times the concurrency, or 1000].
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    requests: Option<u32>,
+
+    /// Replay a trace this much faster than recorded.
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Traffic")]
+    speed: f64,
+
+    /// Turns of a session: each prompt repeats what was said so far.
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    turns: Option<u32>,
+
+    /// Mean seconds between an answer and the next turn of its session (exponentially distributed).
+    #[arg(long, value_name = "S", help_heading = "Traffic")]
+    think_time: Option<f64>,
+
+    /// Seed of all random choices.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
+    seed: u64,
+}
+
+impl TrafficArgs {
+    /// Reads the trace, if one is given; intensity is added by the caller.
+    ///
+    /// # Errors
+    /// If the trace cannot be read.
+    pub fn traffic(&self) -> Result<Traffic> {
+        let trace = match &self.trace {
+            Some(path) => {
+                Some(kvwise_io::trace::open(path, &kvwise_io::trace::ReadOptions::default())?.trace)
+            }
+            None => None,
+        };
+        Ok(Traffic {
+            trace,
+            input_len: self.input_len,
+            output_len: self.output_len,
+            length_ratio: self.length_ratio,
+            concurrency: None,
+            rate: None,
+            burstiness: self.burstiness,
+            requests: self.requests,
+            speed: self.speed,
+            turns: self.turns,
+            think_s: self.think_time,
+            seed: self.seed,
+        })
+    }
+}
+
+/// Routing policies by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoutingName {
+    /// One after the other.
+    RoundRobin,
+    /// Shortest queue.
+    LeastLoaded,
+    /// Longest known prefix, unless queues are uneven.
+    PrefixAware,
+    /// Where the session began.
+    Session,
+}
+
+/// Orders of SGLang's waiting queue by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScheduleName {
+    /// First come, first served.
+    Fcfs,
+    /// Longest prefix match first.
+    Lpm,
+    /// Longest output first.
+    Lof,
+}
+
+/// How the engines serve.
+#[derive(Debug, Clone, Args)]
+pub struct ServingArgs {
+    /// Independent replicas of the whole deployment behind a router.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Serving")]
+    replicas: u32,
+
+    /// Which replica a request is sent to.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "POLICY",
+        default_value = "least-loaded",
+        help_heading = "Serving"
+    )]
+    routing: RoutingName,
+
+    /// Probability that a drafted token is accepted, given that all before it were (with --speculative-config).
+    #[arg(long, value_name = "P", help_heading = "Serving")]
+    acceptance_rate: Option<f64>,
+
+    /// Order of the waiting queue (SGLang).
+    #[arg(
+        long,
+        value_enum,
+        value_name = "POLICY",
+        default_value = "fcfs",
+        help_heading = "Serving"
+    )]
+    schedule_policy: ScheduleName,
+
+    /// How much of the running requests' output is kept free when another is admitted (SGLang).
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Serving")]
+    schedule_conservativeness: f64,
+}
+
+impl ServingArgs {
+    /// The settings; `roofline` is the caller's.
+    pub fn serving(&self, roofline: bool) -> Serving {
+        Serving {
+            replicas: self.replicas,
+            routing: match self.routing {
+                RoutingName::RoundRobin => Routing::RoundRobin,
+                RoutingName::LeastLoaded => Routing::LeastLoaded,
+                RoutingName::PrefixAware => Routing::PrefixAware,
+                RoutingName::Session => Routing::SessionAffinity,
+            },
+            acceptance_rate: self.acceptance_rate,
+            schedule_policy: match self.schedule_policy {
+                ScheduleName::Fcfs => SchedulePolicy::Fcfs,
+                ScheduleName::Lpm => SchedulePolicy::Lpm,
+                ScheduleName::Lof => SchedulePolicy::Lof,
+            },
+            conservativeness: self.schedule_conservativeness,
+            roofline,
+        }
+    }
+}
+
+/// Latency objectives.
+#[derive(Debug, Clone, Args)]
+pub struct SloArgs {
+    /// Objective: 99th percentile of the time to first token, milliseconds.
+    #[arg(
+        long,
+        value_name = "MS",
+        allow_negative_numbers = true,
+        help_heading = "Objectives"
+    )]
+    slo_ttft_ms: Option<f64>,
+
+    /// Objective: 99th percentile of the time per output token, milliseconds.
+    #[arg(
+        long,
+        value_name = "MS",
+        allow_negative_numbers = true,
+        help_heading = "Objectives"
+    )]
+    slo_tpot_ms: Option<f64>,
+}
+
+impl SloArgs {
+    /// The objectives.
+    ///
+    /// # Errors
+    /// If one is not a positive number.
+    pub fn slo(&self) -> Result<Slo> {
+        let slo = Slo {
+            ttft_ms: self.slo_ttft_ms,
+            tpot_ms: self.slo_tpot_ms,
+        };
+        for (flag, limit) in [("--slo-ttft-ms", slo.ttft_ms), ("--slo-tpot-ms", slo.tpot_ms)] {
+            if let Some(x) = limit
+                && !(x.is_finite() && x > 0.0)
+            {
+                return Err(Error::input(format!(
+                    "{flag} is {x}, expected a positive number of milliseconds"
+                )));
+            }
+        }
+        Ok(slo)
+    }
+}

@@ -1,0 +1,347 @@
+//! The answer of `kvwise sweep`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use kvwise_core::{Error, Result};
+use kvwise_sim::simulate::Slo;
+use serde::Serialize;
+
+use super::html::{document, escape};
+use super::simulation_html::table;
+use super::table::{Align, Grid};
+use crate::plot::{LineChart, Series};
+use crate::usecase::sweep::{LoadLevel, Point, pareto};
+
+/// Every point, and which of them nothing beats.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SweepAnswer {
+    /// Schema and its version.
+    pub schema: &'static str,
+    /// Program version.
+    pub version: &'static str,
+    /// Objective for the time to first token.
+    pub slo_ttft_ms: Option<f64>,
+    /// Objective for the time per output token.
+    pub slo_tpot_ms: Option<f64>,
+    /// Every point in the order of the question.
+    pub points: Vec<Point>,
+    /// Positions of the points that no other beats in time per output token and tokens a second per GPU.
+    pub pareto: Vec<usize>,
+    /// The point that meets the objectives with most requests a second per GPU; without objectives, or if none does,
+    /// `null`.
+    pub best: Option<usize>,
+    /// If no point meets the objectives, the one that comes nearest (smallest worst excess over an objective).
+    pub nearest: Option<usize>,
+}
+
+impl SweepAnswer {
+    /// The answer for simulated points.
+    pub fn new(points: Vec<Point>, slo: Slo) -> Self {
+        let per_gpu = |p: &Point| p.requests_per_s / p.gpus.max(1) as f64;
+        let best = (0..points.len())
+            .filter(|&i| points[i].slo_met == Some(true))
+            .max_by(|&a, &b| {
+                per_gpu(&points[a])
+                    .total_cmp(&per_gpu(&points[b]))
+                    .then(b.cmp(&a))
+            });
+        let excess = |p: &Point| {
+            let over = |value: f64, limit: Option<f64>| limit.map_or(0.0, |l| value / l);
+            over(p.ttft_ms.p99, slo.ttft_ms).max(over(p.tpot_ms.p99, slo.tpot_ms))
+        };
+        let given = slo.ttft_ms.is_some() || slo.tpot_ms.is_some();
+        let nearest = (given && best.is_none())
+            .then(|| {
+                (0..points.len())
+                    .filter(|&i| points[i].refused.is_none() && points[i].rejected == 0)
+                    .min_by(|&a, &b| excess(&points[a]).total_cmp(&excess(&points[b])).then(a.cmp(&b)))
+            })
+            .flatten();
+        Self {
+            schema: "kvwise.sweep/1",
+            version: env!("CARGO_PKG_VERSION"),
+            slo_ttft_ms: slo.ttft_ms,
+            slo_tpot_ms: slo.tpot_ms,
+            pareto: pareto(&points),
+            points,
+            best,
+            nearest,
+        }
+    }
+
+    /// Whether some point starts and meets the objectives, if any were given.
+    pub fn is_yes(&self) -> bool {
+        let given = self.slo_ttft_ms.is_some() || self.slo_tpot_ms.is_some();
+        if given {
+            self.best.is_some()
+        } else {
+            self.points.iter().any(|p| p.refused.is_none())
+        }
+    }
+
+    /// For a terminal: the points in a table, the best or nearest in words.
+    pub fn text(&self) -> String {
+        let mut out = self.grid().text();
+        out.push_str(
+            "\n* nothing beats it in both time per output token and output tokens a second per GPU\n",
+        );
+        if let Some(i) = self.best {
+            let _ = writeln!(
+                out,
+                "best: {} meets the objectives with {:.2} requests/s on {} GPUs",
+                name(&self.points[i]),
+                self.points[i].requests_per_s,
+                self.points[i].gpus
+            );
+        }
+        if let Some(i) = self.nearest {
+            let p = &self.points[i];
+            let _ = writeln!(
+                out,
+                "no point meets the objectives; nearest: {} with {:.0} ms to the first token and {:.1} ms per token (99 %)",
+                name(p),
+                p.ttft_ms.p99,
+                p.tpot_ms.p99
+            );
+        }
+        out
+    }
+
+    /// One row a point, as wide as a terminal.
+    fn grid(&self) -> Grid {
+        let mut grid = Grid::new(&[
+            ("point", Align::Left),
+            ("GPUs", Align::Right),
+            ("ttft99", Align::Right),
+            ("tpot50", Align::Right),
+            ("tpot99", Align::Right),
+            ("tok/s", Align::Right),
+            ("/GPU", Align::Right),
+            ("req/s", Align::Right),
+            ("", Align::Left),
+        ]);
+        for (i, p) in self.points.iter().enumerate() {
+            if let Some(reason) = &p.refused {
+                grid.row([format!("{}: {reason}", name(p)), p.gpus.to_string()]);
+                continue;
+            }
+            let mut mark = String::new();
+            if self.pareto.contains(&i) {
+                mark.push('*');
+            }
+            match p.slo_met {
+                Some(true) => mark.push_str(" meets"),
+                Some(false) => mark.push_str(" misses"),
+                None => {}
+            }
+            grid.row([
+                name(p),
+                p.gpus.to_string(),
+                format!("{:.0}", p.ttft_ms.p99),
+                format!("{:.1}", p.tpot_ms.p50),
+                format!("{:.1}", p.tpot_ms.p99),
+                format!("{:.0}", p.output_tokens_per_s),
+                format!("{:.0}", p.output_tokens_per_s_per_gpu),
+                format!("{:.2}", p.requests_per_s),
+                mark,
+            ]);
+        }
+        grid
+    }
+
+    /// Every figure, one row a point, for programs and documents.
+    pub fn full_grid(&self) -> Grid {
+        let flags: Vec<&str> = self
+            .points
+            .iter()
+            .flat_map(|p| p.flags.keys().map(String::as_str))
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let mut columns: Vec<(&str, Align)> = flags.iter().map(|f| (*f, Align::Left)).collect();
+        columns.extend(
+            [
+                "concurrency",
+                "rate_per_s",
+                "gpus",
+                "ttft_p50_ms",
+                "ttft_p99_ms",
+                "tpot_p50_ms",
+                "tpot_p99_ms",
+                "e2e_p99_ms",
+                "output_tokens_per_s",
+                "output_tokens_per_s_per_gpu",
+                "requests_per_s",
+                "goodput_requests_per_s",
+                "prefix_hit_rate_tokens",
+                "preemptions",
+                "kv_usage_peak",
+                "rejected",
+                "slo_met",
+                "pareto",
+                "refused",
+            ]
+            .map(|c| (c, Align::Right)),
+        );
+        let mut grid = Grid::new(&columns);
+        for (i, p) in self.points.iter().enumerate() {
+            let mut row: Vec<String> = flags
+                .iter()
+                .map(|f| p.flags.get(*f).cloned().unwrap_or_default())
+                .collect();
+            let (concurrency, rate) = match p.load {
+                LoadLevel::Concurrency(n) => (n.to_string(), String::new()),
+                LoadLevel::Rate(r) => (String::new(), r.to_string()),
+            };
+            row.extend([
+                concurrency,
+                rate,
+                p.gpus.to_string(),
+                format!("{:.3}", p.ttft_ms.p50),
+                format!("{:.3}", p.ttft_ms.p99),
+                format!("{:.4}", p.tpot_ms.p50),
+                format!("{:.4}", p.tpot_ms.p99),
+                format!("{:.3}", p.e2e_ms.p99),
+                format!("{:.3}", p.output_tokens_per_s),
+                format!("{:.3}", p.output_tokens_per_s_per_gpu),
+                format!("{:.5}", p.requests_per_s),
+                format!("{:.5}", p.goodput_requests_per_s),
+                format!("{:.5}", p.prefix_hit_rate_tokens),
+                p.preemptions.to_string(),
+                format!("{:.5}", p.kv_usage_peak),
+                p.rejected.to_string(),
+                p.slo_met.map(|m| m.to_string()).unwrap_or_default(),
+                self.pareto.contains(&i).to_string(),
+                p.refused.clone().unwrap_or_default(),
+            ]);
+            grid.row(row);
+        }
+        grid
+    }
+
+    /// Output tokens a second per GPU over the median time per output token: a line for each combination of flags,
+    /// the points nothing beats, and the objective.
+    pub fn chart(&self) -> LineChart {
+        let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut highest: f64 = 1.0;
+        let shown = |p: &Point| (p.tpot_ms.p50, p.output_tokens_per_s_per_gpu);
+        for p in self.points.iter().filter(|p| p.refused.is_none()) {
+            lines.entry(flags_of(p)).or_default().push(shown(p));
+            highest = highest.max(p.output_tokens_per_s_per_gpu);
+        }
+        let mut series: Vec<Series> = lines
+            .into_iter()
+            .map(|(name, mut points)| {
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                Series { name, points }
+            })
+            .collect();
+        if series.len() > 1 {
+            series.push(Series {
+                name: "nothing beats".to_owned(),
+                points: self.pareto.iter().map(|&i| shown(&self.points[i])).collect(),
+            });
+        }
+        if let Some(limit) = self.slo_tpot_ms {
+            series.push(Series {
+                name: format!("objective {limit} ms"),
+                points: vec![(limit, 0.0), (limit, highest * 1.05)],
+            });
+        }
+        LineChart {
+            title: "throughput and latency".to_owned(),
+            x_label: "time per output token, median, ms".to_owned(),
+            y_label: "output tokens/s per GPU".to_owned(),
+            x_log: false,
+            y_max: highest * 1.05,
+            series,
+        }
+    }
+
+    /// Table and picture as one HTML file.
+    ///
+    /// # Errors
+    /// If there is no point to draw.
+    pub fn html(&self) -> Result<String> {
+        if self.points.iter().all(|p| p.refused.is_some()) {
+            return Err(Error::input(
+                "no point of the sweep starts: there is nothing to draw",
+            ));
+        }
+        let mut body = String::from("<h1>Sweep</h1>");
+        let _ = write!(
+            body,
+            "<div class=\"scroll\">{}</div>",
+            self.chart().svg(1000, 560)?
+        );
+        if let Some(i) = self.best.or(self.nearest) {
+            let met = self.best.is_some();
+            let _ = write!(
+                body,
+                "<div class=\"finding {}\"><b>{}</b>{}</div>",
+                if met { "info" } else { "problem" },
+                if met {
+                    "Best point that meets the objectives"
+                } else {
+                    "No point meets the objectives; the nearest"
+                },
+                escape(&name(&self.points[i]))
+            );
+        }
+        table(
+            &mut body,
+            &[
+                "point",
+                "GPUs",
+                "ttft 99 % ms",
+                "tpot 50 % ms",
+                "tpot 99 % ms",
+                "tok/s",
+                "tok/s/GPU",
+                "req/s",
+                "objectives",
+            ],
+            self.points.iter().map(|p| match &p.refused {
+                Some(reason) => vec![format!("{}: {reason}", name(p)), p.gpus.to_string()],
+                None => vec![
+                    name(p),
+                    p.gpus.to_string(),
+                    format!("{:.0}", p.ttft_ms.p99),
+                    format!("{:.1}", p.tpot_ms.p50),
+                    format!("{:.1}", p.tpot_ms.p99),
+                    format!("{:.0}", p.output_tokens_per_s),
+                    format!("{:.0}", p.output_tokens_per_s_per_gpu),
+                    format!("{:.2}", p.requests_per_s),
+                    p.slo_met
+                        .map_or("", |m| if m { "met" } else { "missed" })
+                        .to_owned(),
+                ],
+            }),
+        );
+        document("sweep", &body, self, "")
+    }
+}
+
+fn flags_of(p: &Point) -> String {
+    if p.flags.is_empty() {
+        return "as asked".to_owned();
+    }
+    p.flags
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn name(p: &Point) -> String {
+    let load = match p.load {
+        LoadLevel::Concurrency(n) => format!("c={n}"),
+        LoadLevel::Rate(r) => format!("{r}/s"),
+    };
+    if p.flags.is_empty() {
+        load
+    } else {
+        format!("{} {load}", flags_of(p))
+    }
+}

@@ -1,0 +1,530 @@
+//! From a planned deployment to what a simulation runs: scheduler, pool and kernels.
+
+use kvwise_cache::manager::GroupSpec;
+use kvwise_core::arch::{Config, Op};
+use kvwise_core::engine::vllm;
+use kvwise_core::engine::vllm::spec::SpecKind;
+use kvwise_core::plan::{self, Engine, Hardware, Plan};
+use kvwise_core::{Error, ErrorKind, Result};
+use kvwise_sim::cost::{self, Calibration, GpuSpec, Precision, Speculation, StepModel, StepOptions};
+use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig};
+use kvwise_sim::sched::vllm::SchedulerConfig;
+use kvwise_sim::simulate::{Deployment as Simulated, EngineConfig, Routing, StepClock};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::deployment::Deployment;
+
+/// What a simulation needs to know besides the deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Serving {
+    /// Independent replicas of the whole deployment.
+    pub replicas: u32,
+    /// How requests are spread over engines, by its name.
+    pub routing: Routing,
+    /// Probability that a drafted token is accepted, given that all before it were.
+    pub acceptance_rate: Option<f64>,
+    /// Order of SGLang's waiting queue.
+    pub schedule_policy: SchedulePolicy,
+    /// SGLang's `--schedule-conservativeness`.
+    pub conservativeness: f64,
+    /// Whether the first-principles lower bound is computed too.
+    pub roofline: bool,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            routing: Routing::LeastLoaded,
+            acceptance_rate: None,
+            schedule_policy: SchedulePolicy::Fcfs,
+            conservativeness: 1.0,
+            roofline: false,
+        }
+    }
+}
+
+/// How far the answer can be trusted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Confidence {
+    /// Factor f: the measured time per output token lay between the simulated one divided and multiplied by f in 90 %
+    /// of the cases that this basis stands for.
+    pub factor: f64,
+    /// The cases.
+    pub basis: String,
+}
+
+/// A deployment ready to be simulated.
+#[derive(Debug)]
+pub struct Served {
+    /// The plan that it rests on.
+    pub plan: Plan,
+    /// Engine name as asked for.
+    pub engine: &'static str,
+    /// Scheduler, pool, replicas; the clock is made from `step`.
+    pub config: EngineConfig,
+    /// Kernels.
+    pub step: StepModel,
+    /// Replicas behind the router.
+    pub replicas: u32,
+    /// Ranks of a replica that step together.
+    pub ranks: u32,
+    /// Which engine a request is sent to.
+    pub routing: Routing,
+    /// Whether the lower bound is wanted.
+    pub roofline: bool,
+    /// How far the times can be trusted.
+    pub confidence: Confidence,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Served {
+    /// What the simulator takes.
+    pub fn simulated(&self) -> Simulated<'_> {
+        Simulated {
+            replicas: self.replicas,
+            ranks: self.ranks,
+            routing: self.routing,
+            bounds: self.roofline,
+            ..Simulated::new(self.config.clone(), StepClock::Model(&self.step))
+        }
+    }
+
+    /// GPUs of all replicas.
+    pub fn gpus(&self) -> u64 {
+        self.plan
+            .gpu
+            .count
+            .saturating_mul(u64::from(self.replicas / self.plan_replicas()))
+    }
+
+    /// Replicas that the plan counts already (independent data-parallel engines).
+    fn plan_replicas(&self) -> u32 {
+        let dp = self
+            .plan
+            .inputs
+            .get("data_parallel_size")
+            .and_then(Value::as_u64)
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(1)
+            .max(1);
+        if self.ranks > 1 { 1 } else { dp }
+    }
+}
+
+/// A deployment that can be simulated, or why the engine would not start.
+#[derive(Debug)]
+pub enum Prepared {
+    /// Ready.
+    Ready(Box<Served>),
+    /// The plan and the reason.
+    Refused(Box<Plan>, String),
+}
+
+/// Plans the deployment and makes the simulator's parts of the plan.
+///
+/// # Errors
+/// If a name or value cannot be used, or the deployment has a part that is not simulated.
+pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
+    let sglang = deployment
+        .engine
+        .as_deref()
+        .is_some_and(|e| e.eq_ignore_ascii_case("sglang"));
+    let mut notes = Vec::new();
+    let resolved = match deployment.resolve() {
+        Err(e) if sglang && e.kind() == ErrorKind::Unsupported => {
+            notes.push(
+                "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be".to_owned(),
+            );
+            Deployment {
+                engine: None,
+                engine_version: None,
+                ..deployment.clone()
+            }
+            .resolve()?
+        }
+        other => other?,
+    };
+    let plan = plan::plan(&resolved.request(false))?;
+    let refusal = plan.feasibility.refused.clone().or_else(|| {
+        (plan.memory.headroom_bytes.0 < 0)
+            .then(|| "the weights and overhead leave no memory for the KV cache".to_owned())
+    });
+    if let Some(reason) = refusal {
+        return Ok(Prepared::Refused(Box::new(plan), reason));
+    }
+    let mut warnings = resolved.warnings.clone();
+    warnings.extend(notes);
+    let (Engine::Vllm(settings), Some((model, config))) = (resolved.engine(), resolved.described()) else {
+        return Err(Error::unsupported(
+            "only vLLM and SGLang are simulated, and only models whose layers are known",
+        )
+        .hint("leave out --engine, and give --model a catalogue name or a config.json"));
+    };
+    let parallel = parallel(
+        settings,
+        model
+            .layers
+            .iter()
+            .any(|l| l.weights.iter().any(|w| matches!(w.op, Op::Experts { .. }))),
+        serving,
+    )?;
+    let scheduler = scheduler(&plan, settings)?;
+    let hardware = resolved.hardware();
+    let calibration = calibration(hardware)?;
+    let (linear, experts) = precisions(config, settings, hardware)?;
+    let options = StepOptions {
+        ep: if settings.enable_expert_parallel {
+            parallel.tp
+        } else {
+            1
+        },
+        expert_dp: u64::from(parallel.ranks),
+        pp: parallel.pp,
+        max_batched_tokens: scheduler.max_num_batched_tokens.into(),
+        linear,
+        experts,
+        kv_fp8: plan.kv_cache.as_ref().is_some_and(|kv| kv.dtype.contains("fp8")),
+        speculation: speculation(deployment, model.layers.len(), serving, &mut warnings)?,
+        ..StepOptions::new(
+            if sglang {
+                cost::Engine::Sglang
+            } else {
+                cost::Engine::Vllm
+            },
+            parallel.tp,
+        )
+    };
+    if calibration.borrowed {
+        warnings.push(format!(
+            "no kernel measurements of this GPU: efficiencies of {} on its datasheet; expect a wider error",
+            calibration.gpu
+        ));
+    }
+    let confidence = confidence(&calibration, &plan.model.name, sglang);
+    let step = StepModel::new(model, &calibration, options)?;
+    let stages = u32::try_from(parallel.pp).unwrap_or(u32::MAX);
+    let engine = if sglang {
+        EngineConfig::Sglang(sglang_config(&scheduler, &plan, deployment, hardware, serving)?)
+    } else {
+        EngineConfig::Vllm(SchedulerConfig {
+            max_num_batched_tokens: scheduler.max_num_batched_tokens.saturating_mul(stages),
+            ..scheduler
+        })
+    };
+    Ok(Prepared::Ready(Box::new(Served {
+        plan,
+        engine: if sglang { "sglang" } else { "vllm" },
+        config: engine,
+        step,
+        replicas: parallel.replicas,
+        ranks: parallel.ranks,
+        routing: serving.routing,
+        roofline: serving.roofline,
+        confidence,
+        warnings,
+    })))
+}
+
+/// How the engines are spread.
+struct Spread {
+    tp: u64,
+    pp: u64,
+    replicas: u32,
+    ranks: u32,
+}
+
+fn parallel(settings: &vllm::Settings, experts: bool, serving: &Serving) -> Result<Spread> {
+    if settings.decode_context_parallel_size > 1 {
+        return Err(Error::unsupported(format!(
+            "--decode-context-parallel-size {} is planned but not simulated",
+            settings.decode_context_parallel_size
+        )));
+    }
+    if !(1..=1024).contains(&serving.replicas) {
+        return Err(Error::input(format!(
+            "--replicas is {}, expected 1 to 1024",
+            serving.replicas
+        )));
+    }
+    let dp = small("--data-parallel-size", settings.data_parallel_size.max(1))?;
+    // Ranks that share experts step together; dense replicas know nothing of each other.
+    let together = dp > 1 && experts;
+    if together && !settings.enable_expert_parallel {
+        return Err(Error::unsupported(
+            "data-parallel ranks of a mixture of experts are simulated with --enable-expert-parallel only",
+        )
+        .hint("add --enable-expert-parallel, or use --replicas for independent engines"));
+    }
+    let (ranks, dp) = if together { (dp, 1) } else { (1, dp) };
+    Ok(Spread {
+        tp: settings.tensor_parallel_size.max(1),
+        pp: settings.pipeline_parallel_size.max(1),
+        replicas: serving.replicas.saturating_mul(dp),
+        ranks,
+    })
+}
+
+/// The scheduler's view of `--speculative-config`, if an acceptance rate is given.
+fn speculation(
+    deployment: &Deployment,
+    layers: usize,
+    serving: &Serving,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Speculation>> {
+    let Some(text) = &deployment.speculative_config else {
+        return match serving.acceptance_rate {
+            None => Ok(None),
+            Some(_) => Err(Error::input(
+                "--acceptance-rate says how often drafts are accepted, but nothing is drafted",
+            )
+            .hint("add --speculative-config '{\"method\":\"mtp\",\"num_speculative_tokens\":1}'")),
+        };
+    };
+    let Some(acceptance) = serving.acceptance_rate else {
+        warnings.push(
+            "speculative decoding is planned for memory but not simulated in time: give --acceptance-rate"
+                .to_owned(),
+        );
+        return Ok(None);
+    };
+    if !(0.0..=1.0).contains(&acceptance) {
+        return Err(Error::input(format!(
+            "--acceptance-rate is {acceptance}, expected a number from 0 to 1"
+        )));
+    }
+    let bad = |what: &str| Error::input(format!("--speculative-config: {what}"));
+    let config: Value = serde_json::from_str(text).map_err(|e| bad(&format!("not JSON: {e}")))?;
+    let tokens = config
+        .get("num_speculative_tokens")
+        .and_then(Value::as_u64)
+        .and_then(|n| u32::try_from(n).ok())
+        .filter(|n| (1..=64).contains(n))
+        .ok_or_else(|| bad("num_speculative_tokens is missing or not 1 to 64"))?;
+    let method = config
+        .get("method")
+        .and_then(Value::as_str)
+        .unwrap_or("draft_model");
+    let draft_share = match method {
+        m if m.contains("ngram") || m == "suffix" => 0.0,
+        m if m.contains("mtp") || m.contains("eagle") => 1.0 / layers.max(1) as f64,
+        other => {
+            return Err(
+                Error::unsupported(format!("drafts made by \"{other}\" are planned but not timed"))
+                    .hint("n-gram, MTP and EAGLE drafts are simulated"),
+            );
+        }
+    };
+    Ok(Some(Speculation {
+        tokens,
+        acceptance,
+        draft_share,
+    }))
+}
+
+/// SGLang's scheduler over the planned pool.
+fn sglang_config(
+    scheduler: &SchedulerConfig,
+    plan: &Plan,
+    deployment: &Deployment,
+    hardware: &Hardware,
+    serving: &Serving,
+) -> Result<StepConfig> {
+    let Some(kv) = &plan.kv_cache else {
+        return Err(Error::unsupported(
+            "the model keeps no KV cache: there is nothing to simulate",
+        ));
+    };
+    let capacity = usize::try_from(kv.capacity_tokens)
+        .map_err(|_| Error::overflow("the pool's tokens"))?
+        .min(1 << 31);
+    let context = scheduler.max_model_len as usize;
+    // SGLang 0.5.23, `arg_groups/memory_hook.py`: chunks by GPU memory; `max_running_requests` from tokens and context.
+    let chunk = match deployment.max_num_batched_tokens {
+        Some(_) => scheduler.max_num_batched_tokens as usize,
+        None if hardware.driver_bytes < 35 << 30 => 2048,
+        None if hardware.driver_bytes < 60 << 30 => 4096,
+        None if hardware.driver_bytes < 160 << 30 => 8192,
+        None => 16_384,
+    };
+    let running = match deployment.max_num_seqs {
+        Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
+        None => (capacity / context.max(1) * 512).clamp(2048, 4096),
+    };
+    Ok(StepConfig {
+        max_running: running.min((capacity / 2).max(1)).min(1 << 20),
+        max_context_tokens: context,
+        chunked_prefill_tokens: Some(chunk),
+        schedule: serving.schedule_policy,
+        conservativeness: serving.conservativeness,
+        radix_cache: scheduler.prefix_caching,
+        ..StepConfig::new(capacity)
+    })
+}
+
+/// Width of the error on served points, by what the deployment has in common with them (see the accuracy page).
+fn confidence(calibration: &Calibration, model: &str, sglang: bool) -> Confidence {
+    let known = ["Llama-3.1-70B", "gpt-oss-120b"]
+        .iter()
+        .any(|m| model.contains(m));
+    let (factor, basis) = if calibration.borrowed {
+        (
+            1.6,
+            "assumed: no kernels were measured on this GPU, efficiencies of a relative on its datasheet",
+        )
+    } else if known && !sglang {
+        (
+            1.15,
+            "fitted: kernels measured on this GPU, and this model served by vLLM within 14 % in 95 of 100 points",
+        )
+    } else {
+        (
+            1.3,
+            "fitted: kernels measured on this GPU; three other models served on such GPUs came out within 29 % in 95 of 100 points",
+        )
+    };
+    Confidence {
+        factor,
+        basis: basis.to_owned(),
+    }
+}
+
+fn small(what: &str, n: u64) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::input(format!("{what} is {n}, more than is simulated (2^32)")))
+}
+
+fn scheduler(plan: &Plan, settings: &vllm::Settings) -> Result<SchedulerConfig> {
+    let Some(kv) = &plan.kv_cache else {
+        return Err(Error::unsupported(
+            "the model keeps no KV cache: there is nothing to simulate",
+        ));
+    };
+    let Some(layout) = &plan.layout else {
+        return Err(Error::unsupported(
+            "the engine would not lay out this cache, so there is nothing to simulate",
+        ));
+    };
+    // Without prefix caching a state takes one block from its first to its last token (vLLM 0.32.0,
+    // `vllm/v1/core/single_type_kv_cache_manager.py`, mamba cache mode "none"): a block as long as any sequence, rounded
+    // up to what the other groups' blocks divide.
+    let attention_block = layout
+        .groups
+        .iter()
+        .filter(|g| !matches!(g.spec.kind, SpecKind::State { .. }))
+        .map(|g| g.block_size)
+        .max()
+        .unwrap_or(1)
+        .max(1);
+    let groups = layout
+        .groups
+        .iter()
+        .map(|group| {
+            let block = small("the block size", group.block_size)?;
+            Ok(match &group.spec.kind {
+                SpecKind::Sliding { window, .. } | SpecKind::SlidingLatent { window, .. } => {
+                    GroupSpec::sliding_window(block, small("the window", *window)?)
+                }
+                SpecKind::Chunked { chunk } => GroupSpec::chunked_local(block, small("the chunk", *chunk)?),
+                SpecKind::State { .. } if layout.prefix_caching => GroupSpec::mamba_align(block),
+                SpecKind::State { .. } => GroupSpec::full(small(
+                    "the longest sequence",
+                    layout.max_model_len.next_multiple_of(attention_block),
+                )?),
+                _ => GroupSpec::full(block),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let concurrent_batches = if settings.async_scheduling == Some(false) {
+        1
+    } else {
+        2
+    };
+    Ok(SchedulerConfig {
+        num_blocks: small("the number of blocks", kv.num_blocks)?,
+        groups,
+        max_model_len: small("--max-model-len", layout.max_model_len)?,
+        max_num_seqs: small(
+            "--max-num-seqs",
+            layout.max_num_seqs.min(layout.max_num_batched_tokens),
+        )?,
+        max_num_batched_tokens: small("--max-num-batched-tokens", layout.max_num_batched_tokens)?,
+        concurrent_batches,
+        prefix_caching: layout.prefix_caching,
+        ..SchedulerConfig::new(2, 16)
+    })
+}
+
+fn calibration(hardware: &Hardware) -> Result<Calibration> {
+    let capability = hardware
+        .compute_capability
+        .map_or(90, |(major, minor)| major * 10 + minor);
+    let spec = match (hardware.bandwidth_bytes_per_s, hardware.flops) {
+        (Some(bw), Some(f16)) => Some(GpuSpec {
+            bw,
+            f16,
+            f8: (capability >= 89).then_some(2.0 * f16),
+            f4: (capability >= 100).then_some(4.0 * f16),
+            link: if hardware.pcie_only { 3.2e10 } else { 4.5e11 },
+            sms: 132.0,
+        }),
+        _ => {
+            return Err(Error::unsupported(format!(
+                "bandwidth and compute rate of {} are not known, so its steps cannot be timed",
+                hardware.name
+            ))
+            .hint("give --gpu a catalogue name (see `kvwise gpus`)"));
+        }
+    };
+    Calibration::for_gpu(&hardware.name, capability, spec)
+}
+
+/// Formats of linear layers and experts, by the checkpoint's `quantization_config` or `--quantization`.
+fn precisions(
+    config: &Config,
+    settings: &vllm::Settings,
+    hardware: &Hardware,
+) -> Result<(Precision, Precision)> {
+    let quantization = config.sub("quantization_config")?;
+    let declared = match &quantization {
+        Some(q) => q.str("quant_method")?.map(str::to_ascii_lowercase),
+        None => None,
+    };
+    let method = settings.quantization.clone().or(declared);
+    let has = |key: &str| quantization.as_ref().is_some_and(|q| q.get(key).is_some());
+    let text = quantization
+        .as_ref()
+        .map(|q| Value::Object(q.map().clone()).to_string())
+        .unwrap_or_default();
+    let blackwell = hardware.compute_capability.is_some_and(|(major, _)| major == 10);
+    Ok(match method.as_deref() {
+        None | Some("none") => (Precision::Bf16, Precision::Bf16),
+        Some("mxfp4") => (
+            Precision::Bf16,
+            if blackwell {
+                Precision::Mxfp4A8
+            } else {
+                Precision::Mxfp4A16
+            },
+        ),
+        Some(m) if m.contains("fp4") || text.contains("NVFP4") => (Precision::Nvfp4, Precision::Nvfp4),
+        Some("compressed-tensors") if text.contains("\"num_bits\":4") => {
+            if text.contains("\"type\":\"float\"") {
+                (Precision::Nvfp4, Precision::Nvfp4)
+            } else {
+                (Precision::Int4A16, Precision::Int4A16)
+            }
+        }
+        Some(m)
+            if m.contains("awq")
+                || m.contains("gptq")
+                || m.contains("int4")
+                || m.contains("bitsandbytes") =>
+        {
+            (Precision::Int4A16, Precision::Int4A16)
+        }
+        Some(_) if has("weight_block_size") => (Precision::Fp8Block, Precision::Fp8Block),
+        Some(_) => (Precision::Fp8, Precision::Fp8),
+    })
+}
