@@ -1,0 +1,320 @@
+//! The section on step times of the accuracy page, made from the measured points in `data/measurements`.
+//!
+//! `KVWISE_WRITE_ACCURACY=1 cargo test --release -p kvwise-sim --test accuracy` simulates every point, chooses the
+//! factors anew on each of the two fully measured models to test them on the other, and writes
+//! `data/measurements/simulated_points.csv` and the section (`=page` only the section). Without the variable a few points are simulated again, and
+//! the section must be what the table gives.
+
+mod served;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use kvwise_core::arch::Model;
+use kvwise_core::catalogue;
+use kvwise_sim::cost::{Engine, Tuning};
+use served::{Served, model, points, quantile};
+
+const BEGIN: &str = "<!-- step times: made by crates/sim/tests/accuracy.rs -->";
+const END: &str = "<!-- end of step times -->";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn catalogued(name: &str) -> Model {
+    let entry = catalogue::find(&name.replace("meta-llama/Llama-3.1", "meta-llama/Meta-Llama-3.1"))
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    model(name, entry.config_text().unwrap().as_bytes()).unwrap()
+}
+
+/// A measured point and what is simulated for it.
+struct Row {
+    point: Served,
+    /// Whether it belongs to the two models that the factors were chosen on.
+    chosen_on: bool,
+    ttft_ms: f64,
+    tpot_ms: f64,
+}
+
+impl Row {
+    fn tpot_error(&self) -> f64 {
+        self.tpot_ms / self.point.tpot_ms - 1.0
+    }
+
+    fn ttft_error(&self) -> f64 {
+        self.ttft_ms / self.point.ttft_ms - 1.0
+    }
+}
+
+fn measured() -> Vec<(Served, bool)> {
+    let mut all: Vec<(Served, bool)> = Vec::new();
+    for (file, chosen_on) in [("served_points.csv", true), ("published_points.csv", false)] {
+        let table = read(&format!("data/measurements/{file}"));
+        all.extend(points(&table).unwrap().into_iter().map(|p| (p, chosen_on)));
+    }
+    all
+}
+
+/// Numbers of the table beside the points, in their order.
+fn simulated_table() -> Vec<(f64, f64)> {
+    read("data/measurements/simulated_points.csv")
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let cells: Vec<f64> = line.split(',').map(|c| c.parse().unwrap()).collect();
+            (cells[0], cells[1])
+        })
+        .collect()
+}
+
+fn line(out: &mut String, name: &str, rows: &[&Row]) {
+    let tpot: Vec<f64> = rows.iter().map(|r| r.tpot_error()).collect();
+    let ttft: Vec<f64> = rows.iter().map(|r| r.ttft_error().abs()).collect();
+    let absolute: Vec<f64> = tpot.iter().map(|x| x.abs()).collect();
+    let percent = |x: f64| {
+        if x.is_finite() {
+            format!("{:.1} %", x * 100.0)
+        } else {
+            "–".to_owned()
+        }
+    };
+    let _ = writeln!(
+        out,
+        "| {name} | {} | {} | {} | {:+.1} % | {} |",
+        rows.len(),
+        percent(quantile(&absolute, 0.5)),
+        percent(quantile(&absolute, 0.95)),
+        quantile(&tpot, 0.5) * 100.0,
+        percent(quantile(&ttft, 0.5))
+    );
+}
+
+const HEAD: &str = "| points | number | TPOT, median error | 95th percentile | bias | TTFT, median error |\n\
+                    | :-- | --: | --: | --: | --: | --: |\n";
+
+fn section(rows: &[Row], crossed: &str) -> String {
+    let mut out = String::new();
+    out.push_str(
+        "The kernel coefficients come from kernel measurements alone (`data/calibration`). Three factors between kernels and\n\
+         server (`cost::Tuning`: share of the experts' launch floor, small kernels a layer, bandwidth of small kernels) were\n\
+         chosen on the served points of Llama-3.1-70B and gpt-oss-120b. Points that took longer than 5 s to their first token\n\
+         had no room in the cache.\n\n",
+    );
+    out.push_str(HEAD);
+    let of = |keep: &dyn Fn(&Row) -> bool| rows.iter().filter(|r| keep(r)).collect::<Vec<_>>();
+    line(
+        &mut out,
+        "both models, all GPUs",
+        &of(&|r| r.chosen_on && !r.point.waited()),
+    );
+    for name in ["meta-llama/Llama-3.1-70B", "openai/gpt-oss-120b"] {
+        for gpu in ["h100_sxm", "h200_sxm", "b200_sxm"] {
+            let rows =
+                of(&|r| r.chosen_on && r.point.model == name && r.point.hardware == gpu && !r.point.waited());
+            line(&mut out, &format!("{name} {gpu}"), &rows);
+        }
+    }
+    let waited = of(&|r| r.chosen_on && r.point.waited()).len();
+    let _ = writeln!(
+        out,
+        "\nThe {waited} points that waited are left out: these simulations have an endless pool, and how much a real one held hangs\n\
+         on flags (type of the cache, longest request) that the points do not name.",
+    );
+    out.push_str(
+        "\nFactors chosen on one model (every third point of at most 64 clients), tested on the other:\n\n",
+    );
+    out.push_str(crossed);
+    out.push_str(
+        "\nModels, an engine and expert parallelism that had no part in the choice of those three factors (points of the same kind of\n\
+         runs, published in issues and pull requests of SemiAnalysisAI/InferenceX; `data/measurements/published_points.csv`\n\
+         cites each). Host time of a request under SGLang (100 ms) and the factor on whole 8-bit experts in vLLM on Hopper\n\
+         (1.3) were set with a look at these points:\n\n",
+    );
+    out.push_str(HEAD);
+    line(&mut out, "all", &of(&|r| !r.chosen_on));
+    for (name, gpu) in [
+        ("deepseek-ai/DeepSeek-R1", "h200_sxm"),
+        ("deepseek-ai/DeepSeek-R1", "b200_sxm"),
+        ("Qwen/Qwen3.5-397B-A17B", "h100_sxm"),
+        ("MiniMaxAI/MiniMax-M2.5", "h100_sxm"),
+    ] {
+        let rows = of(&|r| !r.chosen_on && r.point.model == name && r.point.hardware == gpu);
+        let engine = match rows.first().map(|r| r.point.engine) {
+            Some(Engine::Sglang) => "SGLang",
+            _ => "vLLM",
+        };
+        line(&mut out, &format!("{name} {gpu}, {engine}"), &rows);
+    }
+    out.push_str(
+        "\nThe same server differs between its own versions by as much: Qwen3.5 at 32 clients went from 22.3 to 15.5 ms a token from\n\
+         May to June 2026, DeepSeek-R1 at 64 clients from 34.6 to 29.8 ms between SGLang 0.5.7 and 0.5.12. GPUs without kernel\n\
+         measurements (all but A100, L40S, H100, H200 and B200) borrow those of their generation, and the answer says so.\n\
+         `cargo run --release -p kvwise-sim --example served_points -- POINTS.csv FOLDER` compares with points of your own.\n",
+    );
+    out
+}
+
+/// Factors with the least mean error on `rows`, one after the other.
+fn chosen(rows: &[&(Served, bool)]) -> Tuning {
+    let error = |tuning: Tuning| {
+        let all: f64 = rows
+            .iter()
+            .map(|(p, _)| (p.simulated(&catalogued(&p.model), tuning).unwrap().1 / p.tpot_ms - 1.0).abs())
+            .sum();
+        all / rows.len() as f64
+    };
+    let mut best = Tuning::default();
+    let mut least = error(best);
+    let mut take = |candidate: Tuning| {
+        let e = error(candidate);
+        if e < least {
+            (best, least) = (candidate, e);
+        }
+        best
+    };
+    let mut now = Tuning::default();
+    for expert_floor in [0.3, 0.4, 0.6, 0.7] {
+        now = take(Tuning { expert_floor, ..now });
+    }
+    for small_kernels in [3.0, 4.0, 6.0, 7.0, 8.0] {
+        now = take(Tuning { small_kernels, ..now });
+    }
+    for share in [0.5, 0.65, 1.0] {
+        now = take(Tuning {
+            elementwise_bandwidth: Some(share),
+            ..now
+        });
+    }
+    now
+}
+
+fn crossed(all: &[(Served, bool)]) -> String {
+    let mut out = HEAD.to_owned();
+    for (train, test) in [("Llama", "gpt-oss"), ("gpt-oss", "Llama")] {
+        let of = |name: &str| {
+            all.iter()
+                .filter(|(p, on)| *on && p.model.contains(name) && !p.waited() && p.concurrency <= 64)
+                .collect::<Vec<_>>()
+        };
+        let tuning = chosen(&of(train).into_iter().step_by(3).collect::<Vec<_>>());
+        let rows: Vec<Row> = of(test)
+            .into_iter()
+            .map(|(p, chosen_on)| {
+                let (ttft_ms, tpot_ms) = p.simulated(&catalogued(&p.model), tuning).unwrap();
+                Row {
+                    point: p.clone(),
+                    chosen_on: *chosen_on,
+                    ttft_ms,
+                    tpot_ms,
+                }
+            })
+            .collect();
+        let name = format!(
+            "{test} by {train} (floor {:.1}, {:.0} small kernels, bandwidth {:.2})",
+            tuning.expert_floor,
+            tuning.small_kernels,
+            tuning.elementwise_bandwidth.unwrap_or(0.8)
+        );
+        line(&mut out, &name, &rows.iter().collect::<Vec<_>>());
+    }
+    out
+}
+
+fn page_section() -> (String, String, String) {
+    let page = read("docs/src/reference/accuracy.md");
+    let (before, rest) = page
+        .split_once(BEGIN)
+        .expect("the page has the section's first mark");
+    let (inside, after) = rest
+        .split_once(END)
+        .expect("the page has the section's last mark");
+    (before.to_owned(), inside.trim().to_owned(), after.to_owned())
+}
+
+#[test]
+fn the_accuracy_page_says_what_the_simulator_does() {
+    let all = measured();
+    let write = std::env::var("KVWISE_WRITE_ACCURACY").ok();
+    // "page" writes the page anew from the tables, anything else simulates every point first.
+    if write.as_deref().is_some_and(|w| w != "page") {
+        let mut table = String::from("ttft_ms,tpot_ms\n");
+        for (p, _) in &all {
+            let (ttft, tpot) = p.simulated(&catalogued(&p.model), Tuning::default()).unwrap();
+            let _ = writeln!(table, "{ttft:.3},{tpot:.4}");
+        }
+        std::fs::write(root().join("data/measurements/simulated_points.csv"), table).unwrap();
+        std::fs::write(root().join("data/measurements/crossed_points.md"), crossed(&all)).unwrap();
+    }
+    let simulated = simulated_table();
+    assert_eq!(simulated.len(), all.len(), "one simulated row a measured point");
+    let crossed = read("data/measurements/crossed_points.md");
+    let rows: Vec<Row> = all
+        .into_iter()
+        .zip(simulated)
+        .map(|((point, chosen_on), (ttft_ms, tpot_ms))| Row {
+            point,
+            chosen_on,
+            ttft_ms,
+            tpot_ms,
+        })
+        .collect();
+    let text = section(&rows, &crossed);
+    let (before, inside, after) = page_section();
+    if write.is_some() {
+        std::fs::write(
+            root().join("docs/src/reference/accuracy.md"),
+            format!("{before}{BEGIN}\n\n{text}\n{END}{after}"),
+        )
+        .unwrap();
+    } else {
+        assert_eq!(
+            inside,
+            text.trim(),
+            "run with KVWISE_WRITE_ACCURACY=1 to write the page anew"
+        );
+    }
+    // The promised quality, on the points that decide it.
+    let tpot = |keep: &dyn Fn(&Row) -> bool| {
+        rows.iter()
+            .filter(|r| keep(r) && !r.point.waited())
+            .map(|r| r.tpot_error().abs())
+            .collect::<Vec<_>>()
+    };
+    for (name, errors) in [
+        ("chosen on", tpot(&|r| r.chosen_on)),
+        ("others", tpot(&|r| !r.chosen_on)),
+    ] {
+        assert!(
+            quantile(&errors, 0.5) < 0.08,
+            "{name}: {}",
+            quantile(&errors, 0.5)
+        );
+        assert!(
+            quantile(&errors, 0.95) < 0.30,
+            "{name}: {}",
+            quantile(&errors, 0.95)
+        );
+    }
+}
+
+#[test]
+fn the_table_of_simulated_points_is_what_the_simulator_gives_now() {
+    let simulated = simulated_table();
+    let mut seen = 0;
+    for (i, (p, _)) in measured().iter().enumerate() {
+        // A spread of small points: the large ones take seconds in a debug build.
+        if p.concurrency > 8 || p.output_tokens > 1024 || i % 7 != 0 {
+            continue;
+        }
+        seen += 1;
+        let (ttft, tpot) = p.simulated(&catalogued(&p.model), Tuning::default()).unwrap();
+        assert!((ttft / simulated[i].0 - 1.0).abs() < 1e-3, "{p:?}: {ttft} ms");
+        assert!((tpot / simulated[i].1 - 1.0).abs() < 1e-3, "{p:?}: {tpot} ms");
+    }
+    assert!(seen >= 5, "{seen} points");
+}
