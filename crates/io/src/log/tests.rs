@@ -243,7 +243,7 @@ fn sglang_is_read_with_its_pools() {
     assert_eq!((swa.swa_tokens, swa.tokens), (Some(16_384), Some(81_920)));
 }
 
-/// Qwen3-4B in Q4_K_M (2026-10-08) and a 7B of 2026-05-05 under Ollama: buffers by device.
+/// Qwen3-4B in `Q4_K_M` (2026-10-08) and a 7B of 2026-05-05 under Ollama: buffers by device.
 #[test]
 fn llama_cpp_is_read_with_its_buffers() {
     let boot = one(
@@ -365,9 +365,10 @@ fn hostile_lines_neither_panic_nor_invent_figures() {
 
 #[test]
 fn only_the_last_starts_of_an_endless_file_are_kept() {
-    let text: String = (0..MAX_BOOTS + 3)
-        .map(|i| format!("INFO vLLM API server version 0.9.2\nINFO GPU KV cache size: {i} tokens\n"))
-        .collect();
+    let mut text = String::new();
+    for i in 0..MAX_BOOTS + 3 {
+        text += &format!("INFO vLLM API server version 0.9.2\nINFO GPU KV cache size: {i} tokens\n");
+    }
     let log = read_text(&text).unwrap();
     assert!(log.boots.len() <= MAX_BOOTS + 1);
     assert_eq!(log.boots.last().unwrap().tokens, Some(MAX_BOOTS as u64 + 2));
