@@ -1,6 +1,6 @@
 //! Requests to a hub: redirects that never carry the token elsewhere, ranges, bounded retries, capped answers.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use kvwise_core::{Error, Result};
@@ -306,7 +306,19 @@ fn unreachable(url: &str, e: &ureq::Error) -> Attempt {
         ureq::Error::Timeout(_) => ("no answer in time".to_owned(), true),
         ureq::Error::HostNotFound => ("no such host".to_owned(), false),
         ureq::Error::ConnectionFailed => ("no connection".to_owned(), false),
-        ureq::Error::Io(io) => (io.to_string(), io.kind() != std::io::ErrorKind::ConnectionRefused),
+        // a connection that broke; a name that is not found or a port that is closed stays so
+        ureq::Error::Io(io) => (
+            io.to_string(),
+            matches!(
+                io.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof
+                    | ErrorKind::TimedOut
+                    | ErrorKind::WouldBlock
+            ),
+        ),
         other => (other.to_string(), false),
     };
     Attempt {
