@@ -6,6 +6,7 @@ use super::report::Plan;
 use super::request::{Engine, Generic, Mode, Request};
 use super::{answer, evaluate};
 use crate::engine::vllm::{KvDtype, MaxModelLen, Settings};
+use crate::engine::{llamacpp, sglang};
 use crate::units::{GIB, grouped};
 
 /// A changed setting.
@@ -181,6 +182,71 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
             }
         }
     }
+    if let Engine::Sglang(settings) = &request.engine {
+        let with = |change: &dyn Fn(&mut sglang::Settings)| {
+            let mut settings = settings.clone();
+            change(&mut settings);
+            Some(Request {
+                engine: Engine::Sglang(settings),
+                explain: false,
+                ..request.clone()
+            })
+        };
+        if settings.kv_cache_dtype == sglang::KvDtype::Auto {
+            push(
+                "--kv-cache-dtype",
+                "fp8_e4m3".to_owned(),
+                with(&|s| s.kv_cache_dtype = sglang::KvDtype::Fp8E4m3),
+            );
+        }
+        if !fits {
+            for fraction in [0.9, 0.93] {
+                if settings.mem_fraction_static.is_none_or(|f| f < fraction) {
+                    push(
+                        "--mem-fraction-static",
+                        fraction.to_string(),
+                        with(&|s| s.mem_fraction_static = Some(fraction)),
+                    );
+                }
+            }
+            for tp in [2, 4, 8, 16] {
+                if tp > settings.tp() {
+                    let changed = with(&|s| s.tensor_parallel_size = tp).map(|mut changed| {
+                        changed.hardware.gpus = changed.hardware.gpus.max(tp * settings.pp());
+                        changed
+                    });
+                    push("--tensor-parallel-size", tp.to_string(), changed);
+                }
+            }
+        }
+    }
+    if let Engine::LlamaCpp(engine) = &request.engine {
+        let with = |change: &dyn Fn(&mut llamacpp::Settings)| {
+            let mut engine = engine.clone();
+            change(&mut engine.settings);
+            Some(Request {
+                engine: Engine::LlamaCpp(engine),
+                explain: false,
+                ..request.clone()
+            })
+        };
+        let q8 = llamacpp::GgmlType::by_name("q8_0");
+        if let Some(q8) = q8.filter(|q8| engine.settings.cache_type_k.block_bytes * q8.block > q8.block_bytes)
+        {
+            push(
+                "--cache-type-k",
+                "q8_0 --cache-type-v q8_0".to_owned(),
+                with(&|s| (s.cache_type_k, s.cache_type_v) = (q8, q8)),
+            );
+        }
+        if !fits && let Some(layers) = most_layers(request, engine) {
+            push(
+                "--n-gpu-layers",
+                layers.to_string(),
+                with(&|s| s.gpu_layers = Some(layers)),
+            );
+        }
+    }
     if let Engine::Generic(settings) = &request.engine {
         if settings.kv_element_bytes.is_none() {
             push(
@@ -202,6 +268,36 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
         }
     }
     out
+}
+
+/// Most layers that fit on the GPUs, if any do.
+fn most_layers(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
+    let layers = match (&engine.file, request.subject.model) {
+        (Some(file), _) => file.hparams.layers.len(),
+        (None, Some((model, _))) => model.layers.len(),
+        (None, None) => return None,
+    } as u64;
+    let fits = |n: u64| {
+        let mut engine = engine.clone();
+        engine.settings.gpu_layers = Some(n);
+        let changed = Request {
+            engine: Engine::LlamaCpp(Box::new(engine)),
+            explain: false,
+            ..request.clone()
+        };
+        replan(&changed).is_some_and(|other| other.feasibility.fits)
+    };
+    // Fewer layers never need more of a GPU.
+    let (mut yes, mut no) = (0, layers + 1);
+    while no - yes > 1 {
+        let middle = yes + (no - yes) / 2;
+        if fits(middle) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    (yes > 0).then_some(yes)
 }
 
 /// Steps of the scheduler for what the deployment is for: sequences and tokens of a step by the rules of an earlier planner

@@ -27,11 +27,13 @@ pub mod calibration;
 mod evaluation;
 pub mod generic;
 pub mod ledger;
+mod llamacpp;
 mod performance;
 pub mod policy;
 pub mod pool;
 pub mod report;
 pub mod request;
+mod sglang;
 pub mod size;
 mod verdict;
 mod vllm;
@@ -41,7 +43,9 @@ pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
 pub use report::{Performance, Plan, Range};
-pub use request::{CheckpointBytes, Engine, Generic, Hardware, Load, Mode, Request, Subject};
+pub use request::{
+    CheckpointBytes, Engine, Generic, GgufFile, Hardware, LlamaCpp, Load, Mode, Request, Subject,
+};
 
 use serde_json::Map;
 
@@ -76,6 +80,8 @@ fn evaluate<'a>(request: &'a Request<'a>) -> Result<Evaluation<'a>> {
     match &request.engine {
         Engine::Generic(settings) => generic::evaluate(request, settings),
         Engine::Vllm(settings) => vllm::evaluate(request, settings),
+        Engine::Sglang(settings) => sglang::evaluate(request, settings),
+        Engine::LlamaCpp(engine) => llamacpp::evaluate(request, engine),
     }
 }
 
@@ -111,8 +117,12 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
         && f.fits
         && f.kv_bytes > evaluation.budget_bytes / 2
     {
+        let halves = match &request.engine {
+            Engine::LlamaCpp(_) => "--cache-type-k q8_0 --cache-type-v q8_0 halve",
+            _ => "--kv-cache-dtype fp8 halves",
+        };
         warnings.push(format!(
-            "the KV cache of the load takes {:.0} % of the usable memory; --kv-cache-dtype fp8 halves it",
+            "the KV cache of the load takes {:.0} % of the usable memory; {halves} it",
             f.kv_bytes as f64 * 100.0 / evaluation.budget_bytes as f64
         ));
     }
@@ -150,6 +160,14 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
             Engine::Vllm(settings) => EnginePart {
                 name: "vllm",
                 version: Some(settings.version.to_string()),
+            },
+            Engine::Sglang(_) => EnginePart {
+                name: "sglang",
+                version: Some(crate::engine::sglang::VERSION.to_owned()),
+            },
+            Engine::LlamaCpp(_) => EnginePart {
+                name: "llamacpp",
+                version: Some(crate::engine::llamacpp::VERSION.to_owned()),
             },
             Engine::Generic(_) => EnginePart {
                 name: "generic",

@@ -61,6 +61,8 @@ pub(super) fn performance(
 fn tensor_parallel(engine: &Engine) -> u64 {
     match engine {
         Engine::Vllm(settings) => settings.tensor_parallel_size,
+        Engine::Sglang(settings) => settings.tp(),
+        Engine::LlamaCpp(_) => 1,
         Engine::Generic(settings) => settings.tensor_parallel_size,
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::policy::Policy;
 use crate::arch::{Config, Model};
-use crate::engine::vllm;
+use crate::engine::{llamacpp, sglang, vllm};
 use crate::hardware::Gpu;
 use crate::{Error, Result};
 
@@ -149,8 +149,32 @@ impl Hardware {
 pub enum Engine {
     /// vLLM, by its own rules.
     Vllm(Box<vllm::Settings>),
+    /// SGLang, by its own rules.
+    Sglang(Box<sglang::Settings>),
+    /// llama.cpp, by its own rules.
+    LlamaCpp(Box<LlamaCpp>),
     /// No particular engine: tokens times bytes, and the margins of the policy.
     Generic(Generic),
+}
+
+/// llama.cpp's settings, and what is known of the file it loads.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LlamaCpp {
+    /// Settings of the server.
+    pub settings: llamacpp::Settings,
+    /// The GGUF file, where there is one; else the configuration is planned as the converter would write it.
+    pub file: Option<GgufFile>,
+    /// Mix of types that a configuration is planned with (`q4_k_m` where nothing is said).
+    pub mix: Option<String>,
+}
+
+/// What the header of a GGUF file says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufFile {
+    /// What its memory depends on.
+    pub hparams: llamacpp::Hparams,
+    /// Bytes by where they are placed.
+    pub weights: llamacpp::Weights,
 }
 
 /// Settings of the generic engine.
@@ -336,6 +360,53 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
                         "num_speculative_tokens": speculative.num_tokens,
                     }),
                 );
+            }
+        }
+        Engine::Sglang(s) => {
+            put("engine", json!("sglang"));
+            put("engine_version", json!(sglang::VERSION));
+            put("tensor_parallel_size", json!(s.tp()));
+            put("pipeline_parallel_size", json!(s.pp()));
+            put("data_parallel_size", json!(s.attention_dp()));
+            put("enable_expert_parallel", json!(s.expert_parallel));
+            put("dtype", json!(s.dtype.map(crate::dtype::Dtype::name)));
+            put("quantization", json!(s.quantization));
+            put("kv_cache_dtype", json!(s.kv_cache_dtype.name()));
+            put("mem_fraction_static", json!(s.mem_fraction_static));
+            put("page_size", json!(s.page_size));
+            put(
+                "chunked_prefill_size",
+                match s.chunked_prefill_size {
+                    None => Value::Null,
+                    Some(sglang::Chunk::Whole) => json!(-1),
+                    Some(sglang::Chunk::Tokens(n)) => json!(n),
+                },
+            );
+            put("max_running_requests", json!(s.max_running_requests));
+            put("max_total_tokens", json!(s.max_total_tokens));
+            put("context_length", json!(s.context_length));
+            put("swa_full_tokens_ratio", json!(s.swa_full_tokens_ratio));
+            put("mamba_full_memory_ratio", json!(s.mamba_full_memory_ratio));
+            put("disable_cuda_graph", json!(s.disable_cuda_graph));
+            put("disable_radix_cache", json!(s.disable_radix_cache));
+            put("kv_cache_memory_bytes", json!(s.kv_cache_memory_bytes));
+        }
+        Engine::LlamaCpp(l) => {
+            let s = &l.settings;
+            put("engine", json!("llamacpp"));
+            put("engine_version", json!(llamacpp::VERSION));
+            put("quantization", json!(l.mix));
+            put("ctx_size", json!(s.ctx_size));
+            put("parallel", json!(s.parallel));
+            put("kv_unified", json!(s.kv_unified));
+            put("cache_type_k", json!(s.cache_type_k.name));
+            put("cache_type_v", json!(s.cache_type_v.name));
+            put("swa_full", json!(s.swa_full));
+            put("flash_attn", json!(s.flash_attn));
+            put("ubatch_size", json!(s.ubatch_size));
+            put("n_gpu_layers", json!(s.gpu_layers));
+            if !s.tensor_split.is_empty() {
+                put("tensor_split", json!(s.tensor_split));
             }
         }
         Engine::Generic(g) => {

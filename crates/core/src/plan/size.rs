@@ -397,6 +397,8 @@ fn candidates<'a>(request: &Request<'a>) -> Vec<(&'static str, String, Option<Re
                 "twice the GPUs, and a request passes them one after the other",
             ));
         }
+        // What helps these is in the plan's own advice.
+        Engine::Sglang(_) | Engine::LlamaCpp(_) => {}
         Engine::Generic(s) => {
             if s.kv_element_bytes.is_none_or(|bytes| bytes > 1) {
                 out.push((

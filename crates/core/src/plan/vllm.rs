@@ -4,7 +4,7 @@
 //! `determine_available_memory`, and `vllm/v1/worker/utils.py`, `request_memory`).
 
 mod explain;
-mod weights;
+pub(super) mod weights;
 
 use super::budget::{self, Inputs, Spread};
 use super::evaluation::Evaluation;

@@ -1,6 +1,7 @@
 //! From what a user calls a model to its configuration and, where they are known, its tensors' headers.
 
 pub mod folder;
+pub mod gguf;
 mod quantization;
 pub mod safetensors;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use kvwise_core::arch::Config;
 use kvwise_core::arch::config::MAX_CONFIG_BYTES;
+use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::{Error, ErrorKind, Result, catalogue};
 
 use crate::hub::{self, OnProgress, RepoId};
@@ -29,6 +31,8 @@ pub struct Found {
     pub checkpoint: Option<Checkpoint>,
     /// What the user should know about how it was found, one sentence each.
     pub notes: Vec<String>,
+    /// The header, where it is a GGUF file; its configuration is then empty.
+    pub gguf: Option<Box<Header>>,
 }
 
 /// Where a model was found.
@@ -127,6 +131,7 @@ fn in_catalogue(entry: &catalogue::Entry) -> Result<Found> {
         config: entry.config()?,
         checkpoint: None,
         notes: Vec::new(),
+        gguf: None,
     })
 }
 
@@ -137,6 +142,7 @@ fn on_hub(model: hub::HubModel) -> Found {
         place: Place::Hub(model.origin),
         config: model.config,
         checkpoint: model.checkpoint,
+        gguf: None,
     }
 }
 
@@ -149,6 +155,7 @@ fn find_path(name: &str) -> Result<Option<Found>> {
         config,
         checkpoint,
         notes: Vec::new(),
+        gguf: None,
     };
     if path.is_dir() {
         let config = read_folder_config(path)?;
@@ -157,10 +164,10 @@ fn find_path(name: &str) -> Result<Option<Found>> {
     if path.is_file() {
         return match extension(path).as_deref() {
             Some("json") => Ok(Some(found(read_config(path)?, None))),
-            Some("gguf") => Err(Error::unsupported(format!(
-                "{name}: GGUF files are not read by this version"
-            ))
-            .hint("give the folder of the original model, or its config.json")),
+            Some("gguf") => Ok(Some(Found {
+                gguf: Some(Box::new(gguf::read(path)?)),
+                ..found(Config::from_map(serde_json::Map::new()), None)
+            })),
             Some("safetensors") => Err(Error::input(format!(
                 "{name}: tensors alone do not describe a model"
             ))

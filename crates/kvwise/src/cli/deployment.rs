@@ -7,6 +7,7 @@ use kvwise_core::{Error, Result};
 use kvwise_io::plan_profile;
 use kvwise_sim::trace::{Content, Trace};
 
+use super::other_engines::OtherEngineArgs;
 use crate::usecase::deployment::Deployment;
 use crate::usecase::kv_room::KvRoom;
 use crate::usecase::lookup::Lookup;
@@ -48,7 +49,7 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "LINK", help_heading = "Hardware")]
     pub interconnect: Option<String>,
 
-    /// Engine whose rules are used: vllm or generic [default: vllm].
+    /// Engine whose rules are used: vllm, sglang, llamacpp or generic [default: vllm; llamacpp for .gguf].
     #[arg(long, value_name = "NAME", help_heading = "Engine")]
     pub engine: Option<String>,
 
@@ -165,6 +166,10 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub max_lora_rank: Option<u64>,
 
+    /// Flags of SGLang and llama.cpp.
+    #[command(flatten)]
+    pub other_engines: OtherEngineArgs,
+
     /// Tokens of one request, prompt and output; several values make a grid.
     #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Load")]
     pub context: Vec<String>,
@@ -226,7 +231,7 @@ impl DeploymentArgs {
     /// # Errors
     /// If the profile cannot be read.
     pub fn given(&self) -> Result<Deployment> {
-        let flags = Deployment {
+        let mut flags = Deployment {
             model: self.model.clone(),
             revision: self.revision.clone(),
             params_b: self.params_b,
@@ -275,7 +280,9 @@ impl DeploymentArgs {
                 progress: std::io::stderr().is_terminal(),
             },
             no_calibration: self.no_calibration,
+            ..Deployment::default()
         };
+        self.other_engines.apply(&mut flags);
         match &self.profile {
             None => Ok(flags),
             Some(path) => flags.over(

@@ -18,6 +18,8 @@ const EXAMPLES: &str = "Examples:
   kvwise plan deepseek-ai/DeepSeek-V3 --gpu h200 --tp 8 --kv-cache-dtype fp8 --explain
   kvwise plan ./my-model --gpu l40s --max-model-len auto --format json
   kvwise plan llama-3.1-8b --gpu l4 --context 4k,8k,32k --concurrency 1,4,16
+  kvwise plan openai/gpt-oss-20b --engine sglang --gpu h100 --mem-fraction-static 0.85
+  kvwise plan model-Q4_K_M.gguf --gpu rtx-4090 --context 32768 --cache-type-k q8_0 --cache-type-v q8_0
   kvwise plan llama-2-7b --engine generic --gpu rtx-4090 --context 4096
 
 Exit status: 0 it fits, 1 it does not (or the engine would refuse to start), 2 the question cannot be answered.";

@@ -22,6 +22,9 @@ fn letter(name: &str) -> char {
         "lora" => 'l',
         "drafter" => 'd',
         "overhead" => 'o',
+        "cuda_context" => 'c',
+        "runtime_reserve" => 'r',
+        "compute_buffer" => 'b',
         "kv_cache" => 'K',
         _ => '.',
     }

@@ -13,10 +13,12 @@ use kvwise_core::plan::{
     CheckpointBytes, Correction, Engine, Factor, Hardware, Load, Mode, Policy, Request, Site, Subject,
 };
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
-use kvwise_core::{Error, ErrorKind, Result};
+use kvwise_core::{Error, Result};
 use kvwise_io::gpu::user;
 use kvwise_io::model::{Checkpoint, Place};
 use serde::{Deserialize, Serialize};
+
+mod engines;
 
 use super::gpus;
 use super::lookup::Lookup;
@@ -66,6 +68,24 @@ pub struct Deployment {
     pub enable_lora: bool,
     pub max_loras: Option<u64>,
     pub max_lora_rank: Option<u64>,
+    pub mem_fraction_static: Option<f64>,
+    pub page_size: Option<u64>,
+    pub chunked_prefill_size: Option<i64>,
+    pub max_running_requests: Option<u64>,
+    pub max_total_tokens: Option<String>,
+    pub swa_full_tokens_ratio: Option<f64>,
+    pub mamba_full_memory_ratio: Option<f64>,
+    pub ctx_size: Option<String>,
+    pub parallel: Option<u64>,
+    pub cache_type_k: Option<String>,
+    pub cache_type_v: Option<String>,
+    pub n_gpu_layers: Option<u64>,
+    pub tensor_split: Vec<f64>,
+    pub ubatch_size: Option<u64>,
+    pub swa_full: bool,
+    pub kv_unified: bool,
+    pub no_flash_attn: bool,
+    pub no_kv_offload: bool,
     pub context: Vec<String>,
     pub concurrency: Vec<u64>,
     pub prompt_tokens: Option<u64>,
@@ -160,10 +180,19 @@ impl Resolved {
     }
 }
 
+/// Whether a model is a GGUF file by its name.
+fn is_gguf(name: &str) -> bool {
+    std::path::Path::new(name)
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
 /// Engines by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EngineName {
     Vllm,
+    Sglang,
+    LlamaCpp,
     Generic,
 }
 
@@ -204,7 +233,13 @@ impl Deployment {
         let (tp, pp, dp) = (
             self.tensor_parallel_size.unwrap_or(1),
             self.pipeline_parallel_size.unwrap_or(1),
-            self.data_parallel_size.unwrap_or(1),
+            match engine_name {
+                // SGLang's attention groups are made of the tensor-parallel ranks.
+                EngineName::Sglang => 1,
+                // llama.cpp uses all GPUs that there are.
+                EngineName::LlamaCpp => self.gpus.unwrap_or(1),
+                _ => self.data_parallel_size.unwrap_or(1),
+            },
         );
         let ranks = [pp, dp]
             .iter()
@@ -221,9 +256,9 @@ impl Deployment {
                     .hint("kvwise plan meta-llama/Llama-3.1-8B --gpu h100")
                     .hint("with nothing but a size known: kvwise plan --params-b 8 --engine generic --gpu h100"));
             }
-            if engine_name == EngineName::Vllm && self.engine.is_some() {
+            if engine_name != EngineName::Generic && self.engine.is_some() {
                 return Err(Error::input(
-                    "vLLM's layout cannot be planned from a number of parameters alone",
+                    "an engine's layout cannot be planned from a number of parameters alone",
                 )
                 .hint("give the model, or --engine generic for the weights"));
             }
@@ -245,6 +280,35 @@ impl Deployment {
 
         let found = self.lookup.find(name, self.revision.as_deref())?;
         warnings.extend(found.notes.iter().cloned());
+        if let Some(header) = &found.gguf {
+            let gpus = self.gpus.unwrap_or(1);
+            let file = engines::from_file(&found.name, header).map_err(|e| e.at(&found.name))?;
+            let engine = match engine_name {
+                EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(Some(file.file), gpus)?)),
+                EngineName::Generic => Engine::Generic(self.generic(None)?),
+                EngineName::Vllm | EngineName::Sglang => {
+                    return Err(Error::unsupported(format!(
+                        "{}: a GGUF file is planned for llama.cpp, not for vLLM or SGLang",
+                        found.name
+                    ))
+                    .hint("leave --engine out, or give the original model"));
+                }
+            };
+            return Ok(Resolved {
+                name: file.name.unwrap_or_else(|| found.name.clone()),
+                source: found.name,
+                described: Some((file.model, file.config)),
+                refused: None,
+                params,
+                checkpoint: Some(file.checkpoint),
+                hardware,
+                free_bytes,
+                engine,
+                load,
+                policy: self.policy(engine_name)?,
+                warnings,
+            });
+        }
         let (described, refused) =
             match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
                 family::Reading::Model(model) => (Some(*model), None),
@@ -292,6 +356,8 @@ impl Deployment {
         };
         let engine = match engine_name {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config, described.as_ref())?)),
+            EngineName::Sglang => Engine::Sglang(Box::new(self.sglang()?)),
+            EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
         };
         let mut policy = self.policy(engine_name)?;
@@ -346,19 +412,18 @@ impl Deployment {
 
     fn engine_name(&self) -> Result<EngineName> {
         match self.engine.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            None if self.model.as_deref().is_some_and(is_gguf) => Ok(EngineName::LlamaCpp),
             None | Some("vllm") => Ok(EngineName::Vllm),
+            Some("sglang") => Ok(EngineName::Sglang),
+            Some("llamacpp" | "llama.cpp" | "llama-cpp") => Ok(EngineName::LlamaCpp),
             Some("generic") => Ok(EngineName::Generic),
-            Some(other @ ("sglang" | "llamacpp" | "llama.cpp")) => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("the memory layout of {other} is not planned by this version"),
-            )
-            .hint("--engine generic gives engine-independent arithmetic")),
             Some(other) => {
-                let error = Error::input(format!("--engine is \"{other}\", expected vllm or generic"));
-                let near = nearest(other, ["vllm", "generic"], 1);
-                Err(near
-                    .first()
-                    .map_or(error.clone(), |n| error.hint(format!("did you mean {n}?"))))
+                let names = ["vllm", "sglang", "llamacpp", "generic"];
+                let error = Error::input(format!("--engine is \"{other}\", expected {}", names.join(", ")));
+                Err(match nearest(other, names, 1).first() {
+                    Some(near) => error.hint(format!("did you mean {near}?")),
+                    None => error,
+                })
             }
         }
     }
@@ -488,7 +553,7 @@ impl Deployment {
 
     fn policy(&self, engine: EngineName) -> Result<Policy> {
         let mut policy = match engine {
-            EngineName::Vllm => Policy::none(),
+            EngineName::Vllm | EngineName::Sglang | EngineName::LlamaCpp => Policy::none(),
             EngineName::Generic => Policy::generic(),
         };
         if let Some(text) = &self.overhead {

@@ -29,6 +29,6 @@ pub mod simulate;
 pub mod size;
 pub mod sweep;
 pub mod trace_info;
-pub mod verify;
 pub mod traffic;
+pub mod verify;
 pub mod watch;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 23] = [
+const EXTRA: [&str; 41] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -32,6 +32,24 @@ const EXTRA: [&str; 23] = [
     "max_lora_rank",
     "max_model_len",
     "context",
+    "mem_fraction_static",
+    "page_size",
+    "chunked_prefill_size",
+    "max_running_requests",
+    "max_total_tokens",
+    "swa_full_tokens_ratio",
+    "mamba_full_memory_ratio",
+    "ctx_size",
+    "parallel",
+    "cache_type_k",
+    "cache_type_v",
+    "n_gpu_layers",
+    "tensor_split",
+    "ubatch_size",
+    "swa_full",
+    "kv_unified",
+    "no_flash_attn",
+    "no_kv_offload",
 ];
 
 impl Deployment {
@@ -51,7 +69,14 @@ impl Deployment {
                 other => other,
             };
             // Sizes and counts are text in the spellings of the command line; a file may have plain numbers.
-            let textual = ["max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"].contains(&key);
+            let textual = [
+                "max_model_len",
+                "max_num_batched_tokens",
+                "kv_cache_memory_bytes",
+                "ctx_size",
+                "max_total_tokens",
+            ]
+            .contains(&key);
             let value = match value {
                 Value::Number(n) if textual => Value::String(n.to_string()),
                 other => other.clone(),

@@ -123,6 +123,60 @@ pub enum Prepared {
     Refused(Box<Plan>, String),
 }
 
+/// The pool that SGLang would make.
+enum Pool {
+    /// Its bytes on each GPU.
+    Bytes(u64),
+    /// It would not start.
+    Refused(Box<Plan>, String),
+    /// Its rules for this model are not planned.
+    Unknown,
+}
+
+fn pool_of_sglang(deployment: &Deployment) -> Result<Pool> {
+    // Replicas of the attention layers are counted differently by the two engines.
+    if deployment.data_parallel_size.is_some_and(|n| n > 1) || deployment.kv_cache_memory_bytes.is_some() {
+        return Ok(Pool::Unknown);
+    }
+    let planned = deployment
+        .resolve()
+        .and_then(|resolved| plan::plan(&resolved.request(false)));
+    let plan = match planned {
+        Ok(plan) => plan,
+        Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(Pool::Unknown),
+        Err(e) => return Err(e),
+    };
+    if let Some(reason) = plan.feasibility.refused.clone() {
+        return Ok(Pool::Refused(Box::new(plan), reason));
+    }
+    Ok(plan
+        .kv_cache
+        .as_ref()
+        .map(|kv| kv.available_bytes)
+        .filter(|&bytes| bytes > 0)
+        .map_or(Pool::Unknown, Pool::Bytes))
+}
+
+/// The deployment without what only SGLang's memory rules read.
+fn as_vllm(deployment: &Deployment, pool_bytes: Option<u64>) -> Deployment {
+    Deployment {
+        engine: None,
+        engine_version: None,
+        mem_fraction_static: None,
+        page_size: None,
+        chunked_prefill_size: None,
+        max_running_requests: None,
+        max_total_tokens: None,
+        swa_full_tokens_ratio: None,
+        mamba_full_memory_ratio: None,
+        max_num_seqs: deployment.max_num_seqs.or(deployment.max_running_requests),
+        kv_cache_memory_bytes: pool_bytes
+            .map(|bytes| bytes.to_string())
+            .or_else(|| deployment.kv_cache_memory_bytes.clone()),
+        ..deployment.clone()
+    }
+}
+
 /// Plans the deployment and makes the simulator's parts of the plan.
 ///
 /// # Errors
@@ -133,19 +187,25 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
         .as_deref()
         .is_some_and(|e| e.eq_ignore_ascii_case("sglang"));
     let mut notes = Vec::new();
-    let resolved = match deployment.resolve() {
-        Err(e) if sglang && e.kind() == ErrorKind::Unsupported => {
-            notes.push(
-                "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be".to_owned(),
-            );
-            Deployment {
-                engine: None,
-                engine_version: None,
-                ..deployment.clone()
+    let resolved = if sglang {
+        match pool_of_sglang(deployment)? {
+            Pool::Bytes(bytes) => {
+                notes.push(
+                    "the pool has as many bytes as SGLang's own rules give it, in vLLM's blocks".to_owned(),
+                );
+                as_vllm(deployment, Some(bytes)).resolve()?
             }
-            .resolve()?
+            Pool::Refused(plan, reason) => return Ok(Prepared::Refused(plan, reason)),
+            Pool::Unknown => {
+                notes.push(
+                    "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be"
+                        .to_owned(),
+                );
+                as_vllm(deployment, None).resolve()?
+            }
         }
-        other => other?,
+    } else {
+        deployment.resolve()?
     };
     let plan = plan::plan(&resolved.request(false))?;
     let refusal = plan.feasibility.refused.clone().or_else(|| {

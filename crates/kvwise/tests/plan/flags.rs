@@ -95,6 +95,75 @@ fn every_flag_changes_the_answer() {
         (&["llama-3.1-8b"], &["--params-b", "9"]),
         (&["llama-3.1-8b"], &["--gpus", "4"]),
         (&["llama-3.1-8b"], &["--explain"]),
+        (
+            &["llama-3.1-8b", "--engine", "sglang"],
+            &["--mem-fraction-static", "0.7"],
+        ),
+        (&["llama-3.1-8b", "--engine", "sglang"], &["--page-size", "64"]),
+        (
+            &["llama-3.1-8b", "--engine", "sglang"],
+            &["--chunked-prefill-size", "2048"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "sglang"],
+            &["--max-running-requests", "3"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "sglang"],
+            &["--max-total-tokens", "40000"],
+        ),
+        (
+            &["gpt-oss-20b", "--engine", "sglang"],
+            &["--swa-full-tokens-ratio", "0.2"],
+        ),
+        (
+            &["qwen3-next-80b-a3b-instruct", "--engine", "sglang", "--tp", "4"],
+            &["--mamba-full-memory-ratio", "0.3"],
+        ),
+        (&["llama-3.1-8b", "--engine", "llamacpp"], &["--ctx-size", "8192"]),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp", "--ctx-size", "8192"],
+            &["--parallel", "4"],
+        ),
+        (
+            &[
+                "llama-3.1-8b",
+                "--engine",
+                "llamacpp",
+                "--ctx-size",
+                "8192",
+                "--parallel",
+                "4",
+            ],
+            &["--kv-unified"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp"],
+            &["--cache-type-k", "q8_0"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp"],
+            &["--cache-type-v", "q4_0"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp"],
+            &["--n-gpu-layers", "10"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp", "--gpus", "2"],
+            &["--tensor-split", "3,1"],
+        ),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp"],
+            &["--ubatch-size", "2048"],
+        ),
+        (&["gemma-3-27b-it", "--engine", "llamacpp"], &["--swa-full"]),
+        (&["llama-3.1-8b", "--engine", "llamacpp"], &["--no-flash-attn"]),
+        (&["llama-3.1-8b", "--engine", "llamacpp"], &["--no-kv-offload"]),
+        (
+            &["llama-3.1-8b", "--engine", "llamacpp"],
+            &["--quantization", "q8_0"],
+        ),
     ];
     for (base, flag) in cases {
         let mut without = vec!["--gpu", "h100"];

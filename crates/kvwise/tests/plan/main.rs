@@ -2,6 +2,7 @@
 
 mod compare;
 mod docs;
+mod engines;
 mod errors;
 mod flags;
 mod generate;

@@ -11,12 +11,12 @@ use crate::units::grouped;
 use crate::{Error, Result};
 
 /// Weights of one tensor-parallel rank of each stage.
-pub(super) struct Stages {
-    pub(super) bytes: Vec<u64>,
+pub(in crate::plan) struct Stages {
+    pub(in crate::plan) bytes: Vec<u64>,
     /// The same without parallelism: all of the model.
-    pub(super) total: u64,
+    pub(in crate::plan) total: u64,
     /// Quantisation, for the formula.
-    pub(super) how: String,
+    pub(in crate::plan) how: String,
     /// What the drafter of speculative decoding adds to the last stage.
     pub(super) drafter: Option<DrafterWeights>,
 }
@@ -26,7 +26,7 @@ pub(super) struct Stages {
 /// # Errors
 /// If the ranks do not divide the model (as [`Error::unsupported`]), a quantisation is not known, or a size leaves 64
 /// bits.
-pub(super) fn weights(
+pub(in crate::plan) fn weights(
     model: &Model,
     config: &Config,
     settings: &Settings,

@@ -11,6 +11,7 @@ use super::Deployment;
 
 impl Deployment {
     pub(super) fn generic(&self, config: Option<&Config>) -> Result<Generic> {
+        self.refuse_others("generic")?;
         for (flag, given) in [
             ("--block-size", self.block_size.is_some()),
             (

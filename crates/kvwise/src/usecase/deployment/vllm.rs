@@ -9,6 +9,7 @@ use super::{Deployment, speculative};
 
 impl Deployment {
     pub(super) fn vllm(&self, config: &Config, target: Option<&Model>) -> Result<vllm::Settings> {
+        self.refuse_others("vllm")?;
         let defaults = vllm::Settings::default();
         let count = |flag: &str, text: &Option<String>| {
             text.as_deref()

@@ -1,0 +1,26 @@
+//! The memory of llama.cpp (commit 0c1e570 of 2026-10-01, checked with build b11549): caches, offload, buffers.
+//!
+//! llama.cpp allocates everything at start: the weights where each layer is placed ([`place`]), a cell of keys and
+//! values for every token of the context in every attention layer, smaller windows for sliding layers, and fixed states
+//! for recurrent ones ([`cache`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
+//! from a configuration ([`convert`]).
+
+pub mod cache;
+pub mod convert;
+pub mod ggml;
+pub mod gguf;
+#[cfg(test)]
+mod golden;
+pub mod hparams;
+pub mod place;
+pub mod settings;
+
+pub use cache::{Caches, caches};
+pub use ggml::GgmlType;
+pub use gguf::{Header, Meta, Tensor};
+pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
+pub use place::{Placement, Weights, place};
+pub use settings::Settings;
+
+/// The version whose rules these are.
+pub const VERSION: &str = "b11549";

@@ -1,0 +1,184 @@
+//! Which layers go to which device (llama.cpp 0c1e570, `src/llama-model.cpp`, `load_tensors`).
+//!
+//! The last `--n-gpu-layers` of the layers are offloaded, the output counting as one more after the last. The token
+//! embedding always stays with the host. Several GPUs take consecutive layers in proportion to their shares.
+
+use super::gguf::Header;
+use super::hparams::Hparams;
+use super::settings::Settings;
+use crate::{Error, Result};
+
+/// Bytes of the weights, by what is placed together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Weights {
+    /// Token embedding and whatever else is read before the first layer.
+    pub input: u64,
+    /// Each layer.
+    pub layers: Vec<u64>,
+    /// Final norm and output head; a tied embedding is copied, so it counts here too.
+    pub output: u64,
+    /// Bytes in the file (a tied embedding once).
+    pub file: u64,
+    /// Parameters, and those that one token uses.
+    pub params: (u64, u64),
+}
+
+impl Weights {
+    /// Sums the tensors of a file by where llama.cpp places them.
+    ///
+    /// # Errors
+    /// If a sum leaves 64 bits or a tensor belongs to a layer that the metadata does not count.
+    pub fn of_file(header: &Header, model: &Hparams) -> Result<Self> {
+        let mut out = Self {
+            layers: vec![0; model.layers.len()],
+            file: header.tensor_bytes()?,
+            ..Self::default()
+        };
+        let too_large = || Error::overflow("the size of the weights");
+        let add = |slot: &mut u64, bytes: u64| -> Result<()> {
+            *slot = slot.checked_add(bytes).ok_or_else(too_large)?;
+            Ok(())
+        };
+        let mut embedding = 0;
+        let mut head = false;
+        let (experts, used) = model.experts;
+        let mut params = (0_u64, 0_u64);
+        for tensor in &header.tensors {
+            let elements = tensor.elements()?;
+            let routed = tensor.name.contains("_exps");
+            let active = if routed && experts > 0 {
+                elements / experts * used.min(experts)
+            } else {
+                elements
+            };
+            params.0 = params.0.checked_add(elements).ok_or_else(too_large)?;
+            params.1 = params.1.checked_add(active).ok_or_else(too_large)?;
+            match layer_of(&tensor.name) {
+                Some(layer) => {
+                    let count = model.layers.len();
+                    let slot = out.layers.get_mut(layer).ok_or_else(|| {
+                        Error::input(format!(
+                            "tensor {} belongs to layer {layer}, but the metadata counts {count}",
+                            tensor.name
+                        ))
+                    })?;
+                    add(slot, tensor.bytes)?;
+                }
+                None if tensor.name.starts_with("output") => {
+                    head |= tensor.name == "output.weight";
+                    add(&mut out.output, tensor.bytes)?;
+                }
+                None => {
+                    if tensor.name == "token_embd.weight" {
+                        embedding = tensor.bytes;
+                    }
+                    add(&mut out.input, tensor.bytes)?;
+                }
+            }
+        }
+        if !head {
+            add(&mut out.output, embedding)?;
+        }
+        out.params = params;
+        Ok(out)
+    }
+}
+
+/// The layer of `blk.7.attn_q.weight`.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
+}
+
+/// Where the repeating layers and the output are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Device of each layer, the output last; `None` is the host.
+    pub devices: Vec<Option<u64>>,
+}
+
+impl Placement {
+    /// Layers on any GPU, the output counted.
+    pub fn offloaded(&self) -> u64 {
+        self.devices.iter().filter(|d| d.is_some()).count() as u64
+    }
+}
+
+/// Places `layers` repeating layers and the output.
+pub fn place(layers: u64, settings: &Settings) -> Placement {
+    let all = layers.saturating_add(1);
+    let offload = settings.gpu_layers.unwrap_or(all).min(all);
+    let first = all - offload;
+    let shares: Vec<f64> = if settings.tensor_split.is_empty() {
+        vec![1.0; usize::try_from(settings.gpus).unwrap_or(1)]
+    } else {
+        settings.tensor_split.clone()
+    };
+    // Cumulative shares in single precision, as llama.cpp compares them.
+    let mut ends = Vec::new();
+    let mut sum = 0.0_f32;
+    for share in &shares {
+        sum += single(*share);
+        ends.push(sum);
+    }
+    let devices = (0..all)
+        .map(|layer| {
+            let within = layer.checked_sub(first).filter(|_| offload > 0)?;
+            let at = single(within as f64) / single(offload as f64);
+            let device = ends.iter().take_while(|&&end| end / sum <= at).count() as u64;
+            Some(device.min(shares.len() as u64 - 1))
+        })
+        .collect();
+    Placement { devices }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "llama.cpp computes shares in single precision"
+)]
+fn single(x: f64) -> f32 {
+    x as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices(layers: u64, gpu_layers: Option<u64>, split: &[f64]) -> Vec<Option<u64>> {
+        place(
+            layers,
+            &Settings {
+                gpu_layers,
+                gpus: (split.len() as u64).max(1),
+                tensor_split: split.to_vec(),
+                ..Settings::default()
+            },
+        )
+        .devices
+    }
+
+    #[test]
+    fn the_last_layers_are_offloaded_and_the_output_counts_as_one() {
+        let h = None;
+        let g = Some(0);
+        assert_eq!(devices(3, None, &[]), [g, g, g, g]);
+        assert_eq!(devices(3, Some(0), &[]), [h, h, h, h]);
+        assert_eq!(devices(3, Some(1), &[]), [h, h, h, g]);
+        assert_eq!(devices(3, Some(2), &[]), [h, h, g, g]);
+        assert_eq!(devices(3, Some(99), &[]), [g, g, g, g]);
+    }
+
+    #[test]
+    fn gpus_take_consecutive_layers_in_proportion_to_their_shares() {
+        let count = |d: &[Option<u64>], gpu| d.iter().filter(|&&x| x == Some(gpu)).count();
+        let even = devices(31, None, &[1.0, 1.0]);
+        assert_eq!((count(&even, 0), count(&even, 1)), (16, 16));
+        let uneven = devices(31, None, &[3.0, 1.0]);
+        assert_eq!((count(&uneven, 0), count(&uneven, 1)), (24, 8));
+        assert!(uneven.windows(2).all(|w| w[0] <= w[1]));
+        assert_eq!(
+            count(&devices(31, None, &[0.0, 1.0]), 1),
+            32,
+            "a share of 0 takes nothing"
+        );
+    }
+}

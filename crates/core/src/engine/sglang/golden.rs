@@ -1,0 +1,174 @@
+//! Rows that SGLang 0.5.23's own code made, compared to the last token.
+//!
+//! `tests/data/sglang_pools.jsonl` was made by `tests/reference/sglang_pools.py`: the engine's argument resolution with
+//! the platform's facts stated (a CPU stands in for the GPU), then its own `KVCacheConfigurator` on given amounts of free
+//! memory. Fields: the arguments by the engine's names, free GiB before and after loading, and what it resolved.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Card, Chunk, KvDtype, Settings, Static, defaults, pools, shape};
+use crate::arch::family;
+use crate::catalogue;
+use crate::dtype::Dtype;
+
+#[derive(Deserialize)]
+struct Row {
+    model: String,
+    mib: f64,
+    cap: (u32, u32),
+    args: Map<String, Value>,
+    before_gib: f64,
+    after_gib: f64,
+    fraction: f64,
+    page: u64,
+    backend: String,
+    chunk: i64,
+    element: String,
+    context: u64,
+    kv_bytes: Option<u64>,
+    tokens: Option<u64>,
+    swa: Option<u64>,
+    slots: Option<u64>,
+    running: Option<u64>,
+    refused: Option<String>,
+}
+
+fn settings(args: &Map<String, Value>) -> Settings {
+    let mut s = Settings::default();
+    let mut dp = 1;
+    for (key, value) in args {
+        let n = value.as_u64();
+        match key.as_str() {
+            "tp_size" => s.tensor_parallel_size = n.unwrap(),
+            "enable_dp_attention" => {}
+            "dp_size" => dp = n.unwrap(),
+            "kv_cache_dtype" => s.kv_cache_dtype = KvDtype::parse(value.as_str().unwrap()).unwrap(),
+            "page_size" => s.page_size = n,
+            "mem_fraction_static" => s.mem_fraction_static = value.as_f64(),
+            "chunked_prefill_size" => s.chunked_prefill_size = Some(n.map_or(Chunk::Whole, Chunk::Tokens)),
+            "max_running_requests" => s.max_running_requests = n,
+            "context_length" => s.context_length = n,
+            "swa_full_tokens_ratio" => s.swa_full_tokens_ratio = value.as_f64(),
+            "disable_radix_cache" => s.disable_radix_cache = true,
+            "disable_cuda_graph" => s.disable_cuda_graph = true,
+            "disable_prefill_cuda_graph" => s.disable_prefill_cuda_graph = true,
+            "disable_overlap_schedule" => s.disable_overlap_schedule = true,
+            "mamba_full_memory_ratio" => s.mamba_full_memory_ratio = value.as_f64(),
+            "max_total_tokens" => s.max_total_tokens = n,
+            "cuda_graph_max_bs_decode" => s.cuda_graph_max_bs = n,
+            "max_mamba_cache_size" => s.max_mamba_cache_size = n,
+            "mamba_radix_cache_strategy" => s.mamba_extra_buffer = Some(value == "extra_buffer"),
+            other => panic!("the rows have an argument {other} that this test does not know"),
+        }
+    }
+    s.attention_dp_size = dp;
+    s
+}
+
+/// What differs between a row and the model of the engine, in words.
+fn differences(row: &Row) -> Vec<String> {
+    let entry = catalogue::find(&row.model).unwrap_or_else(|e| panic!("{e:?}"));
+    let config = entry.config().unwrap();
+    let model = match family::read(&row.model, &config) {
+        Ok(family::Reading::Model(model)) => model,
+        other => return vec![format!("{other:?}")],
+    };
+    let mut settings = settings(&row.args);
+    settings.validate().unwrap();
+    // What a checkpoint says of its cache is read elsewhere; the rows are about sizes.
+    if settings.kv_cache_dtype == KvDtype::Auto && row.element.starts_with("float8") {
+        settings.kv_cache_dtype = KvDtype::Fp8E4m3;
+    } else if settings.kv_cache_dtype == KvDtype::Auto {
+        settings.quantization = Some("none".to_owned());
+    }
+    let card = Card {
+        memory_mib: row.mib,
+        capability: row.cap,
+    };
+    let shape = match shape(&model, &config, &settings, &card) {
+        Ok(shape) => shape,
+        Err(e) => return vec![e.to_string()],
+    };
+    let found = defaults(&settings, &card, &shape.traits);
+    let mut out = Vec::new();
+    let mut compare = |what: &str, ours: String, theirs: String| {
+        if ours != theirs {
+            out.push(format!("{what}: {ours} instead of {theirs}"));
+        }
+    };
+    compare(
+        "fraction",
+        found.mem_fraction_static.to_string(),
+        row.fraction.to_string(),
+    );
+    compare("page", shape.page_size.to_string(), row.page.to_string());
+    compare("backend", shape.backend.clone(), row.backend.clone());
+    compare(
+        "chunk",
+        found
+            .chunked_prefill_size
+            .map_or("-1".to_owned(), |n| n.to_string()),
+        row.chunk.to_string(),
+    );
+    compare(
+        "bits of an element",
+        shape.element.bits().to_string(),
+        Dtype::parse(&row.element).unwrap().bits().to_string(),
+    );
+    compare("context", shape.context_len.to_string(), row.context.to_string());
+    let measured = Static {
+        before_gib: row.before_gib,
+        after_gib: row.after_gib,
+        fraction: row.fraction,
+    };
+    match (pools(&shape, &settings, &[measured]).unwrap(), &row.refused) {
+        (Ok(pools), None) => {
+            let ours = (
+                Some(pools.kv_bytes),
+                Some(pools.max_total_num_tokens),
+                pools.swa_tokens,
+                pools.state_slots,
+                Some(pools.max_running_requests),
+            );
+            let theirs = (row.kv_bytes, row.tokens, row.swa, row.slots, row.running);
+            compare(
+                "bytes, tokens, window, states, requests",
+                format!("{ours:?}"),
+                format!("{theirs:?}"),
+            );
+        }
+        (Err(_), Some(_)) => {}
+        (Ok(pools), Some(theirs)) => out.push(format!("{pools:?} instead of a refusal: {theirs}")),
+        (Err(ours), None) => out.push(format!("refused ({ours}) instead of {:?} tokens", row.tokens)),
+    }
+    out
+}
+
+#[test]
+fn tokens_states_and_fractions_are_those_of_the_engines_own_code() {
+    let rows = include_str!("../../../tests/data/sglang_pools.jsonl");
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for line in rows.lines() {
+        let row: Row = serde_json::from_str(line).unwrap();
+        count += 1;
+        let found = differences(&row);
+        if !found.is_empty() {
+            wrong.push(format!(
+                "{} {:?} {}: {}",
+                row.model,
+                row.cap,
+                Value::Object(row.args.clone()),
+                found.join("; ")
+            ));
+        }
+    }
+    assert!(count > 200, "only {count} rows");
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} rows differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}

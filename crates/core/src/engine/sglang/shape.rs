@@ -1,0 +1,493 @@
+//! What the pools of SGLang hold for one token and one request, on one rank of each pipeline stage.
+
+use super::memory::{Card, Traits, defaults};
+use super::served;
+use super::settings::{KvDtype, Settings};
+use super::state;
+use crate::arch::{CacheKind, Config, Heads, Model, State};
+use crate::dtype::Dtype;
+use crate::engine::vllm;
+use crate::{Error, Result};
+
+/// A vision tower, as the memory rule sees it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Vision {
+    /// Layers, 24 where the configuration does not say it by this name.
+    pub layers: f64,
+    /// Width, 1024 where the configuration does not say it by this name.
+    pub hidden: f64,
+}
+
+impl Vision {
+    /// Share of the fraction that is left to weights and cache (0.5.23, `adjust_mem_fraction_for_vlm`): 5 % less, and up
+    /// to a fifth less the larger the tower is against a ViT-L/14.
+    pub fn share(self) -> f64 {
+        let score = self.layers * (self.hidden * self.hidden);
+        let ratio = score / (24.0 * (1024.0 * 1024.0));
+        let factor = 1.0 - 0.1 * (ratio - 1.0);
+        0.95 * factor.clamp(0.8, 1.05)
+    }
+}
+
+/// Recurrent states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct States {
+    /// Layers that keep one, of the whole model.
+    pub layers: u64,
+    /// Bytes that one slot takes on the fullest stage.
+    pub bytes_per_slot: u64,
+    /// Slots that one running request may need at once.
+    pub slots_per_request: u64,
+}
+
+/// One pipeline stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// Layers in the full pool (every attention layer where there is only one pool).
+    pub full_layers: u64,
+    /// Layers in the sliding-window pool.
+    pub swa_layers: u64,
+    /// Bytes that a token takes in all full layers, indexers included.
+    pub full_bytes: u64,
+    /// Bytes that a token takes in all sliding-window layers.
+    pub swa_bytes: u64,
+}
+
+/// What decides the pools.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shape {
+    /// Facts for the memory rule.
+    pub traits: Traits,
+    /// `cuda_ipc` features and their cache, MiB that are set aside after loading.
+    pub multimodal_mib: f64,
+    /// Attention backend.
+    pub backend: String,
+    /// Tokens in a page.
+    pub page_size: u64,
+    /// Element type of the pool.
+    pub element: Dtype,
+    /// What the pool's type is called in reports.
+    pub kv_dtype: &'static str,
+    /// The stages, in order.
+    pub stages: Vec<Stage>,
+    /// Whether there are two pools.
+    pub two_pools: bool,
+    /// Window of the sliding layers, where there are two pools.
+    pub window: Option<u64>,
+    /// Recurrent states, if any layer has one.
+    pub states: Option<States>,
+    /// Prompt tokens of one step, where prompts are chunked.
+    pub chunk_tokens: Option<u64>,
+    /// Longest request (`--context-length`, else the configuration's).
+    pub context_len: u64,
+    /// What one should know.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a model the way SGLang's configurators do.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where SGLang's pool for a kind of attention is not known
+/// here, and for sizes that leave 64 bits.
+pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -> Result<Shape> {
+    let class = model.architecture.as_str();
+    let kinds = || {
+        model
+            .layers
+            .iter()
+            .flat_map(|layer| &layer.caches)
+            .map(|c| &c.kind)
+    };
+    if let Some(kind) = kinds().find_map(not_planned) {
+        return Err(
+            Error::unsupported(format!("{class}: SGLang's pool for {kind} is not planned"))
+                .hint("--engine vllm plans this model"),
+        );
+    }
+    let mla = kinds().any(|k| matches!(k, CacheKind::Latent { .. }));
+    let text = text_config(config)?;
+    let two = served::two_pools(class) && kinds().any(is_windowed);
+    let uneven = kinds().any(|k| heads(k).is_some_and(|h| h.head_dim != h.head_dim_v));
+    let backend = served::attention_backend(model, settings, card, mla, uneven);
+    let page_size = served::page_size(model, settings, card, &backend, mla);
+    let sparse = kinds().any(|k| matches!(k, CacheKind::Latent { sparse: true, .. }));
+    let model_dtype = model_dtype(model, settings, card);
+    let (element, kv_dtype) = element(config, settings, card, model_dtype, sparse)?;
+    let vision = vision(class, config, settings)?;
+    let kda = kinds().any(|k| matches!(k, CacheKind::State(State::Kda { .. })));
+    let states = states(model, &text, settings)?;
+    let rows = Rows::of(model, settings.attention_tp(), element, card)?;
+    let mut stages = Vec::new();
+    let layers = model.layers.len() as u64;
+    let layer_kinds = layer_kinds(model, &text, two, states.is_some());
+    for stage in 0..settings.pp() {
+        let (first, end) = stage_layers(layers, stage, settings.pp())?;
+        let range = usize::try_from(first).unwrap_or(0)..usize::try_from(end).unwrap_or(0);
+        let count = |wanted: Place| {
+            layer_kinds[range.clone()]
+                .iter()
+                .filter(|&&p| p == wanted)
+                .count() as u64
+        };
+        let (full_layers, swa_layers) = (count(Place::Full), count(Place::Window));
+        let too_large = || Error::overflow("the KV cache of one token");
+        let mut full_bytes = rows.full.checked_mul(full_layers).ok_or_else(too_large)?;
+        if rows.indexer > 0 {
+            let indexers = model.layers[range.clone()]
+                .iter()
+                .filter(|l| {
+                    l.caches
+                        .iter()
+                        .any(|c| matches!(c.kind, CacheKind::Indexer { .. }))
+                })
+                .count() as u64;
+            full_bytes = rows
+                .indexer
+                .checked_mul(indexers)
+                .and_then(|b| b.checked_add(full_bytes))
+                .ok_or_else(too_large)?;
+        }
+        stages.push(Stage {
+            full_layers,
+            swa_layers,
+            full_bytes,
+            swa_bytes: rows.window.checked_mul(swa_layers).ok_or_else(too_large)?,
+        });
+    }
+    let hopper_qwen_vl = card.capability.0 == 9
+        && card.memory_mib >= 60.0 * 1024.0
+        && ["qwen3_vl", "qwen3_vl_moe"].contains(&model.model_type.as_str())
+        && vision.is_some();
+    let multimodal_mib = match vision {
+        None => 0.0,
+        // Large Hopper cards turn the embedding cache off and keep features on the GPU.
+        Some(_) if hopper_qwen_vl => {
+            if settings.max_running_requests.is_some_and(|n| n >= 400) {
+                3072.0
+            } else {
+                1024.0
+            }
+        }
+        Some(_) => 100.0,
+    };
+    let traits = Traits {
+        mla,
+        prefill_graphs: served::prefill_graphs(class, vision.is_some(), kda),
+        llama_2: model.name.to_ascii_lowercase().contains("llama-2"),
+        vision,
+        grows_with_running: hopper_qwen_vl,
+    };
+    let mut warnings = Vec::new();
+    if let Some(given) = settings.page_size
+        && given != page_size
+    {
+        warnings.push(format!(
+            "--page-size {given} is not what {backend} takes on this card: SGLang changes it to {page_size}"
+        ));
+    }
+    Ok(Shape {
+        traits,
+        multimodal_mib,
+        backend,
+        page_size,
+        element,
+        kv_dtype,
+        stages,
+        two_pools: two,
+        window: two.then(|| kinds().find_map(window)).flatten(),
+        states,
+        chunk_tokens: defaults(settings, card, &traits).chunked_prefill_size,
+        context_len: settings.context_length.or(model.max_position).unwrap_or(2048),
+        warnings,
+    })
+}
+
+/// Which pool a layer's cache is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Full,
+    Window,
+    Neither,
+}
+
+/// The pool of every layer. With one pool all layers are charged, also those that share an earlier layer's cache or keep
+/// nothing; beside recurrent layers only the attention layers are; with two pools `layer_types` decides where the
+/// configuration has it.
+fn layer_kinds(model: &Model, text: &Config, two: bool, hybrid: bool) -> Vec<Place> {
+    let types = if two {
+        text.strs("layer_types").unwrap_or_default()
+    } else {
+        None
+    };
+    let types = types.filter(|t| t.len() >= model.layers.len());
+    model
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| {
+            if let Some(types) = &types {
+                return match types[i] {
+                    "sliding_attention" => Place::Window,
+                    "full_attention" => Place::Full,
+                    _ => Place::Neither,
+                };
+            }
+            let attends = layer.caches.iter().any(|c| row_kind(&c.kind));
+            let windowed = layer.caches.iter().any(|c| is_windowed(&c.kind));
+            match (two, hybrid) {
+                (true, _) if windowed => Place::Window,
+                (true, _) | (false, true) if !attends => Place::Neither,
+                _ => Place::Full,
+            }
+        })
+        .collect()
+}
+
+fn is_windowed(kind: &CacheKind) -> bool {
+    matches!(kind, CacheKind::Sliding { .. } | CacheKind::Chunked { .. })
+}
+
+fn row_kind(kind: &CacheKind) -> bool {
+    heads(kind).is_some() || matches!(kind, CacheKind::Latent { .. })
+}
+
+fn heads(kind: &CacheKind) -> Option<Heads> {
+    match kind {
+        CacheKind::Full(heads) | CacheKind::Sliding { heads, .. } | CacheKind::Chunked { heads, .. } => {
+            Some(*heads)
+        }
+        _ => None,
+    }
+}
+
+fn window(kind: &CacheKind) -> Option<u64> {
+    match kind {
+        CacheKind::Sliding { window, .. } => Some(*window),
+        CacheKind::Chunked { chunk, .. } => Some(*chunk),
+        _ => None,
+    }
+}
+
+fn not_planned(kind: &CacheKind) -> Option<&'static str> {
+    match kind {
+        CacheKind::Compressed { .. } => Some("compressed attention (DeepSeek-V4)"),
+        CacheKind::ConvWindow { .. } => Some("windows of convolutions"),
+        CacheKind::Cross(_) => Some("cross attention"),
+        CacheKind::Indexer { kernel_block, .. } if *kernel_block != 64 => Some("MiniMax's sparse attention"),
+        _ => None,
+    }
+}
+
+/// Bytes of one token in one layer.
+struct Rows {
+    full: u64,
+    window: u64,
+    indexer: u64,
+}
+
+impl Rows {
+    fn of(model: &Model, ranks: u64, element: Dtype, card: &Card) -> Result<Self> {
+        let bytes = element.bits() / 8;
+        let mut rows = Self {
+            full: 0,
+            window: 0,
+            indexer: 0,
+        };
+        let too_large = || Error::overflow("the KV cache of one token in one layer");
+        for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
+            match &cache.kind {
+                CacheKind::Latent {
+                    width, rope, sparse, ..
+                } => {
+                    let lora = width.saturating_sub(*rope);
+                    let row = if *sparse && element == Dtype::F8E4m3 && !served::raw_sparse_latents(card) {
+                        // Latents in fp8 with a float32 scale every 128, rotary part in 16 bits.
+                        rope.checked_mul(2)
+                            .and_then(|r| r.checked_add(lora + lora / 128 * 4))
+                    } else {
+                        width.checked_mul(bytes)
+                    };
+                    rows.full = rows.full.max(row.ok_or_else(too_large)?);
+                }
+                CacheKind::Indexer { bytes_per_token, .. } => {
+                    rows.indexer = rows.indexer.max(*bytes_per_token);
+                }
+                kind => {
+                    let Some(h) = heads(kind) else { continue };
+                    // With more ranks than heads each rank keeps one.
+                    let row = (h.kv_heads / ranks)
+                        .max(1)
+                        .checked_mul(h.head_dim.checked_add(h.head_dim_v).ok_or_else(too_large)?)
+                        .and_then(|n| n.checked_mul(bytes))
+                        .ok_or_else(too_large)?;
+                    if is_windowed(kind) {
+                        rows.window = rows.window.max(row);
+                    } else {
+                        rows.full = rows.full.max(row);
+                    }
+                }
+            }
+        }
+        // A model whose layers are all windowed has one shape, whichever pool it is in.
+        if rows.full == 0 {
+            rows.full = rows.window;
+        }
+        Ok(rows)
+    }
+}
+
+/// The layers `[first, end)` of a stage; a remainder goes to the last stages (0.5.23, `srt/distributed/utils.py`).
+fn stage_layers(layers: u64, stage: u64, stages: u64) -> Result<(u64, u64)> {
+    if stages > layers.max(1) {
+        return Err(Error::unsupported(format!(
+            "{layers} layers cannot be divided over {stages} pipeline stages"
+        ))
+        .hint("use at most one pipeline stage a layer"));
+    }
+    let (even, rest) = (layers / stages, layers % stages);
+    let before = |s: u64| s * even + s.saturating_sub(stages - rest);
+    Ok((before(stage), before(stage + 1)))
+}
+
+fn states(model: &Model, text: &Config, settings: &Settings) -> Result<Option<States>> {
+    let ssm = match text.str("mamba_ssm_dtype").unwrap_or_default() {
+        Some("bfloat16") => Dtype::Bf16,
+        Some("float16") => Dtype::F16,
+        _ => Dtype::F32,
+    };
+    let ranks = settings.attention_tp();
+    let mut layers = Vec::new();
+    let mut bytes = 0;
+    for (i, layer) in model.layers.iter().enumerate() {
+        for cache in &layer.caches {
+            if let CacheKind::State(one) = &cache.kind {
+                bytes = state::bytes(one, ranks, ssm)?.max(bytes);
+                layers.push(i as u64);
+            }
+        }
+    }
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    // Every rank charges the largest stage's share, so that all come to the same number of slots.
+    let mut fullest = 0;
+    for stage in 0..settings.pp() {
+        let (first, end) = stage_layers(model.layers.len() as u64, stage, settings.pp())?;
+        fullest = layers
+            .iter()
+            .filter(|&&i| i >= first && i < end)
+            .count()
+            .max(fullest);
+    }
+    let extra = served::extra_buffer(&model.architecture, settings);
+    let slots_per_request = match (settings.disable_radix_cache, extra) {
+        (true, _) => 1,
+        (false, false) => 3,
+        // Two tracking slots, or one where steps do not overlap.
+        (false, true) if settings.disable_overlap_schedule => 4,
+        (false, true) => 5,
+    };
+    Ok(Some(States {
+        layers: layers.len() as u64,
+        bytes_per_slot: bytes
+            .checked_mul(fullest as u64)
+            .ok_or_else(|| Error::overflow("the recurrent states of one request"))?,
+        slots_per_request,
+    }))
+}
+
+/// float32 becomes a 16-bit type, and cards without bfloat16 take float16.
+fn model_dtype(model: &Model, settings: &Settings, card: &Card) -> Dtype {
+    match (settings.dtype, model.dtype) {
+        (Some(given), _) => given,
+        (None, Some(Dtype::F16)) => Dtype::F16,
+        (None, _) if card.capability >= (8, 0) => Dtype::Bf16,
+        (None, _) => Dtype::F16,
+    }
+}
+
+/// Element type of the pool: sparse models default to fp8 on Blackwell, others to fp8 only where a ModelOpt checkpoint
+/// says so (0.5.23, `srt/mem_cache/kv_cache_dtype.py` and `_dsa_kv_cache_dtype_default`).
+fn element(
+    config: &Config,
+    settings: &Settings,
+    card: &Card,
+    model: Dtype,
+    sparse: bool,
+) -> Result<(Dtype, &'static str)> {
+    Ok(match settings.kv_cache_dtype {
+        KvDtype::Bfloat16 => (Dtype::Bf16, "bfloat16"),
+        KvDtype::Fp8E5m2 if sparse => {
+            return Err(Error::unsupported(
+                "SGLang's sparse latent attention takes a KV cache of bfloat16 or fp8_e4m3, not fp8_e5m2",
+            ));
+        }
+        KvDtype::Fp8E4m3 => (Dtype::F8E4m3, "fp8_e4m3"),
+        KvDtype::Fp8E5m2 => (Dtype::F8E5m2, "fp8_e5m2"),
+        KvDtype::Auto if sparse && card.capability.0 >= 10 => (Dtype::F8E4m3, "fp8_e4m3"),
+        KvDtype::Auto if sparse => (Dtype::Bf16, "bfloat16"),
+        KvDtype::Auto => {
+            let declared = match settings.quantization.as_deref() {
+                Some("none") => None,
+                _ => vllm::kv_dtype::declared_by_checkpoint(config)?,
+            };
+            if declared == Some(vllm::KvDtype::Fp8E4m3) {
+                (Dtype::F8E4m3, "fp8_e4m3")
+            } else {
+                (model, model.name())
+            }
+        }
+    })
+}
+
+/// The configuration of the language model.
+fn text_config(config: &Config) -> Result<Config> {
+    for key in ["text_config", "llm_config", "language_config"] {
+        if let Some(inner) = config.sub(key)? {
+            return Ok(inner);
+        }
+    }
+    Ok(config.clone())
+}
+
+fn vision(class: &str, config: &Config, settings: &Settings) -> Result<Option<Vision>> {
+    if settings.language_model_only || !served::multimodal(class) {
+        return Ok(None);
+    }
+    let Some(tower) = config.sub("vision_config")? else {
+        return Ok(None);
+    };
+    let size = |key: &str, default: f64| -> Result<f64> { Ok(tower.u64(key)?.map_or(default, |n| n as f64)) };
+    Ok(Some(Vision {
+        layers: size("num_hidden_layers", 24.0)?,
+        hidden: size("hidden_size", 1024.0)?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remainder_of_layers_goes_to_the_last_stages() {
+        // get_pp_indices of 0.5.23 gives these.
+        let all = |layers, stages| -> Vec<u64> {
+            (0..stages)
+                .map(|s| stage_layers(layers, s, stages).map(|(a, b)| b - a).unwrap())
+                .collect()
+        };
+        assert_eq!(all(61, 4), [15, 15, 15, 16]);
+        assert_eq!(all(62, 4), [15, 15, 16, 16]);
+        assert_eq!(all(80, 8), [10; 8]);
+        assert!(stage_layers(3, 0, 4).is_err());
+    }
+
+    #[test]
+    fn a_larger_tower_leaves_less_but_never_below_three_quarters() {
+        let at = |layers, hidden| Vision { layers, hidden }.share();
+        assert!((at(24.0, 1024.0) - 0.95).abs() < 1e-12);
+        assert!(at(27.0, 1152.0) < 0.95);
+        assert!((at(100.0, 8192.0) - 0.95 * 0.8).abs() < 1e-12);
+        assert!((at(1.0, 8.0) - 0.95 * 1.05).abs() < 1e-12);
+    }
+}
