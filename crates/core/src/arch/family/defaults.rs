@@ -18,6 +18,9 @@ const TABLE: &str = include_str!("../../../data/model_types.tsv");
 /// Nesting of configurations that is followed (published files use two levels).
 const MAX_DEPTH: u32 = 8;
 
+/// Nested configurations that a class does without where the file has none: `model_type` and key.
+const OPTIONAL: [(&str, &str); 1] = [("gemma4", "audio_config")];
+
 /// What the class of one `model_type` says.
 #[derive(Debug, Default, Deserialize)]
 struct Class {
@@ -127,6 +130,9 @@ fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Con
                 key.clone(),
                 Value::Object(fill_level(&own, None, depth + 1)?.into_map()),
             );
+            continue;
+        }
+        if nested.is_none() && OPTIONAL.contains(&(model_type, key.as_str())) {
             continue;
         }
         let nested = nested.unwrap_or_else(|| config.child(key, Map::new()));

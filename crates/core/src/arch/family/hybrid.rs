@@ -109,9 +109,8 @@ pub(crate) fn jamba(t: &Text) -> Result<Decoder> {
 pub(crate) fn falcon_h1(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let hidden = t.hidden()?;
-    let mut attention = Attention::read(t)?;
-    attention.qkv_bias = c.flag("attention_bias", false)?;
-    attention.o_bias = attention.qkv_bias;
+    // The class looks at neither `attention_bias` nor `mlp_bias`.
+    let attention = Attention::read(t)?;
     let inner = match c.get("mamba_d_ssm") {
         Some(_) => c.dim("mamba_d_ssm")?,
         None => expanded(t, "mamba_expand")?,
@@ -132,7 +131,6 @@ pub(crate) fn falcon_h1(t: &Text) -> Result<Decoder> {
     };
     let mlp = Mlp {
         path: "feed_forward",
-        bias: c.flag("mlp_bias", false)?,
         ..Mlp::gated(t.intermediate()?)
     };
     let layers = (0..t.layers()?)

@@ -15,8 +15,7 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     let hidden = t.hidden()?;
     let mut attention = Attention::read(t)?;
     attention.path = "mixer";
-    attention.qkv_bias = c.flag("attention_bias", false)?;
-    attention.o_bias = attention.qkv_bias;
+    // The class does not look at `attention_bias`.
     if c.get("block_configs").is_some() {
         // Their per-layer sizes are resolved by code that comes with the checkpoint.
         return Err(Error::input(format!(

@@ -233,3 +233,50 @@ pub(super) fn voxtral(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
     all.push(whole("audio_language_adapter.w_out", text, text).bias(false));
     Ok(all)
 }
+
+/// Gemma-4's audio tower (vLLM 0.32.0, `gemma4_mm.py`): transformers' own conformer, whole on every rank, and a
+/// projection into the language model.
+pub(super) fn gemma4(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
+    /// Frequencies of the input, which two convolutions of stride 2 divide by four.
+    const MELS: u64 = 128;
+    let hidden = audio.dim("hidden_size")?;
+    let heads = audio.dim("num_attention_heads")?;
+    let head_dim = hidden.checked_div(heads).unwrap_or(0);
+    let kernel = factor(audio, "conv_kernel_size")?;
+    let channels = audio.u64s("subsampling_conv_channels")?.unwrap_or_default();
+    let (first, second) = match channels.as_slice() {
+        [first, second] if first.max(second) < &(1 << 20) => (*first, *second),
+        _ => {
+            return Err(crate::Error::input(format!(
+                "{} has {} numbers of channels, expected two below a million",
+                audio.name("subsampling_conv_channels"),
+                channels.len()
+            )));
+        }
+    };
+    let out = audio.dim_or("output_proj_dims", 1536)?;
+    let name = |part: &str| format!("audio_tower.layers.0.{part}");
+    let linear = |part: &str, inputs, outputs| whole(name(part), inputs, outputs).bias(false);
+    let layer = [
+        linear("feed_forward.ffw_layer_1", hidden, 4 * hidden).times(2),
+        linear("feed_forward.ffw_layer_2", 4 * hidden, hidden).times(2),
+        linear("self_attn.proj", hidden, hidden).times(5),
+        plain(&name("self_attn.per_dim_scale"), &[head_dim]),
+        linear("lconv1d.linear_start", hidden, 2 * hidden),
+        linear("lconv1d.linear_end", hidden, hidden),
+        plain(&name("lconv1d.depthwise_conv1d"), &[hidden, 1, kernel]),
+        plain(&name("norms"), &[hidden]).times(9),
+    ];
+    let path = "audio_tower.subsample_conv_projection";
+    let mut all = vec![
+        plain(&format!("{path}.layer0.conv"), &[first, 1, 3, 3]),
+        plain(&format!("{path}.layer0.norm"), &[first]),
+        plain(&format!("{path}.layer1.conv"), &[second, first, 3, 3]),
+        plain(&format!("{path}.layer1.norm"), &[second]),
+        whole(format!("{path}.input_proj_linear"), second * (MELS / 4), hidden).bias(false),
+        whole("audio_tower.output_proj", hidden, out),
+        whole("embed_audio.embedding_projection", out, t.hidden()?).bias(false),
+    ];
+    all.extend(repeated(audio.dim("num_hidden_layers")?, layer));
+    Ok(all)
+}

@@ -98,7 +98,7 @@ const ROWS: &[Row] = &[
     ),
     (
         &["Gemma4ForConditionalGeneration"],
-        &[("vision_config", other::gemma4)],
+        &[("vision_config", other::gemma4), ("audio_config", audio::gemma4)],
     ),
     (
         &["MiniMaxM3SparseForConditionalGeneration"],
@@ -362,7 +362,7 @@ mod tests {
         let file = |text: &str| Config::parse(text.as_bytes()).unwrap();
         let both = file(r#"{"vision_config": {}, "audio_config": {}}"#);
         assert_eq!(
-            unread("Gemma4ForConditionalGeneration", &both),
+            unread("Qwen2VLForConditionalGeneration", &both),
             Some("audio_config")
         );
         assert_eq!(
