@@ -36,17 +36,16 @@ pub(crate) fn k2_horizon(t: &Text) -> Result<Decoder> {
         0 => None,
         n => Some(value_experts(&d, n, router_bias)),
     };
-    let feed = match experts {
-        0 => Vec::new(),
-        _ => {
-            let mut moe = Moe::read(t, "mlp")?;
-            let shared = moe.width * c.dim_or("num_shared_experts", 0)?;
-            moe = moe.shared("mlp.shared_experts", shared);
-            if router_bias {
-                moe = moe.corrected("gate.bias");
-            }
-            moe.weights(hidden)
+    let feed = if experts == 0 {
+        Vec::new()
+    } else {
+        let mut moe = Moe::read(t, "mlp")?;
+        let shared = moe.width * c.dim_or("num_shared_experts", 0)?;
+        moe = moe.shared("mlp.shared_experts", shared);
+        if router_bias {
+            moe = moe.corrected("gate.bias");
         }
+        moe.weights(hidden)
     };
     let dense = d.mlp.weights(hidden);
     d.build_with(|i, layer| {

@@ -140,10 +140,10 @@ pub(super) fn qwen3_audio(_: &Text, audio: &Config) -> Result<Vec<Weight>> {
 /// two output layers are divided, and a Q-Former.
 pub(super) fn granite_speech(t: &Text, encoder: &Config) -> Result<Vec<Weight>> {
     let hidden = encoder.dim("hidden_dim")?;
-    let inner = factor(&encoder, "feedforward_mult")? * hidden;
+    let inner = factor(encoder, "feedforward_mult")? * hidden;
     let head_dim = encoder.dim("dim_head")?;
     let heads = encoder.dim("num_heads")? * head_dim;
-    let expanded = hidden * factor_or(&encoder, "conv_expansion_factor", 2)?;
+    let expanded = hidden * factor_or(encoder, "conv_expansion_factor", 2)?;
     let kernel = encoder.dim("conv_kernel_size")?;
     let out = encoder.dim("output_dim")?;
     let positions = 2 * encoder.dim("max_pos_emb")? + 1;
@@ -217,7 +217,7 @@ pub(super) fn glm_asr(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
 /// Voxtral (vLLM 0.32.0, `voxtral.py`): Whisper's encoder, with positions in 32 bits, and an adapter over joined
 /// frames.
 pub(super) fn voxtral(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
-    let joined = audio.dim("d_model")? * factor_or(&audio, "downsample_factor", 4)?;
+    let joined = audio.dim("d_model")? * factor_or(audio, "downsample_factor", 4)?;
     let text = t.hidden()?;
     let mut all: Vec<Weight> = whisper_encoder(audio, "whisper_encoder.whisper_encoder")?
         .into_iter()

@@ -1,4 +1,4 @@
-//! InternViT and the wrappers around it.
+//! `InternViT` and the wrappers around it.
 
 use super::super::text::Text;
 use super::blocks::{
@@ -65,7 +65,7 @@ fn unselected(top: &Config) -> u64 {
     }
 }
 
-/// InternVL and its relatives (vLLM 0.32.0, `internvl.py`, `skyworkr1v.py`, `h2ovl.py`).
+/// `InternVL` and its relatives (vLLM 0.32.0, `internvl.py`, `skyworkr1v.py`, `h2ovl.py`).
 pub(super) fn internvl_chat(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let text = t.hidden()?;
     // `downsample_ratio` is one half in every published file.
@@ -90,7 +90,7 @@ pub(super) fn nvlm_d(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// InternVL as the Transformers library configures it (vLLM 0.32.0, `interns1.py`): image and patch sizes are pairs.
+/// `InternVL` as the Transformers library configures it (vLLM 0.32.0, `interns1.py`): image and patch sizes are pairs.
 pub(super) fn internvl(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let hidden = vision.dim("hidden_size")?;
     let width = vision.dim("intermediate_size")?;

@@ -60,7 +60,7 @@ pub(super) fn molmo2(t: &Text, vit: &Config) -> Result<Vec<Weight>> {
     let hidden = vit.dim("hidden_size")?;
     let heads = vit.dim("num_attention_heads")?;
     let depth = vit.dim("num_hidden_layers")?;
-    let patch = factor(&vit, "image_patch_size")?;
+    let patch = factor(vit, "image_patch_size")?;
     let list = adapter.array("vit_layers")?.unwrap_or_default();
     // Negative numbers count from the end.
     let seen = list

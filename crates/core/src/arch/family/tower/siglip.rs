@@ -79,12 +79,11 @@ impl Siglip {
     pub(super) fn weights(self, vision: &Config) -> Result<Vec<Weight>> {
         let hidden = vision.dim("hidden_size")?;
         let patch = square(vision, "patch_size")?;
-        let positions = match self.positions {
-            Some(n) => n,
-            None => {
-                let side = side(vision)?;
-                side * side
-            }
+        let positions = if let Some(n) = self.positions {
+            n
+        } else {
+            let side = side(vision)?;
+            side * side
         };
         let blocks = Blocks {
             path: self.path,
@@ -274,7 +273,7 @@ pub(super) fn keye(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// Ovis-2 (vLLM 0.32.0, `ovis.py`): AIMv2 or `SigLIP`, a head over a visual vocabulary, and its embedding.
+/// Ovis-2 (vLLM 0.32.0, `ovis.py`): `AIMv2` or `SigLIP`, a head over a visual vocabulary, and its embedding.
 pub(super) fn ovis(t: &Text, tokenizer: &Config) -> Result<Vec<Weight>> {
     /// Visual tokens that only mark places in the text.
     const INDICATORS: u64 = 5;
@@ -285,7 +284,7 @@ pub(super) fn ovis(t: &Text, tokenizer: &Config) -> Result<Vec<Weight>> {
         ))
     };
     let backbone = tokenizer.sub("backbone_config")?.ok_or_else(missing)?;
-    let stride = factor_or(&tokenizer, "hidden_stride", 1)?;
+    let stride = factor_or(tokenizer, "hidden_stride", 1)?;
     let hidden = backbone.dim("hidden_size")?;
     let vocab = tokenizer.dim_or("vocab_size", 16_384)?;
     let mut all = match tokenizer.str("model_type")?.unwrap_or_default() {

@@ -48,16 +48,16 @@ pub(super) fn aria(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
-/// AIMv2 (vLLM 0.32.0, `aimv2.py`), as Ovis-2 uses it: without its last norm.
+/// `AIMv2` (vLLM 0.32.0, `aimv2.py`), as Ovis-2 uses it: without its last norm.
 pub(super) fn aimv2(c: &Config) -> Result<Vec<Weight>> {
     let hidden = c.dim("hidden_size")?;
     let heads = c.dim("num_attention_heads")?;
     let head_dim = hidden.checked_div(heads).unwrap_or(0);
     let width = c.dim("intermediate_size")?;
-    let patch = factor(&c, "patch_size")?;
+    let patch = factor(c, "patch_size")?;
     let side = side(c)?;
     let bias = c.flag("use_bias", false)?;
-    let channels = factor_or(&c, "num_channels", CHANNELS)?;
+    let channels = factor_or(c, "num_channels", CHANNELS)?;
     let path = "visual_tokenizer.backbone";
     let name = |part: &str| format!("{path}.trunk.blocks.0.{part}");
     let role = Role::Tower;
