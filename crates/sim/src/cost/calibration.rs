@@ -220,7 +220,7 @@ impl Calibration {
         Ok(borrowed)
     }
 
-    /// The same GPU with its links over PCIe instead of NVLink: collectives as measured on the L40S, which has no other
+    /// The same GPU with its links over `PCIe` instead of NVLink: collectives as measured on the L40S, which has no other
     /// links.
     ///
     /// # Errors
