@@ -311,11 +311,8 @@ mod tests {
             let e = parse(text).unwrap_err();
             assert!(e.to_string().contains(says), "{text}: {e}");
         }
-        let e = parse("gpu_memory_utilisation = 0.9").unwrap_err();
-        assert!(
-            format!("{e:?}").contains("did you mean gpu_memory_utilization?"),
-            "{e:?}"
-        );
+        let e = parse("intercnnect = \"pcie\"").unwrap_err();
+        assert!(format!("{e:?}").contains("did you mean interconnect?"), "{e:?}");
         let e =
             Settings::load(None, |name| (name == "KVWISE_ENGINE").then(|| "llama".to_owned())).unwrap_err();
         assert!(e.to_string().starts_with("KVWISE_ENGINE: "), "{e}");

@@ -60,7 +60,7 @@ impl<'a> Lines<'a> {
         loop {
             let Some(raw) = self.raw()? else { return Ok(None) };
             self.number += 1;
-            let text = envelope(&plain(&String::from_utf8_lossy(&raw)));
+            let text = plain(&envelope(&String::from_utf8_lossy(&raw)));
             if !text.trim().is_empty() {
                 return Ok(Some(Line {
                     number: self.number,
@@ -195,7 +195,7 @@ fn envelope(text: &str) -> String {
     ENVELOPES
         .iter()
         .find_map(|&key| object.get(key).and_then(|v| v.as_str()))
-        .map_or_else(|| text.to_owned(), |inner| plain(inner.trim_end()))
+        .map_or_else(|| text.to_owned(), |inner| inner.trim_end().to_owned())
 }
 
 /// The process that printed the line: `(Worker_TP0 pid=12)` and its older forms, `[rank0]`, `[... TP0]` of `SGLang`.
