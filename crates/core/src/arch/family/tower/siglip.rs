@@ -310,8 +310,13 @@ pub(super) fn llava(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
         _ => clip(vision, &t.top)?,
     };
     let bias = t.top.flag("multimodal_projector_bias", true)?;
-    all.push(Weight::column("multi_modal_projector.linear_1", role, hidden, &[text]).bias(bias));
-    all.push(Weight::row("multi_modal_projector.linear_2", role, text, text).bias(bias));
+    let linears = [
+        Weight::column("multi_modal_projector.linear_1", role, hidden, &[text]).bias(bias),
+        Weight::row("multi_modal_projector.linear_2", role, text, text).bias(bias),
+    ];
+    // LLaVA-NeXT-Video's projector is whole on every rank.
+    let video = t.class == "LlavaNextVideoForConditionalGeneration";
+    all.extend(linears.map(|w| if video { w.undivided() } else { w }));
     Ok(all)
 }
 
