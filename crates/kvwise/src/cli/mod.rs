@@ -17,6 +17,7 @@ pub mod other_engines;
 mod output;
 pub mod plan;
 pub mod probe_path;
+pub mod recommend;
 pub mod replay;
 mod replay_vllm;
 pub mod report;
@@ -61,6 +62,7 @@ enum Command {
     Size(Box<size::Size>),
     Generate(Box<generate::Generate>),
     Lint(lint::LintArgs),
+    Recommend(Box<recommend::Recommend>),
     Compare(compare::Compare),
     Verify(Box<verify::Verify>),
     Models(models::Models),
@@ -122,6 +124,7 @@ fn run(cli: &Cli, printer: Printer) -> Result<ExitStatus> {
             Command::Size(command) => command.run(printer),
             Command::Generate(command) => command.run(printer),
             Command::Compare(command) => command.run(printer),
+            Command::Recommend(command) => command.run(printer),
             Command::Lint(args) => args.run(printer),
             Command::Verify(command) => command.run(printer),
             Command::Models(command) => command.run(printer),

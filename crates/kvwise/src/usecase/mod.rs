@@ -20,6 +20,7 @@ pub mod probe;
 pub mod profile;
 pub mod progress;
 pub mod rate;
+pub mod recommend;
 pub mod replay_sglang;
 pub mod replay_vllm;
 pub mod served;

@@ -9,6 +9,7 @@ mod generate;
 mod gpus;
 mod hub;
 mod output;
+mod recommend;
 mod size;
 mod textbook;
 

@@ -1,0 +1,245 @@
+//! `kvwise recommend`: the deployment worth running for a model, a traffic and objectives.
+
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use kvwise_core::{Error, Result};
+use kvwise_sim::simulate::{Lengths, Slo, closed_loop, open_loop};
+use kvwise_sim::trace::Trace;
+
+use super::output::{Format, Output, json};
+use crate::printer::{ExitStatus, Printer};
+use crate::usecase::deployment::Deployment;
+use crate::usecase::recommend::bench::{Load, Objectives};
+use crate::usecase::recommend::prices::Prices;
+use crate::usecase::recommend::{Objective, Question, recommend};
+
+const EXAMPLES: &str = "Examples:
+  kvwise recommend llama-3.1-8b --workload input=1000,output=200,rate=4 --slo-ttft-ms 1000 --slo-tpot-ms 50
+  kvwise recommend qwen3-32b --workload input=4000,output=400,concurrency=64 --slo-tpot-ms 40 --gpus-from h100,h200
+  kvwise recommend llama-3.1-70b --workload trace.jsonl --slo-ttft-ms 2000 --price h100=2.10 --price h200=2.90
+  kvwise recommend qwen3-8b --workload input=500,output=300,rate=20 --slo-tpot-ms 30 --objective throughput --budget 10
+
+A workload is a trace in any format of `kvwise trace`, or input=N,output=N with rate=R or concurrency=N, and optionally
+ratio=R (shortest length as a share of the longest), burstiness=S (1 is Poisson), requests=N.
+Exit status: 0 something holds the objectives, 1 nothing does, 2 cannot be answered.";
+
+/// Words for [`Objective`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ObjectiveWord {
+    /// Least money an hour.
+    Cost,
+    /// Fewest GPUs.
+    Gpus,
+    /// Most traffic within --max-gpus and --budget.
+    Throughput,
+}
+
+/// Recommend GPUs, parallelism and settings for a model, a traffic and objectives on latency.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Recommend {
+    /// Model: catalogue name or hub id, folder with config.json, or a config.json.
+    model: String,
+
+    /// Traffic: a trace, or input=N,output=N,rate=R (or concurrency=N).
+    #[arg(long, value_name = "SPEC|TRACE", help_heading = "Traffic")]
+    workload: String,
+
+    /// Requests under way at any time, instead of a trace's times.
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    concurrency: Option<u32>,
+
+    /// Seed of all random choices.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
+    seed: u64,
+
+    /// Limit on the time to first token, milliseconds.
+    #[arg(long, value_name = "MS", help_heading = "Objectives")]
+    slo_ttft_ms: Option<f64>,
+
+    /// Limit on the time per output token, milliseconds.
+    #[arg(long, value_name = "MS", help_heading = "Objectives")]
+    slo_tpot_ms: Option<f64>,
+
+    /// Percentile at which the limits hold: 50, 90 or 99.
+    #[arg(long, value_name = "P", default_value_t = 90, help_heading = "Objectives")]
+    slo_percentile: u8,
+
+    /// What is best.
+    #[arg(long, value_enum, default_value = "cost", help_heading = "Objectives")]
+    objective: ObjectiveWord,
+
+    /// Kinds of GPU to choose from [default: all with a price].
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Hardware")]
+    gpus_from: Vec<String>,
+
+    /// Most GPUs in all.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096), help_heading = "Hardware")]
+    max_gpus: u64,
+
+    /// Most dollars an hour in all.
+    #[arg(long, value_name = "USD", help_heading = "Hardware")]
+    budget: Option<f64>,
+
+    /// Price of a GPU in dollars an hour (h100=2.5); may be given several times.
+    #[arg(
+        long,
+        value_name = "GPU=USD",
+        value_delimiter = ',',
+        help_heading = "Hardware"
+    )]
+    price: Vec<String>,
+
+    /// Also consider making 8-bit weights and caches from 16-bit ones, which changes the answers a little.
+    #[arg(long, help_heading = "Hardware")]
+    allow_fp8: bool,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Recommend {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// If the question cannot be answered or the answer cannot be written.
+    pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
+        let limits = [
+            ("--slo-ttft-ms", self.slo_ttft_ms),
+            ("--slo-tpot-ms", self.slo_tpot_ms),
+            ("--budget", self.budget),
+        ];
+        for (flag, limit) in limits {
+            if limit.is_some_and(|x| !(x.is_finite() && x > 0.0)) {
+                return Err(Error::input(format!("{flag} must be a positive number")));
+            }
+        }
+        if self.slo_ttft_ms.is_none() && self.slo_tpot_ms.is_none() {
+            return Err(
+                Error::input("which objective? give --slo-ttft-ms, --slo-tpot-ms or both")
+                    .hint("example: --slo-ttft-ms 1000 --slo-tpot-ms 50"),
+            );
+        }
+        if ![50, 90, 99].contains(&self.slo_percentile) {
+            return Err(Error::input(format!(
+                "--slo-percentile is {}, expected 50, 90 or 99",
+                self.slo_percentile
+            )));
+        }
+        let (trace, load) = self.traffic()?;
+        let question = Question {
+            base: Deployment {
+                model: Some(self.model.clone()),
+                ..Deployment::default()
+            },
+            trace,
+            load,
+            objectives: Objectives {
+                slo: Slo {
+                    ttft_ms: self.slo_ttft_ms,
+                    tpot_ms: self.slo_tpot_ms,
+                },
+                percentile: self.slo_percentile,
+            },
+            objective: match self.objective {
+                ObjectiveWord::Cost => Objective::Cost,
+                ObjectiveWord::Gpus => Objective::Gpus,
+                ObjectiveWord::Throughput => Objective::Throughput,
+            },
+            gpus_from: self.gpus_from.clone(),
+            prices: Prices::with(&self.price)?,
+            max_gpus: self.max_gpus,
+            budget_usd_per_hour: self.budget,
+            allow_fp8: self.allow_fp8,
+        };
+        let report = recommend(&question)?;
+        let text = match self.output.format(printer) {
+            Format::Table => report.text(),
+            Format::Json => json(&report)?,
+            Format::Csv => report.grid().csv(),
+            Format::Markdown => report.grid().markdown(),
+        };
+        self.output.write(printer, &text)?;
+        Ok(if report.recommended.is_some() {
+            ExitStatus::Success
+        } else {
+            ExitStatus::No
+        })
+    }
+
+    fn traffic(&self) -> Result<(Trace, Load)> {
+        let path = Path::new(&self.workload);
+        if path.exists() || self.workload == "-" {
+            let trace = kvwise_io::trace::open(path, &kvwise_io::trace::ReadOptions::default())?.trace;
+            let load = match self.concurrency {
+                Some(0) => return Err(Error::input("--concurrency is 0, expected at least 1")),
+                Some(n) => Load::Closed(n),
+                None => Load::Open,
+            };
+            return Ok((trace, load));
+        }
+        if !self.workload.contains('=') {
+            return Err(
+                Error::not_found(format!("--workload {}: there is no such file", self.workload))
+                    .hint("give a trace, or a description: --workload input=1000,output=200,rate=4"),
+            );
+        }
+        spec(&self.workload, self.concurrency, self.seed)
+    }
+}
+
+/// Traffic from `input=1000,output=200,rate=4`.
+fn spec(text: &str, concurrency: Option<u32>, seed: u64) -> Result<(Trace, Load)> {
+    let (mut input, mut output, mut rate, mut at_once, mut requests) = (None, None, None, concurrency, None);
+    let (mut ratio, mut burstiness) = (1.0, 1.0);
+    for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let wrong = || {
+            Error::input(format!("--workload: \"{part}\" is not understood"))
+                .hint("known: input=N, output=N, rate=R, concurrency=N, ratio=R, burstiness=S, requests=N")
+        };
+        let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+        let count = || value.parse::<u32>().ok().filter(|&n| n > 0).ok_or_else(wrong);
+        let number = || {
+            value
+                .parse::<f64>()
+                .ok()
+                .filter(|x| x.is_finite() && *x > 0.0)
+                .ok_or_else(wrong)
+        };
+        match key.trim() {
+            "input" | "prompt" => input = Some(count()?),
+            "output" | "gen" => output = Some(count()?),
+            "rate" => rate = Some(number()?),
+            "concurrency" => at_once = Some(count()?),
+            "requests" => requests = Some(count()?),
+            "ratio" => ratio = number()?,
+            "burstiness" => burstiness = number()?,
+            _ => return Err(wrong()),
+        }
+    }
+    let (Some(input_tokens), Some(output_tokens)) = (input, output) else {
+        return Err(Error::input("--workload needs input=N and output=N, in tokens"));
+    };
+    let lengths = Lengths {
+        input_tokens,
+        output_tokens,
+        ratio,
+    };
+    match (rate, at_once) {
+        (Some(rate), None) => {
+            let trace = open_loop(lengths, requests.unwrap_or(600), rate, burstiness, seed)?;
+            Ok((trace, Load::Open))
+        }
+        (None, Some(n)) => {
+            let requests = requests.unwrap_or_else(|| n.saturating_mul(6).clamp(200, 2000));
+            Ok((closed_loop(lengths, requests, seed)?, Load::Closed(n)))
+        }
+        (Some(_), Some(_)) => Err(Error::input(
+            "--workload: rate and concurrency are two kinds of traffic: give one",
+        )),
+        (None, None) => Err(Error::input(
+            "--workload: how much traffic? add rate=R or concurrency=N",
+        )),
+    }
+}

@@ -1,0 +1,221 @@
+//! Asks the simulator what a candidate holds; every answer is kept.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use kvwise_core::Result;
+use kvwise_sim::simulate::{Arrivals, Percentiles, Slo};
+use kvwise_sim::trace::Trace;
+
+use super::super::simulate::simulate;
+use super::search::Bench;
+use super::space::Candidate;
+
+/// Requests of a first look.
+const FIRST_LOOK: usize = 200;
+
+/// What the traffic is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Load {
+    /// As the trace's times say.
+    Open,
+    /// So many requests under way at any time, all replicas together.
+    Closed(u32),
+}
+
+/// Limits on latency, and at which percentile they hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objectives {
+    /// Limits in milliseconds.
+    pub slo: Slo,
+    /// 50, 90 or 99.
+    pub percentile: u8,
+}
+
+impl Objectives {
+    fn at(self, of: &Percentiles) -> f64 {
+        match self.percentile {
+            50 => of.p50,
+            90 => of.p90,
+            _ => of.p99,
+        }
+    }
+}
+
+/// What one replica did under its share.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Measured {
+    /// Time to first token at the percentile.
+    pub ttft_ms: f64,
+    /// Time per output token at the percentile.
+    pub tpot_ms: f64,
+    /// Generated tokens a second of one replica.
+    pub output_tokens_per_s: f64,
+    /// Whether the queue stayed bounded until the last arrival.
+    pub keeps_up: bool,
+    /// Requests that could never run, and why nothing was simulated.
+    pub rejected: u64,
+    /// Why nothing could be simulated.
+    pub refused: Option<String>,
+}
+
+impl Measured {
+    /// Whether the objectives are met.
+    pub fn meets(&self, objectives: Objectives) -> bool {
+        let within = |limit: Option<f64>, x: f64| limit.is_none_or(|limit| x <= limit);
+        self.refused.is_none()
+            && self.rejected == 0
+            && self.keeps_up
+            && within(objectives.slo.ttft_ms, self.ttft_ms)
+            && within(objectives.slo.tpot_ms, self.tpot_ms)
+    }
+
+    /// Which objective is missed, in words; `None` if none is.
+    pub fn misses(&self, objectives: Objectives) -> Option<String> {
+        if let Some(reason) = &self.refused {
+            return Some(reason.clone());
+        }
+        if self.rejected > 0 {
+            return Some(format!("{} requests can never run", self.rejected));
+        }
+        let late = |what: &str, limit: Option<f64>, x: f64| {
+            limit
+                .filter(|limit| x > *limit)
+                .map(|limit| format!("{what} {x:.0} ms instead of {limit:.0} ms"))
+        };
+        late("time to first token", objectives.slo.ttft_ms, self.ttft_ms)
+            .or_else(|| late("time per output token", objectives.slo.tpot_ms, self.tpot_ms))
+            .or_else(|| (!self.keeps_up).then(|| "the queue grows without end".to_owned()))
+    }
+}
+
+/// Candidate, bits of its share, whether all requests were taken.
+type Key = (usize, u64, bool);
+
+/// The simulator behind the search.
+pub struct Simulated<'a> {
+    candidates: &'a [Candidate],
+    all: &'a Trace,
+    first: Trace,
+    load: Load,
+    objectives: Objectives,
+    answers: Mutex<HashMap<Key, Measured>>,
+}
+
+impl<'a> Simulated<'a> {
+    /// A bench for this traffic.
+    pub fn new(candidates: &'a [Candidate], trace: &'a Trace, load: Load, objectives: Objectives) -> Self {
+        let order = trace
+            .arrival_order()
+            .unwrap_or_else(|| (0..trace.request_count()).collect());
+        let first = trace.select(&order[..order.len().min(FIRST_LOOK)]);
+        Self {
+            candidates,
+            all: trace,
+            first,
+            load,
+            objectives,
+            answers: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Simulations that were run.
+    pub fn simulations(&self) -> usize {
+        self.answers.lock().map_or(0, |answers| answers.len())
+    }
+
+    /// What one replica of a candidate does with its share of the traffic.
+    pub fn measure(&self, candidate: usize, share: f64, all: bool) -> Measured {
+        let all = all || self.all.len() <= FIRST_LOOK;
+        let key = (candidate, share.to_bits(), all);
+        if let Some(known) = self
+            .answers
+            .lock()
+            .ok()
+            .and_then(|answers| answers.get(&key).cloned())
+        {
+            return known;
+        }
+        let measured = self.run(candidate, share, all).unwrap_or_else(|e| Measured {
+            refused: Some(e.to_string()),
+            ..Measured::default()
+        });
+        if let Ok(mut answers) = self.answers.lock() {
+            answers.insert(key, measured.clone());
+        }
+        measured
+    }
+
+    fn run(&self, candidate: usize, share: f64, all: bool) -> Result<Measured> {
+        let trace = if all { self.all } else { &self.first };
+        let arrivals = match self.load {
+            Load::Open => Arrivals::Trace { speed: share },
+            Load::Closed(n) => Arrivals::Closed {
+                concurrency: portion(n, share),
+            },
+        };
+        let deployment = &self.candidates[candidate].deployment;
+        let outcome = simulate(deployment, trace, arrivals, self.objectives.slo)?;
+        let summary = &outcome.summary;
+        // A queue that is still short when the last request arrives was served as fast as it filled.
+        let keeps_up = self.load != Load::Open || {
+            let last = outcome
+                .run
+                .records
+                .iter()
+                .map(|r| r.arrival_s)
+                .fold(0.0, f64::max);
+            let waiting = outcome
+                .run
+                .series
+                .iter()
+                .take_while(|s| s.time_s <= last)
+                .last()
+                .map_or(0, |s| s.waiting);
+            u64::from(waiting) <= 4 + trace.len() as u64 / 20
+        };
+        Ok(Measured {
+            ttft_ms: self.objectives.at(&summary.ttft_ms),
+            tpot_ms: self.objectives.at(&summary.tpot_ms),
+            output_tokens_per_s: summary.output_tokens_per_s,
+            keeps_up,
+            rejected: summary.rejected,
+            refused: outcome.refused,
+        })
+    }
+}
+
+/// A share of the requests under way, at least one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "positive, and cut off at 2^32"
+)]
+fn portion(concurrency: u32, share: f64) -> u32 {
+    // A hair less, so that a third of three is one.
+    (f64::from(concurrency) * share - 1e-9)
+        .ceil()
+        .clamp(1.0, f64::from(u32::MAX)) as u32
+}
+
+impl Bench for Simulated<'_> {
+    fn holds(&self, candidate: usize, share: f64) -> bool {
+        self.measure(candidate, share, false).meets(self.objectives)
+    }
+
+    fn holds_for_sure(&self, candidate: usize, share: f64) -> bool {
+        self.measure(candidate, share, true).meets(self.objectives)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_requests_is_rounded_up_and_never_nothing() {
+        assert_eq!(portion(3, 1.0 / 3.0), 1);
+        assert_eq!(portion(32, 1.0 / 3.0), 11);
+        assert_eq!(portion(1, 0.01), 1);
+    }
+}

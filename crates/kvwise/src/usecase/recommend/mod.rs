@@ -1,0 +1,499 @@
+//! Recommending: the deployments that start, simulated under the traffic, and the best that holds the objectives.
+
+pub mod bench;
+pub mod prices;
+pub mod search;
+pub mod space;
+
+use kvwise_core::units::grouped;
+use kvwise_core::{Error, Result, hardware};
+use kvwise_sim::trace::Trace;
+
+use bench::{Load, Measured, Objectives, Simulated};
+use prices::Prices;
+pub use search::Objective;
+use search::{Fate, Limits, Size, Solution, order, search};
+use space::{Candidate, Choice};
+
+use super::deployment::Deployment;
+use crate::report::recommend::{Deployed, Recommendation, SCHEMA, Searched, WorkloadPart};
+
+/// Most requests that are simulated; the first ones of a longer trace.
+const MAX_REQUESTS: usize = 2000;
+/// Lengths are rounded up to this many tokens.
+const LENGTH_STEP: u64 = 256;
+/// Multiples of the traffic that are tried for the sensitivity: up to about 16.
+const SENSITIVITY_STEPS: u32 = 57;
+
+/// The question.
+#[derive(Debug)]
+pub struct Question {
+    /// What every deployment shares: the model, and how names are looked up.
+    pub base: Deployment,
+    /// The traffic.
+    pub trace: Trace,
+    /// How it arrives.
+    pub load: Load,
+    /// Limits on latency.
+    pub objectives: Objectives,
+    /// What is best.
+    pub objective: Objective,
+    /// Kinds of GPU; empty for all with a price.
+    pub gpus_from: Vec<String>,
+    /// Prices.
+    pub prices: Prices,
+    /// GPUs in all.
+    pub max_gpus: u64,
+    /// Dollars an hour in all.
+    pub budget_usd_per_hour: Option<f64>,
+    /// Whether 8-bit weights and caches may be made.
+    pub allow_fp8: bool,
+}
+
+/// Searches, confirms and explains.
+///
+/// # Errors
+/// If a name is not known, the traffic is empty, or the model does not accept its lengths.
+pub fn recommend(question: &Question) -> Result<Recommendation> {
+    if question.trace.is_empty() {
+        return Err(Error::input(format!(
+            "{}: the traffic has no requests",
+            question.trace.name()
+        )));
+    }
+    if question.load == Load::Open && !question.trace.has_arrivals() {
+        return Err(Error::input(format!(
+            "{}: the trace has no arrival times",
+            question.trace.name()
+        ))
+        .hint("give the load as well: --workload TRACE --concurrency N"));
+    }
+    let trace = first(&question.trace);
+    let lengths = trace.input_lens().iter().zip(trace.output_lens());
+    let longest = lengths
+        .map(|(&input, &output)| u64::from(input) + u64::from(output))
+        .max()
+        .unwrap_or(1);
+    let gpus = match question.gpus_from.as_slice() {
+        [] => question.prices.usd_per_hour.keys().cloned().collect(),
+        given => given
+            .iter()
+            .map(|name| hardware::find(name).map(|gpu| gpu.name.clone()))
+            .collect::<Result<Vec<_>>>()?,
+    };
+    let mut base = question.base.clone();
+    base.context = vec![longest.to_string()];
+    base.concurrency = vec![1];
+    base.max_model_len = Some(model_len(&base, &gpus, longest)?.to_string());
+    let choice = Choice {
+        base,
+        gpus,
+        allow_fp8: question.allow_fp8,
+        longest,
+    };
+    let (candidates, unfit) = space::candidates(&choice)?;
+    let sizes = candidates
+        .iter()
+        .map(|c| {
+            Ok(Size {
+                gpus: c.gpus,
+                usd_per_hour: question.prices.of(&c.gpu)? * c.gpus as f64,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let limits = Limits {
+        gpus: question.max_gpus,
+        usd_per_hour: question.budget_usd_per_hour.unwrap_or(f64::INFINITY),
+    };
+    let bench = Simulated::new(&candidates, &trace, question.load, question.objectives);
+    let (fates, best) = search(question.objective, limits, &sizes, &bench);
+    Ok(Answer {
+        question,
+        trace: &trace,
+        candidates: &candidates,
+        sizes: &sizes,
+        fates: &fates,
+        bench: &bench,
+        unfit,
+    }
+    .report(best))
+}
+
+/// The first requests of a long trace, in the order of their times.
+fn first(trace: &Trace) -> Trace {
+    let order = trace
+        .arrival_order()
+        .unwrap_or_else(|| (0..trace.request_count()).collect());
+    trace.select(&order[..order.len().min(MAX_REQUESTS)])
+}
+
+/// The longest request, rounded up, but no longer than the model accepts.
+fn model_len(base: &Deployment, gpus: &[String], longest: u64) -> Result<u64> {
+    let probe = Deployment {
+        gpu: gpus.first().cloned(),
+        ..base.clone()
+    };
+    let resolved = probe.resolve()?;
+    let rounded = longest.next_multiple_of(LENGTH_STEP);
+    Ok(match resolved.model().and_then(|m| m.max_position) {
+        Some(most) if longest <= most => rounded.min(most),
+        _ => rounded,
+    })
+}
+
+/// Everything that is known when the search has ended.
+struct Answer<'a> {
+    question: &'a Question,
+    trace: &'a Trace,
+    candidates: &'a [Candidate],
+    sizes: &'a [Size],
+    fates: &'a [Fate],
+    bench: &'a Simulated<'a>,
+    unfit: Vec<(String, String)>,
+}
+
+impl Answer<'_> {
+    fn report(&self, best: Option<Solution>) -> Recommendation {
+        let q = self.question;
+        let recommended = best.map(|s| self.option(&s, true, String::new()));
+        let holds_factor = best.map(|s| self.sensitivity(&s));
+        let alternatives = self.alternatives(best);
+        let mut all: Vec<Deployed> = recommended.iter().cloned().chain(alternatives).collect();
+        mark_pareto(&mut all);
+        let recommended = recommended.map(|_| all.remove(0));
+        let duration_s = (0..self.trace.len())
+            .filter_map(|i| self.trace.arrival(i))
+            .fold(0.0, f64::max);
+        let rate = (q.load == Load::Open && duration_s > 0.0).then(|| self.trace.len() as f64 / duration_s);
+        Recommendation {
+            schema: SCHEMA,
+            model: q.base.model.clone().unwrap_or_default(),
+            objective: match q.objective {
+                Objective::Cost => "cost",
+                Objective::Gpus => "gpus",
+                Objective::Throughput => "throughput",
+            },
+            explanation: self.explanation(best, recommended.as_ref(), &all, holds_factor, rate),
+            workload: WorkloadPart {
+                name: q.trace.name().to_owned(),
+                requests: self.trace.len() as u64,
+                of_requests: q.trace.len() as u64,
+                rate_per_s: rate,
+                concurrency: match q.load {
+                    Load::Closed(n) => Some(n),
+                    Load::Open => None,
+                },
+            },
+            slo_ttft_ms: q.objectives.slo.ttft_ms,
+            slo_tpot_ms: q.objectives.slo.tpot_ms,
+            slo_percentile: q.objectives.percentile,
+            recommended,
+            holds_factor,
+            alternatives: all,
+            prices_source: q.prices.source.clone(),
+            prices_date: q.prices.date.clone(),
+            searched: Searched {
+                candidates: self.candidates.len() as u64,
+                simulations: self.bench.simulations() as u64,
+            },
+        }
+    }
+
+    /// The largest multiple of the traffic, in steps of 5 %, that the solution holds.
+    fn sensitivity(&self, s: &Solution) -> f64 {
+        use search::Bench;
+        let factor = |step: u32| s.factor * 1.05_f64.powi(i32::try_from(step).unwrap_or(i32::MAX));
+        let (mut yes, mut no) = (0, SENSITIVITY_STEPS);
+        while no - yes > 1 {
+            let middle = yes + (no - yes) / 2;
+            if self
+                .bench
+                .holds_for_sure(s.candidate, factor(middle) / s.replicas as f64)
+            {
+                yes = middle;
+            } else {
+                no = middle;
+            }
+        }
+        factor(yes)
+    }
+
+    fn option(&self, s: &Solution, all: bool, why_not: String) -> Deployed {
+        let measured = self.bench.measure(s.candidate, s.factor / s.replicas as f64, all);
+        self.described(s.candidate, s.replicas, Some(&measured), why_not)
+    }
+
+    fn described(
+        &self,
+        candidate: usize,
+        replicas: u64,
+        measured: Option<&Measured>,
+        why_not: String,
+    ) -> Deployed {
+        let c = &self.candidates[candidate];
+        let size = self.sizes[candidate];
+        let usd_per_hour = size.usd_per_hour * replicas as f64;
+        let tokens = measured.map(|m| m.output_tokens_per_s * replicas as f64);
+        Deployed {
+            gpu: c.gpu.clone(),
+            gpus_per_replica: c.gpus,
+            replicas,
+            gpus: c.gpus * replicas,
+            usd_per_hour,
+            usd_per_million_output_tokens: tokens
+                .filter(|&t| t > 0.0)
+                .map(|t| usd_per_hour / (t * 3600.0) * 1e6),
+            ttft_ms: measured.map(|m| m.ttft_ms),
+            tpot_ms: measured.map(|m| m.tpot_ms),
+            output_tokens_per_s: tokens,
+            flags: flags(&c.deployment),
+            pareto: false,
+            why_not,
+        }
+    }
+
+    /// The best deployment of every kind of GPU, and the next best of the recommended kind, with what they lack.
+    fn alternatives(&self, best: Option<Solution>) -> Vec<Deployed> {
+        let q = self.question;
+        let kind = |i: usize| self.candidates[i].gpu.as_str();
+        let mut kinds: Vec<&str> = (0..self.candidates.len()).map(kind).collect();
+        kinds.dedup();
+        let mut rows: Vec<(Option<Solution>, Deployed)> = Vec::new();
+        for gpu in kinds {
+            let own = || (0..self.candidates.len()).filter(|&i| kind(i) == gpu);
+            let is_best = |i: usize| best.is_some_and(|b| b.candidate == i);
+            let held = own()
+                .filter(|&i| !is_best(i))
+                .filter_map(|i| match self.fates[i] {
+                    Fate::Holds(s) => Some(s),
+                    _ => None,
+                })
+                .min_by(|a, b| order(q.objective, self.sizes, a, b));
+            if let Some(s) = held {
+                let why = best.map_or_else(String::new, |b| self.compared(&s, &b));
+                rows.push((Some(s), self.option(&s, false, why)));
+                continue;
+            }
+            if own().any(is_best) {
+                continue;
+            }
+            let Some(row) = self.lost(own(), best) else {
+                continue;
+            };
+            rows.push((None, row));
+        }
+        rows.sort_by(|a, b| match (&a.0, &b.0) {
+            (Some(x), Some(y)) => order(q.objective, self.sizes, x, y),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (None, None) => a.1.usd_per_hour.total_cmp(&b.1.usd_per_hour),
+        });
+        let mut out: Vec<Deployed> = rows.into_iter().map(|(_, row)| row).collect();
+        for (gpu, why) in &self.unfit {
+            let price = q.prices.of(gpu).unwrap_or(0.0);
+            out.push(Deployed {
+                gpu: gpu.clone(),
+                gpus_per_replica: 8,
+                replicas: 1,
+                gpus: 8,
+                usd_per_hour: price * 8.0,
+                usd_per_million_output_tokens: None,
+                ttft_ms: None,
+                tpot_ms: None,
+                output_tokens_per_s: None,
+                flags: Vec::new(),
+                pareto: false,
+                why_not: why.clone(),
+            });
+        }
+        out
+    }
+
+    /// The row of a kind of GPU of which no deployment was found good.
+    fn lost(&self, own: impl Iterator<Item = usize> + Clone, best: Option<Solution>) -> Option<Deployed> {
+        // The one that came closest: what misses with all its replicas, else what was not worth a try.
+        let missed = own.clone().find_map(|i| match self.fates[i] {
+            Fate::Misses { replicas } => Some((i, replicas)),
+            _ => None,
+        });
+        if let Some((i, replicas)) = missed {
+            let measured = self.bench.measure(i, 1.0 / replicas as f64, false);
+            let why = measured
+                .misses(self.question.objectives)
+                .unwrap_or_else(|| "misses the objectives on all of the requests".to_owned());
+            let why = format!("{why} with {replicas} replicas, all that the limits allow");
+            return Some(self.described(i, replicas, Some(&measured), why));
+        }
+        let i = own
+            .clone()
+            .min_by(|&a, &b| self.sizes[a].usd_per_hour.total_cmp(&self.sizes[b].usd_per_hour))?;
+        let why = match (self.fates[i], best) {
+            (Fate::TooLarge, _) => "a single replica exceeds --max-gpus or --budget".to_owned(),
+            (_, Some(b)) => format!(
+                "a single replica {}",
+                self.compared(
+                    &Solution {
+                        candidate: i,
+                        replicas: 1,
+                        factor: 1.0
+                    },
+                    &b
+                )
+            ),
+            (_, None) => String::new(),
+        };
+        Some(self.described(i, 1, None, why))
+    }
+
+    /// By how much a solution is worse than the best.
+    fn compared(&self, s: &Solution, best: &Solution) -> String {
+        let cost = |s: &Solution| self.sizes[s.candidate].usd_per_hour * s.replicas as f64;
+        let gpus = |s: &Solution| self.sizes[s.candidate].gpus * s.replicas;
+        let times = |a: f64, b: f64| format!("{:.2} times as much", a / b);
+        match self.question.objective {
+            Objective::Cost if cost(s) > cost(best) * (1.0 + 1e-9) => {
+                format!("costs {}", times(cost(s), cost(best)))
+            }
+            Objective::Gpus if gpus(s) > gpus(best) => {
+                format!("takes {} GPUs instead of {}", gpus(s), gpus(best))
+            }
+            Objective::Gpus if cost(s) > cost(best) * (1.0 + 1e-9) => {
+                format!("takes as many GPUs and costs {}", times(cost(s), cost(best)))
+            }
+            Objective::Throughput if s.factor < best.factor * (1.0 - 1e-9) => {
+                format!(
+                    "holds {:.2} times the traffic, {:.2} less",
+                    s.factor,
+                    best.factor - s.factor
+                )
+            }
+            _ => "is as good, with more flags or more replicas".to_owned(),
+        }
+    }
+
+    /// Three sentences: what, why not something else, how far it reaches.
+    fn explanation(
+        &self,
+        best: Option<Solution>,
+        recommended: Option<&Deployed>,
+        alternatives: &[Deployed],
+        holds_factor: Option<f64>,
+        rate: Option<f64>,
+    ) -> Vec<String> {
+        let q = self.question;
+        let load = match (q.load, rate) {
+            (Load::Closed(n), _) => format!("{} requests at once", grouped(u64::from(n))),
+            (Load::Open, Some(rate)) => format!("{rate:.2} requests a second"),
+            (Load::Open, None) => "the traffic".to_owned(),
+        };
+        let (Some(best), Some(r)) = (best, recommended) else {
+            let mut out = vec![format!(
+                "Nothing holds {load} within {} GPUs{}.",
+                q.max_gpus,
+                q.budget_usd_per_hour
+                    .map_or_else(String::new, |b| format!(" and ${b} an hour"))
+            )];
+            if let Some(near) = alternatives.first() {
+                out.push(format!(
+                    "The nearest, {} x {}: {}.",
+                    near.gpus, near.gpu, near.why_not
+                ));
+            }
+            return out;
+        };
+        let limit = |x: Option<f64>| x.map_or_else(String::new, |x| format!(" (limit {x:.0})"));
+        let p = q.objectives.percentile;
+        let replicas = if r.replicas == 1 {
+            "1 replica".to_owned()
+        } else {
+            format!("{} replicas", r.replicas)
+        };
+        let mut out = vec![format!(
+            "{replicas} on {} x {} each cost ${:.2} an hour and hold {:.2} times {load}: time to first token {:.0} ms{} and time per output token {:.1} ms{} at the {p}th percentile.",
+            r.gpus_per_replica,
+            r.gpu,
+            r.usd_per_hour,
+            best.factor,
+            r.ttft_ms.unwrap_or_default(),
+            limit(q.objectives.slo.ttft_ms),
+            r.tpot_ms.unwrap_or_default(),
+            limit(q.objectives.slo.tpot_ms),
+        )];
+        out.push(
+            match alternatives.iter().find(|a| {
+                a.ttft_ms.is_some() && !a.why_not.contains("misses") && !a.why_not.contains("instead of")
+            }) {
+                Some(next) => format!(
+                    "It is the best of {} deployments that start by {}; the next, {} x {}, {}.",
+                    self.candidates.len(),
+                    match q.objective {
+                        Objective::Cost => "cost",
+                        Objective::Gpus => "number of GPUs",
+                        Objective::Throughput => "traffic",
+                    },
+                    next.gpus,
+                    next.gpu,
+                    next.why_not
+                ),
+                None => format!(
+                    "Of {} deployments that start it is the only kind that holds the objectives.",
+                    self.candidates.len()
+                ),
+            },
+        );
+        let factor = holds_factor.unwrap_or(1.0);
+        let next = self
+            .bench
+            .measure(best.candidate, factor * 1.05 / best.replicas as f64, true)
+            .misses(q.objectives)
+            .unwrap_or_else(|| "nothing, as far as was tried".to_owned());
+        out.push(format!(
+            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}."
+        ));
+        out
+    }
+}
+
+/// The deployment's flags as words for `kvwise generate` and the engine.
+fn flags(deployment: &Deployment) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut put = |flag: &str, value: Option<String>| {
+        if let Some(value) = value {
+            out.extend([flag.to_owned(), value]);
+        }
+    };
+    put(
+        "--tensor-parallel-size",
+        deployment
+            .tensor_parallel_size
+            .filter(|&n| n > 1)
+            .map(|n| n.to_string()),
+    );
+    put("--max-model-len", deployment.max_model_len.clone());
+    put("--quantization", deployment.quantization.clone());
+    put("--kv-cache-dtype", deployment.kv_cache_dtype.clone());
+    put(
+        "--max-num-batched-tokens",
+        deployment.max_num_batched_tokens.clone(),
+    );
+    if deployment.enable_expert_parallel {
+        out.push("--enable-expert-parallel".to_owned());
+    }
+    out
+}
+
+/// Marks the rows that no other row beats in money, GPUs and both latencies at once.
+fn mark_pareto(rows: &mut [Deployed]) {
+    let key = |r: &Deployed| Some([r.usd_per_hour, r.gpus as f64, r.ttft_ms?, r.tpot_ms?]);
+    let keys: Vec<Option<[f64; 4]>> = rows.iter().map(key).collect();
+    for (i, row) in rows.iter_mut().enumerate() {
+        let Some(own) = keys[i] else { continue };
+        let beaten = keys.iter().flatten().any(|other| {
+            other.iter().zip(&own).all(|(a, b)| a <= b) && other.iter().zip(&own).any(|(a, b)| a < b)
+        });
+        row.pareto = !beaten;
+    }
+}
+
+#[cfg(test)]
+mod tests;
