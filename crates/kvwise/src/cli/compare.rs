@@ -102,7 +102,7 @@ pub struct Compare {
     output: Output,
 }
 
-/// Requests, tokens and reserved tokens of the book's calculator (kv_cache_calculator.py, chapter on KV caches).
+/// Requests, tokens and reserved tokens of the book's calculator (`kv_cache_calculator.py`, chapter on KV caches).
 const SCENARIOS: [(u64, u64, u64); 4] = [
     (100, 512, 8192),
     (50, 2048, 8192),
@@ -117,11 +117,10 @@ impl Compare {
     /// If a name or value cannot be used, or the answer cannot be written.
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
         let view = match self.view {
-            Some(ViewWord::Models) => View::Models,
-            Some(ViewWord::Capacity) => View::Capacity,
             Some(ViewWord::Fragmentation) => View::Fragmentation,
+            Some(ViewWord::Models) => View::Models,
             None if self.gpu.is_empty() => View::Models,
-            None => View::Capacity,
+            Some(ViewWord::Capacity) | None => View::Capacity,
         };
         if view == View::Capacity && self.gpu.is_empty() {
             return Err(Error::input(

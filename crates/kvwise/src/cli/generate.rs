@@ -41,7 +41,7 @@ pub struct Generate {
     #[arg(long, help_heading = "Files")]
     dry_run: bool,
 
-    /// Print this file (serve_command.sh, k8s.yaml, ...) instead of writing any.
+    /// Print this one (k8s.yaml, ...) instead of writing any.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["output_dir", "force", "dry_run"], help_heading = "Files")]
     print: Option<String>,
 

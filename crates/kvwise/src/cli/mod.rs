@@ -84,15 +84,23 @@ enum Command {
 }
 
 /// What `kvwise` says when it is asked nothing.
-const START: &str = "kvwise plans the GPU memory of serving language models.
+const START: &str = "kvwise plans, simulates, profiles and tunes the GPU memory of serving language models.
 
-Try:
-  kvwise plan meta-llama/Llama-3.1-8B --gpu h100      does it fit, and how many requests?
-  kvwise plan Qwen/Qwen3-32B --gpu h100 --explain     every number step by step
-  kvwise models qwen3                                 models known without network
+Plan:
+  kvwise plan meta-llama/Llama-3.1-8B --gpu h100             does it fit, and how many requests?
+  kvwise compare qwen3-8b qwen3-32b --gpu l40s,h100,h200     models and GPUs side by side
+  kvwise models qwen3; kvwise gpus                           what is known without network
+
+Deploy:
+  kvwise recommend llama-3.1-8b --workload input=1000,output=200,rate=4 --slo-tpot-ms 50
+                                                             the cheapest that holds an objective
+  kvwise generate llama-3.1-8b --gpu h100 --output-dir out   the files that start it
+  kvwise lint --gpu h100 vllm serve Qwen/Qwen3-32B -tp 2     what an existing command means
+
+Understand:
   kvwise simulate --model llama-3.1-8b --gpu h100 --input-len 1000 --output-len 200 --concurrency 32
-                                                      latencies and throughput under this load
-  kvwise gpus                                         GPUs and what their drivers report
+                                                             latencies and throughput under a load
+  kvwise attach http://localhost:8000 -o session             record a running server
 
 All commands: kvwise --help. One command: kvwise plan --help.
 ";

@@ -20,6 +20,9 @@ pub enum View {
     Fragmentation,
 }
 
+/// Title and cell of a column.
+type Column = (&'static str, fn(&Row) -> String);
+
 /// Everything that was compared.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
@@ -119,8 +122,8 @@ impl Comparison {
     }
 
     /// Columns that differ between rows, besides the model.
-    fn differing(&self) -> Vec<(&'static str, fn(&Row) -> String)> {
-        let columns: [(&'static str, fn(&Row) -> String); 3] = [
+    fn differing(&self) -> Vec<Column> {
+        let columns: [Column; 3] = [
             ("GPU", |r| format!("{} x {}", r.gpus, r.gpu)),
             ("engine", |r| r.engine.clone()),
             ("KV type", |r| r.kv_cache_dtype.clone()),

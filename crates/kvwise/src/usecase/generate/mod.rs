@@ -120,7 +120,7 @@ pub fn generate(order: &Order) -> Result<Outcome> {
         match artifact {
             Artifact::Command => files.push(file("serve_command.sh", report::scripts::serve(&server), true)),
             Artifact::Docker => {
-                files.push(file("docker_command.sh", report::scripts::docker(&server)?, true))
+                files.push(file("docker_command.sh", report::scripts::docker(&server)?, true));
             }
             Artifact::Compose => files.push(file(
                 "docker-compose.yaml",

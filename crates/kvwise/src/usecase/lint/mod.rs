@@ -226,7 +226,7 @@ fn server(found: &Found, target: &Target) -> Result<ServerPart> {
     findings.extend(rules::settings(found, table, &parsed, model.as_deref()));
     findings.extend(rules::environment(found));
     findings.extend(rules::container(found, &parsed));
-    let planned = planned::plan(found, &parsed, model.as_deref(), version.as_deref(), target)?;
+    let planned = planned::plan(found, &parsed, model.as_deref(), version.as_deref(), target);
     findings.extend(planned.findings);
     findings.sort_by_key(|f| f.level);
     Ok(ServerPart {

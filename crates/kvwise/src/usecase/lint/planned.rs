@@ -1,6 +1,5 @@
 //! What the flags mean in bytes: the command as a deployment, planned, and planned again without each flag.
 
-use kvwise_core::Result;
 use kvwise_core::engine::flags::{meaning::meaning, parse::Parsed};
 use kvwise_core::plan::{self, OomRisk};
 use serde_json::Value;
@@ -84,16 +83,13 @@ fn field(engine: &str, flag: &str, fields: &serde_json::Map<String, Value>) -> O
 }
 
 /// Plans the command, as far as a model and a GPU are known.
-///
-/// # Errors
-/// If the hardware that was given is not known.
 pub fn plan(
     found: &Found,
     parsed: &Parsed,
     model: Option<&str>,
     version: Option<&str>,
     target: &Target,
-) -> Result<Planned> {
+) -> Planned {
     let mut out = Planned::default();
     let mut deployment = Deployment {
         model: model.map(str::to_owned),
@@ -161,7 +157,7 @@ pub fn plan(
             });
         }
     }
-    let Some(plan) = plan else { return Ok(out) };
+    let Some(plan) = plan else { return out };
     if !plan.feasibility.fits {
         out.findings.push(Finding {
             level: Level::Error,
@@ -196,7 +192,7 @@ pub fn plan(
         }
     }
     out.verdict = Some(plan.verdict);
-    Ok(out)
+    out
 }
 
 /// The text as the type that the field takes.

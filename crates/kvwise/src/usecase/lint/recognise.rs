@@ -161,7 +161,7 @@ fn docker(words: &[String]) -> Option<Found> {
         let Some(value) = value else { continue };
         match flag {
             "-e" | "--env" => {
-                environment.extend(value.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())))
+                environment.extend(value.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())));
             }
             "--gpus" => gpus = gpu_count(&value),
             "--entrypoint" => entrypoint = Some(value),
@@ -323,7 +323,7 @@ fn k8s(of: &Value, pod: &Value, place: &str) -> Option<Found> {
         &words_of(of.get("command"), true),
         &words_of(of.get("args"), true),
     )?;
-    found.place = place.to_owned();
+    place.clone_into(&mut found.place);
     found.environment = environment_of(of.get("env"));
     found.gpus = gpu_limit(&of["resources"]);
     let memory = |v: &Value| v["emptyDir"]["medium"].as_str() == Some("Memory");

@@ -277,7 +277,7 @@ impl Answer<'_> {
             if own().any(is_best) {
                 continue;
             }
-            let Some(row) = self.lost(own(), best) else {
+            let Some(row) = self.lost(&own(), best) else {
                 continue;
             };
             rows.push((None, row));
@@ -310,7 +310,7 @@ impl Answer<'_> {
     }
 
     /// The row of a kind of GPU of which no deployment was found good.
-    fn lost(&self, own: impl Iterator<Item = usize> + Clone, best: Option<Solution>) -> Option<Deployed> {
+    fn lost(&self, own: &(impl Iterator<Item = usize> + Clone), best: Option<Solution>) -> Option<Deployed> {
         // The one that came closest: what misses with all its replicas, else what was not worth a try.
         let missed = own.clone().find_map(|i| match self.fates[i] {
             Fate::Misses { replicas } => Some((i, replicas)),

@@ -24,6 +24,9 @@ pub struct Choice {
     pub longest: u64,
 }
 
+/// A kind of GPU on which nothing starts, and why.
+pub type Unfit = (String, String);
+
 /// A deployment that starts, one replica.
 #[derive(Debug, Clone)]
 pub struct Candidate {
@@ -41,7 +44,7 @@ pub struct Candidate {
 ///
 /// # Errors
 /// If the model or a GPU is not known, or the model does not accept requests of that length.
-pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<(String, String)>)> {
+pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
     let mut all = Vec::new();
     for name in &choice.gpus {
         let gpu = hardware::find(name)?;
