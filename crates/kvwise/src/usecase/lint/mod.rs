@@ -87,9 +87,9 @@ pub fn lint(source: &Source, target: &Target) -> Result<Lint> {
         }
         Source::Text { name, text } => (name.clone(), read(text, name)?),
     };
-    let mut parts = Vec::new();
+    let mut parts: Vec<ServerPart> = Vec::new();
     for (found, from_file) in servers {
-        parts.push(server(&found, &target.over(&from_file))?);
+        parts.push(server(&found, &target.over(&from_file)));
     }
     let count = |level: Level| {
         parts
@@ -210,7 +210,7 @@ fn table(engine: &str) -> &'static Table {
     }
 }
 
-fn server(found: &Found, target: &Target) -> Result<ServerPart> {
+fn server(found: &Found, target: &Target) -> ServerPart {
     let table = table(found.engine);
     let parsed = parse(table, &found.words);
     let model = match found.engine {
@@ -229,7 +229,7 @@ fn server(found: &Found, target: &Target) -> Result<ServerPart> {
     let planned = planned::plan(found, &parsed, model.as_deref(), version.as_deref(), target);
     findings.extend(planned.findings);
     findings.sort_by_key(|f| f.level);
-    Ok(ServerPart {
+    ServerPart {
         place: found.place.clone(),
         engine: found.engine,
         engine_version: version.unwrap_or_else(|| table.version.to_owned()),
@@ -237,7 +237,7 @@ fn server(found: &Found, target: &Target) -> Result<ServerPart> {
         findings,
         flags: planned.flags,
         verdict: planned.verdict,
-    })
+    }
 }
 
 #[cfg(test)]
