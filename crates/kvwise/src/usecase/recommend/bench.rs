@@ -1,5 +1,6 @@
 //! Asks the simulator what a candidate holds; every answer is kept.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -7,7 +8,9 @@ use kvwise_core::Result;
 use kvwise_sim::simulate::{Arrivals, Percentiles, Slo};
 use kvwise_sim::trace::Trace;
 
+use super::super::served::Serving;
 use super::super::simulate::simulate;
+use super::super::traffic::Workload;
 use super::search::Bench;
 use super::space::Candidate;
 
@@ -155,7 +158,11 @@ impl<'a> Simulated<'a> {
             },
         };
         let deployment = &self.candidates[candidate].deployment;
-        let outcome = simulate(deployment, trace, arrivals, self.objectives.slo)?;
+        let workload = Workload {
+            trace: Cow::Borrowed(trace),
+            arrivals,
+        };
+        let outcome = simulate(deployment, &Serving::default(), &workload, self.objectives.slo)?;
         let summary = &outcome.summary;
         // A queue that is still short when the last request arrives was served as fast as it filled.
         let keeps_up = self.load != Load::Open || {

@@ -1,6 +1,10 @@
+use std::borrow::Cow;
+
 use kvwise_sim::simulate::{Lengths, Slo, open_loop};
 
+use super::super::served::Serving;
 use super::super::simulate::simulate;
+use super::super::traffic::Workload;
 use super::*;
 
 fn question(rate: f64, tpot_ms: f64, gpus: &[&str]) -> Question {
@@ -55,7 +59,17 @@ fn a_recommendation_planned_and_simulated_again_keeps_its_promise() {
     let arrivals = kvwise_sim::simulate::Arrivals::Trace {
         speed: 1.0 / best.replicas as f64,
     };
-    let again = simulate(&deployment, &question.trace, arrivals, question.objectives.slo).unwrap();
+    let workload = Workload {
+        trace: Cow::Borrowed(&question.trace),
+        arrivals,
+    };
+    let again = simulate(
+        &deployment,
+        &Serving::default(),
+        &workload,
+        question.objectives.slo,
+    )
+    .unwrap();
     assert!(again.summary.ttft_ms.p90 <= 2000.0 && again.summary.tpot_ms.p90 <= 40.0);
     assert!((again.summary.tpot_ms.p90 - best.tpot_ms.unwrap()).abs() < 1e-9);
     assert!(answer.holds_factor.unwrap() >= 1.0);
