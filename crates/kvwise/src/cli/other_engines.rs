@@ -6,6 +6,7 @@ use crate::usecase::deployment::Deployment;
 
 /// SGLang's and llama.cpp's own flags.
 #[derive(Debug, Clone, Default, Args)]
+#[expect(clippy::doc_markdown, reason = "help texts of flags, not documentation")]
 pub struct OtherEngineArgs {
     /// Share of the free memory that weights and KV cache may take [default: by the card].
     #[arg(long, value_name = "F", help_heading = "SGLang")]

@@ -40,7 +40,7 @@ pub fn read_header(source: &mut impl Read, file_bytes: u64) -> Result<Header> {
     }
     let version = r.u32("the version")?;
     // A version in the other byte order has its value in the upper half.
-    let version = if version & 0xFFFF == 0 {
+    let version = if version.trailing_zeros() >= 16 {
         r.big_endian = true;
         version.swap_bytes()
     } else {

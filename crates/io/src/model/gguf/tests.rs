@@ -47,9 +47,9 @@ impl Writer {
     }
     fn length(&mut self, n: u64) {
         if self.version == 1 {
-            self.u32(u32::try_from(n).unwrap())
+            self.u32(u32::try_from(n).unwrap());
         } else {
-            self.u64(n)
+            self.u64(n);
         }
     }
     fn text(&mut self, s: &str) {
