@@ -84,8 +84,12 @@ impl Weights {
     }
 }
 
-/// The layer of `blk.7.attn_q.weight`.
+/// The layer of `blk.7.attn_q.weight`. Rotation factors are one tensor for all layers, which llama.cpp places with
+/// the first of them (`llama-arch.cpp`: `LLM_TENSOR_ROPE_FREQS` and `_FACTORS_*` repeat, their name has no layer).
 fn layer_of(name: &str) -> Option<usize> {
+    if name.starts_with("rope_freqs.") || name.starts_with("rope_factors_") {
+        return Some(0);
+    }
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 

@@ -233,6 +233,8 @@ fn a_file_written_by_llama_cpp_is_read_as_its_own_tools_read_it() {
     );
     let weights = Weights::of_file(&header, &model).unwrap();
     assert_eq!((weights.input, weights.output), (2048, 2048 + 128));
+    // The rotation's frequencies are not the input's: llama.cpp keeps them with the first layer.
+    assert_eq!(weights.layers, [42_456 - 2048 - 2048 - 128]);
 }
 
 /// `bytes` must be refused with a sentence that contains `text`.
