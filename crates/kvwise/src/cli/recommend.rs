@@ -55,11 +55,21 @@ pub struct Recommend {
     seed: u64,
 
     /// Limit on the time to first token, milliseconds.
-    #[arg(long, value_name = "MS", help_heading = "Objectives")]
+    #[arg(
+        long,
+        value_name = "MS",
+        allow_negative_numbers = true,
+        help_heading = "Objectives"
+    )]
     slo_ttft_ms: Option<f64>,
 
     /// Limit on the time per output token, milliseconds.
-    #[arg(long, value_name = "MS", help_heading = "Objectives")]
+    #[arg(
+        long,
+        value_name = "MS",
+        allow_negative_numbers = true,
+        help_heading = "Objectives"
+    )]
     slo_tpot_ms: Option<f64>,
 
     /// Percentile at which the limits hold: 50, 90 or 99.

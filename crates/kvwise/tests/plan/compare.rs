@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{kvwise, kvwise_table};
 
-/// Models of the calculator (mlsys-for-dummies, kv_cache_calculator.py).
+/// Models of the calculator (mlsys-for-dummies, `kv_cache_calculator.py`).
 const MODELS: [&str; 6] = [
     "llama-2-7b",
     "llama-2-13b",
@@ -45,12 +45,11 @@ fn the_calculators_model_table_has_its_right_numbers() {
     for (i, row) in value["rows"].as_array().unwrap().iter().enumerate() {
         assert_eq!(row["kv_bytes_per_token"], a_token[i], "{}", MODELS[i]);
         let cell = &row["contexts"][0]["request_bytes_per_gpu"];
-        match at_8k[i] {
-            Some(bytes) => assert_eq!(cell, bytes, "{}", MODELS[i]),
-            None => {
-                let long = row["contexts"][1]["request_bytes_per_gpu"].as_u64().unwrap();
-                assert!(long < 4 * gib, "the window bounds the cache: {long}");
-            }
+        if let Some(bytes) = at_8k[i] {
+            assert_eq!(cell, bytes, "{}", MODELS[i]);
+        } else {
+            let long = row["contexts"][1]["request_bytes_per_gpu"].as_u64().unwrap();
+            assert!(long < 4 * gib, "the window bounds the cache: {long}");
         }
     }
     // Llama 2 accepts 4,096 tokens: the calculator's figures at 8K and 32K are for requests that it refuses.
