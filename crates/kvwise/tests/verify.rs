@@ -447,3 +447,156 @@ fn the_reference_lists_every_wording_that_is_looked_for() {
         );
     }
 }
+
+/// Public logs of SGLang: what follows from logged memory by the engine's own rule is equal within the log's rounding.
+#[test]
+fn the_pool_of_a_sglang_server_follows_from_the_memory_it_logged() {
+    let folder = folder();
+    for (args, log, tokens, per_token) in [
+        (vec!["--gpu", "rtx4090"], "sglang-qwen3-14b.log", 298_447, 40_960),
+        (
+            vec!["Qwen/Qwen2.5-32B-Instruct", "--gpu", "l4"],
+            "sglang-qwq-32b.log",
+            46_611,
+            65_536,
+        ),
+    ] {
+        let log = data(log);
+        let args: Vec<&str> = args.into_iter().chain(["--log", &log]).collect();
+        let (answer, status) = verify(folder.path(), &args);
+        assert_eq!(answer["log"]["engine"], "sglang");
+        let of_memory = row(&answer, "kv_tokens_of_logged_memory");
+        assert_eq!(of_memory["actual"], tokens);
+        assert_eq!(of_memory["status"], "equal", "{of_memory:#}");
+        let (low, high) = (&of_memory["predicted_low"], &of_memory["predicted_high"]);
+        // The interval is that of two decimals of a GiB, no wider.
+        assert!(
+            high.as_i64().unwrap() - low.as_i64().unwrap() < 400,
+            "{of_memory:#}"
+        );
+        assert_eq!(row(&answer, "kv_bytes_per_token")["predicted"], per_token);
+        assert_eq!(row(&answer, "kv_bytes_per_token")["status"], "equal");
+        for name in ["weights", "available_kv", "kv_tokens"] {
+            assert_eq!(row(&answer, name)["status"], "inside", "{name}: {answer:#}");
+        }
+        // Over PCIe there are no communication buffers at this point; the plan assumes NVLink's, and is told so.
+        assert_eq!(row(&answer, "free_before_load")["status"], "outside");
+        assert_eq!(answer["causes"][0]["term"], "free_before_load");
+        assert_eq!(status, 1);
+        let inputs = &answer["deployment"]["inputs"];
+        assert_eq!(inputs["tensor_parallel_size"], 4);
+        assert_eq!(inputs["chunked_prefill_size"], 2048);
+    }
+    let (answer, status) = verify(
+        folder.path(),
+        &[
+            "--gpu",
+            "rtx4090",
+            "--overhead",
+            "0.44GiB",
+            "--log",
+            &data("sglang-qwen3-14b.log"),
+        ],
+    );
+    let kv = &row(&answer, "available_kv")["error_of_gpu_percent"];
+    assert!(kv.as_f64().unwrap().abs() < 1.0, "{kv}");
+    assert_eq!(status, 0, "{answer:#}");
+    assert_eq!(answer["agrees"], true, "{answer:#}");
+    let log = data("sglang-qwen3-14b.log");
+    let args = [
+        "verify",
+        "--gpu",
+        "rtx4090",
+        "--overhead",
+        "0.44GiB",
+        "--log",
+        &log,
+        "--format",
+        "table",
+    ];
+    let text = kvwise(folder.path(), &args);
+    insta::assert_snapshot!("verify_of_an_sglang_log", String::from_utf8(text.stdout).unwrap());
+}
+
+/// What the engine prints is not what was planned: the wrong type is found out.
+#[test]
+fn a_wrong_cache_type_is_found_out_in_the_other_engines_logs() {
+    let folder = folder();
+    let sglang = data("sglang-qwen3-14b.log");
+    let (answer, status) = verify(
+        folder.path(),
+        &[
+            "--gpu",
+            "rtx4090",
+            "--kv-cache-dtype",
+            "fp8_e4m3",
+            "--log",
+            &sglang,
+        ],
+    );
+    assert_eq!(status, 1);
+    assert_eq!(row(&answer, "kv_bytes_per_token")["status"], "differs");
+    assert_eq!(row(&answer, "kv_tokens_of_logged_memory")["status"], "differs");
+    let llamacpp = data("llamacpp-30b.log");
+    let (answer, status) = verify(
+        folder.path(),
+        &["Qwen/Qwen3-30B-A3B", "--cache-type-k", "q8_0", "--log", &llamacpp],
+    );
+    assert_eq!(status, 1);
+    assert_eq!(row(&answer, "kv_cache")["status"], "differs");
+}
+
+/// Public logs of llama.cpp: caches are exact, weights of a mix within its interval.
+#[test]
+fn the_caches_of_a_llama_cpp_server_are_equal_to_the_byte() {
+    let folder = folder();
+    let log = data("llamacpp-30b.log");
+    let (answer, status) = verify(folder.path(), &["Qwen/Qwen3-30B-A3B", "--log", &log]);
+    assert_eq!(
+        (status, answer["agrees"].as_bool()),
+        (0, Some(true)),
+        "{answer:#}"
+    );
+    assert_eq!(answer["deployment"]["gpu"], "a100-40gb-pcie");
+    assert_eq!(answer["deployment"]["inputs"]["quantization"], "q8_0");
+    assert_eq!(answer["deployment"]["inputs"]["kv_unified"], true);
+    assert_eq!(row(&answer, "kv_cache")["predicted"], 6_442_450_944_i64);
+    assert_eq!(row(&answer, "kv_cache")["status"], "equal");
+    assert_eq!(row(&answer, "kv_cells")["status"], "equal");
+    let weights = &row(&answer, "weights")["error_of_gpu_percent"];
+    assert!(weights.as_f64().unwrap().abs() < 0.2, "{weights}");
+
+    let log = data("llamacpp-4b.log");
+    let (answer, status) = verify(folder.path(), &["--gpu", "rtx4090", "--log", &log]);
+    assert_eq!(answer["deployment"]["model"], "Qwen/Qwen3-4B");
+    assert_eq!(answer["deployment"]["inputs"]["quantization"], "q4_k_m");
+    assert_eq!(row(&answer, "kv_cache")["predicted"], 1_207_959_552_i64);
+    assert_eq!(row(&answer, "kv_cache")["status"], "equal");
+    assert_eq!(row(&answer, "weights")["status"], "inside");
+    // The buffer is estimated from logs of larger models, and says so.
+    assert_eq!(row(&answer, "compute_buffer")["status"], "outside");
+    assert_eq!(status, 1);
+}
+
+#[test]
+fn what_the_other_engines_logs_leave_open_is_asked_for() {
+    let folder = folder();
+    let text = error(folder.path(), &["verify", "--log", &data("sglang-qwen3-14b.log")]);
+    assert!(
+        text.contains("which GPU?") && text.contains("the log does not say"),
+        "{text}"
+    );
+    let text = error(folder.path(), &["verify", "--log", &data("llamacpp-30b.log")]);
+    assert!(text.contains("Qwen3-Coder-30B-A3B-Instruct-Q8_0.gguf"), "{text}");
+    assert!(text.contains("give its catalogue name"), "{text}");
+    let args = [
+        "verify",
+        "--gpu",
+        "rtx4090",
+        "--save",
+        "--log",
+        &data("sglang-qwen3-14b.log"),
+    ];
+    let text = error(folder.path(), &args);
+    assert!(text.contains("kept for vLLM only"), "{text}");
+}

@@ -72,6 +72,10 @@ pub struct Rank {
     pub free_at_start: Option<Figure>,
     /// What the engine allowed itself.
     pub requested: Option<Figure>,
+    /// Memory that was free after the first load of weights (`SGLang`).
+    pub free_after_load: Option<Figure>,
+    /// Memory that was free after the pools were made (`SGLang`).
+    pub free_after_pools: Option<Figure>,
 }
 
 /// Why the engine did not start.

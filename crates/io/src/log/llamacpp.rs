@@ -32,14 +32,15 @@ fn add(slot: &mut Option<Figure>, more: Figure) {
     });
 }
 
-/// The device of a buffer line: the word in front of the phrase.
-fn on_host(text: &str, phrase: &str) -> bool {
+/// The device of a buffer line, the word in front of the phrase, if it is not the host.
+fn on_gpu<'a>(text: &'a str, phrase: &str) -> Option<&'a str> {
     let device = text
         .split(phrase)
         .next()
         .and_then(|before| before.split_whitespace().last())
         .unwrap_or("");
-    device.starts_with("CPU") || device.contains("Host") || device.ends_with(':')
+    let host = device.starts_with("CPU") || device.contains("Host") || device.ends_with(':');
+    (!host && !device.is_empty()).then_some(device)
 }
 
 fn read(boot: &mut Boot, line: &Line) -> Option<()> {
@@ -53,8 +54,8 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         boot.has_engine_line = true;
     } else if let Some(rest) = after(text, "model buffer size =") {
         let bytes = mib(rest)?;
-        if !on_host(text, "model buffer size") {
-            add(&mut boot.rank("").model_load, bytes);
+        if let Some(device) = on_gpu(text, "model buffer size") {
+            add(&mut boot.rank(device).model_load, bytes);
         }
     } else if let Some(rest) = after(text, "KV buffer size =") {
         let bytes = mib(rest)?;
@@ -64,7 +65,7 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         add(&mut boot.state_bytes, bytes);
     } else if let Some(rest) = after(text, "compute buffer size =") {
         let bytes = mib(rest)?;
-        if !on_host(text, "compute buffer size") {
+        if on_gpu(text, "compute buffer size").is_some() {
             add(&mut boot.compute_bytes, bytes);
         }
     } else if text.contains("llama_kv_cache") && text.contains(" cells") {
@@ -83,6 +84,15 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         }
         boot.config
             .insert(key.to_owned(), Value::Int(i64::try_from(value).ok()?));
+    } else if let Some((key, value)) = context_word(text) {
+        boot.config.insert(key.to_owned(), value);
+    } else if let Some(rest) = after(text, "file type") {
+        let name = rest.trim_start().strip_prefix('=')?.trim();
+        if !text.contains("print_info:") || name.is_empty() || name.len() > 40 {
+            return None;
+        }
+        boot.config
+            .insert("file_type".to_owned(), Value::Text(name.to_owned()));
     } else if let Some(rest) = after(text, "offloaded ") {
         let (layers, tail) = count(rest)?;
         let (of, tail) = count(tail.strip_prefix('/')?)?;
@@ -129,4 +139,20 @@ fn context_setting(text: &str) -> Option<(&'static str, u64)> {
         .into_iter()
         .find(|k| *k == key.trim())?;
     Some((key, count(value)?.0))
+}
+
+/// Settings of the context that are words: whether the sequences share the cells, and whether flash attention is on.
+fn context_word(text: &str) -> Option<(&'static str, Value)> {
+    if let Some(rest) = after(text, "Flash Attention was auto, set to ") {
+        return Some(("flash_attn", Value::Bool(rest.trim() == "enabled")));
+    }
+    let rest = after(text, "llama_context: ").or_else(|| after(text, "llama_new_context_with_model: "))?;
+    let (key, value) = rest.split_once('=')?;
+    match (key.trim(), value.trim()) {
+        ("kv_unified", "true") => Some(("kv_unified", Value::Bool(true))),
+        ("kv_unified", "false") => Some(("kv_unified", Value::Bool(false))),
+        ("flash_attn", "enabled" | "1") => Some(("flash_attn", Value::Bool(true))),
+        ("flash_attn", "disabled" | "0") => Some(("flash_attn", Value::Bool(false))),
+        _ => None,
+    }
 }

@@ -36,7 +36,16 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         boot.rank(&line.worker).free_at_start.get_or_insert(free);
     } else if let Some(rest) = after(text, "Load weight end.") {
         let (used, _) = gib(after(rest, "mem usage=")?)?;
+        let free = after(rest, "avail mem=").and_then(gib).map(|(free, _)| free);
         let rank = boot.rank(&line.worker);
+        if let (Some(free), None) = (free, rank.free_after_load) {
+            rank.free_after_load = Some(free);
+            // The engine prints the difference of both; a log may lack the first line.
+            rank.free_at_start.get_or_insert(super::Figure {
+                bytes: free.bytes.checked_add(used.bytes)?,
+                step_bytes: free.step_bytes.saturating_add(used.step_bytes),
+            });
+        }
         rank.model_load = Some(match rank.model_load {
             // Target and drafter are both weights.
             Some(first) => super::Figure {
@@ -103,9 +112,11 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
             bytes: conv.bytes.checked_add(ssm.bytes)?,
             step_bytes: conv.step_bytes.saturating_add(ssm.step_bytes),
         });
-    } else if text.contains("Memory pool end. avail mem=") {
-        // What is left for graphs and activations; not a term of the plan.
-        // managers/scheduler.py
+    } else if let Some(rest) = after(text, "Memory pool end. avail mem=") {
+        let (free, _) = gib(rest)?;
+        // A drafter's pool comes later.
+        boot.rank(&line.worker).free_after_pools.get_or_insert(free);
+    // managers/scheduler.py
     } else if let Some(rest) = after(text, "max_total_num_tokens=") {
         let (tokens, tail) = count(rest)?;
         boot.tokens = Some(tokens);

@@ -204,6 +204,9 @@ impl Row {
 
     fn cell(&self, x: f64) -> String {
         match self.unit {
+            Unit::Bytes if self.name == "kv_bytes_per_token" => {
+                format!("{} B", grouped(self.number(x).as_u64().unwrap_or(0)))
+            }
             Unit::Bytes => format!("{:.2} GiB", x / GIB as f64),
             Unit::Requests => format!("{x:.2}"),
             Unit::Tokens | Unit::Blocks => {
@@ -293,6 +296,14 @@ fn label(name: &str) -> &str {
         "kv_bytes_of_a_request" => "KV cache of the longest request",
         "estimated_max_model_len" => "longest that would fit",
         "kv_bytes_per_token" => "KV bytes of a token",
+        "kv_cache" => "KV cache",
+        "kv_cells" => "cells of a cache",
+        "state_cache" => "recurrent states",
+        "state_slots" => "slots for states",
+        "swa_tokens" => "tokens of the windows' pool",
+        "compute_buffer" => "compute buffer",
+        "free_before_load" => "free before loading",
+        "free_after_pools" => "left beside the pools",
         other => other,
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn causes(case: &Case, rows: &mut [Row]) -> Vec<Cause> {
             evidence: None,
         });
     }
+    communication(case, rows, &mut causes);
     pool(case, rows, &mut causes);
     ranks(boot, &mut causes);
     unexplained(case, rows, &mut causes);
@@ -153,6 +154,20 @@ fn graphs(boot: &Boot, causes: &mut Vec<Cause>) {
                 two_decimals(estimate.at_least_zero()),
                 two_decimals(captured.at_least_zero())
             ),
+            evidence: None,
+        });
+    }
+}
+
+/// SGLang's ranks had more free than planned: their communication buffers were not there.
+fn communication(case: &Case, rows: &[Row], causes: &mut Vec<Cause>) {
+    let more = rows.iter().any(|row| {
+        row.name == "free_before_load" && row.status.is_wrong() && row.error.is_some_and(|error| error > 0.0)
+    });
+    if more && case.plan.gpu.count > 1 {
+        causes.push(Cause {
+            term: "free_before_load",
+            cause: "the plan takes communication buffers as between GPUs with NVLink; over PCIe they were not there when the engine measured (--overhead says what the context takes)".to_owned(),
             evidence: None,
         });
     }

@@ -11,6 +11,7 @@ use kvwise_io::log::{Boot, EngineKind, Value, python};
 use kvwise_io::model;
 use serde_json::json;
 
+use super::found_others;
 use crate::usecase::deployment::Deployment;
 
 /// How far a total of memory may be from a catalogue row to be that card's: logs print two decimals of a GiB.
@@ -42,18 +43,19 @@ impl Found {
             .collect()
     }
 
-    fn note(&mut self, name: &'static str, how: impl Into<String>) {
+    pub(super) fn note(&mut self, name: &'static str, how: impl Into<String>) {
         self.how.insert(name, how.into());
     }
 }
 
-/// Takes the deployment out of a boot; what cannot be read in it is a warning.
-pub(super) fn deployment(boot: &Boot) -> Found {
+/// Takes the deployment out of a boot; what cannot be read in it is a warning. What the user gives decides where a
+/// setting of the log would mean nothing beside it.
+pub(super) fn deployment(boot: &Boot, given: &Deployment) -> Found {
     let mut found = Found::default();
     model_name(boot, &mut found);
     match boot.engine {
-        Some(EngineKind::Sglang) => sglang(boot, &mut found),
-        Some(EngineKind::Llamacpp) => llamacpp(boot, &mut found),
+        Some(EngineKind::Sglang) => found_others::sglang(boot, &mut found),
+        Some(EngineKind::Llamacpp) => found_others::llamacpp(boot, given, &mut found),
         _ => vllm(boot, &mut found),
     }
     gpu(boot, &mut found);
@@ -84,7 +86,7 @@ fn model_name(boot: &Boot, found: &mut Found) {
 }
 
 /// The name under which a model can be found, if any can.
-fn known_name(given: &str) -> Option<String> {
+pub(super) fn known_name(given: &str) -> Option<String> {
     let path = std::path::Path::new(given);
     if path.is_dir() || path.is_file() || catalogue::find(given).is_ok() {
         return Some(given.to_owned());
@@ -334,7 +336,7 @@ fn speculative(boot: &Boot, found: &mut Found) {
 }
 
 /// Quantisation, only where the model's own configuration does not say it.
-fn quantization(boot: &Boot, found: &mut Found) {
+pub(super) fn quantization(boot: &Boot, found: &mut Found) {
     let Some(method) = boot
         .setting("quantization")
         .and_then(Value::text)
@@ -357,39 +359,6 @@ fn quantization(boot: &Boot, found: &mut Found) {
             "the server quantises by {method}, but the configuration found here does not say how: weights will differ"
         ));
     }
-}
-
-fn sglang(boot: &Boot, found: &mut Found) {
-    let flag = |name: &str| boot.flags.get(name);
-    let d = &mut found.deployment;
-    d.engine = Some("sglang".to_owned());
-    d.tensor_parallel_size = flag("tp_size").and_then(Value::count);
-    d.pipeline_parallel_size = flag("pp_size").and_then(Value::count);
-    d.max_model_len = flag("context_length")
-        .and_then(Value::count)
-        .or(boot.max_model_len)
-        .map(|n| n.to_string());
-    d.kv_cache_dtype = flag("kv_cache_dtype")
-        .and_then(Value::text)
-        .filter(|k| k != "auto");
-    d.dtype = flag("dtype").and_then(Value::text).filter(|k| k != "auto");
-    let names = [
-        ("tensor_parallel_size", d.tensor_parallel_size.is_some()),
-        ("pipeline_parallel_size", d.pipeline_parallel_size.is_some()),
-        ("max_model_len", d.max_model_len.is_some()),
-        ("kv_cache_dtype", d.kv_cache_dtype.is_some()),
-        ("dtype", d.dtype.is_some()),
-    ];
-    for (name, _) in names.into_iter().filter(|(_, there)| *there) {
-        found.note(name, "in the log");
-    }
-}
-
-fn llamacpp(boot: &Boot, found: &mut Found) {
-    let d = &mut found.deployment;
-    d.engine = Some("llamacpp".to_owned());
-    d.max_model_len = boot.max_model_len.map(|n| n.to_string());
-    found.note("max_model_len", "in the log");
 }
 
 /// The GPU by its name in the log, else by its memory; the memory as the engine saw it.

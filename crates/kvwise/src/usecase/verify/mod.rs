@@ -6,9 +6,11 @@
 
 mod causes;
 mod found;
+mod found_others;
 mod refusal;
 mod save;
 mod terms;
+mod terms_others;
 
 use std::path::Path;
 
@@ -51,7 +53,7 @@ pub fn verify(question: &Question) -> Result<Verification> {
     let log = log::open(question.log)?;
     let (number, boot) = choose(&log, question.boot)?;
     let engine = boot.engine.unwrap_or(EngineKind::Vllm);
-    let mut found = found::deployment(boot);
+    let mut found = found::deployment(boot, &question.given);
     let mut warnings = std::mem::take(&mut found.warnings);
     let deployment = settings::complete(question.given.over(&found.deployment)?);
     if deployment.model.is_none() {

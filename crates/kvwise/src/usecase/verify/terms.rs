@@ -3,10 +3,10 @@
 use kvwise_core::Result;
 use kvwise_core::engine::vllm::version::TokensRule;
 use kvwise_core::engine::vllm::{self, Gpu, Settings};
-use kvwise_core::plan::{Basis, Term};
+use kvwise_core::plan::{Basis, Engine, Term};
 use kvwise_io::log::{Boot, EngineKind, Figure};
 
-use super::Case;
+use super::{Case, terms_others};
 use crate::report::verify::{Row, Unit};
 
 /// What a loader's own measurement may differ from the parameters' bytes by: rounded allocations, rotary tables and other
@@ -18,11 +18,11 @@ const LOAD_BYTES: u64 = 64 << 20;
 const CONCURRENCY_OF_REQUESTS: (u32, u32) = (0, 10);
 
 /// The prediction and its interval as numbers of a row.
-fn of_term(term: &Term) -> (f64, f64, f64) {
+pub(super) fn of_term(term: &Term) -> (f64, f64, f64) {
     (term.bytes as f64, term.low_bytes as f64, term.high_bytes as f64)
 }
 
-fn of_figure(figure: Figure) -> (f64, f64, f64) {
+pub(super) fn of_figure(figure: Figure) -> (f64, f64, f64) {
     let half = if figure.step_bytes > 1 {
         figure.step_bytes.div_ceil(2) as f64
     } else {
@@ -32,7 +32,7 @@ fn of_figure(figure: Figure) -> (f64, f64, f64) {
     (bytes, bytes - half, bytes + half)
 }
 
-fn exactly(n: u64) -> (f64, f64, f64) {
+pub(super) fn exactly(n: u64) -> (f64, f64, f64) {
     (n as f64, n as f64, n as f64)
 }
 
@@ -47,10 +47,19 @@ fn two_decimals(x: f64) -> (f64, f64, f64) {
 /// If a size leaves 64 bits.
 pub(super) fn terms(case: &Case) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    memory(case, &mut rows);
-    match (case.boot.engine, case.settings) {
-        (Some(EngineKind::Vllm) | None, Some(settings)) => vllm_pool(case, settings, &mut rows)?,
-        _ => other_pool(case, &mut rows),
+    match (case.boot.engine, case.resolved.engine()) {
+        (Some(EngineKind::Sglang), Engine::Sglang(settings)) => {
+            terms_others::sglang(case, settings, &mut rows)?;
+        }
+        (Some(EngineKind::Llamacpp), Engine::LlamaCpp(engine)) => {
+            terms_others::llamacpp(case, engine, &mut rows)?;
+        }
+        (Some(EngineKind::Vllm) | None, Engine::Vllm(settings)) => {
+            memory(case, &mut rows);
+            vllm_pool(case, settings, &mut rows)?;
+        }
+        // Planned for another engine than the one that wrote the log: what both call the same.
+        _ => memory(case, &mut rows),
     }
     Ok(rows)
 }
@@ -296,50 +305,4 @@ fn push_pool(
         pool.concurrency,
         boot.concurrency.map(|(x, _)| two_decimals(x)),
     );
-}
-
-/// Pools of the other engines: what the plan names the same.
-fn other_pool(case: &Case, rows: &mut Vec<Row>) {
-    let (plan, boot) = (case.plan, case.boot);
-    let Some(kv) = &plan.kv_cache else { return };
-    let gpu_bytes = plan.memory.gpu_bytes;
-    let component = plan.memory.components.iter().find(|term| term.name == "kv_cache");
-    let basis = component.map_or(Basis::Assumed, |term| term.basis);
-    if let Some(bytes) = boot.kv_bytes {
-        rows.push(Row::new(
-            "available_kv",
-            Unit::Bytes,
-            basis,
-            component.map(of_term),
-            Some(of_figure(bytes)),
-            gpu_bytes,
-        ));
-        if let Some(tokens) = boot.tokens.filter(|n| *n > 0) {
-            let n = tokens as f64;
-            let (mid, low, high) = of_figure(bytes);
-            rows.push(Row::new(
-                "kv_bytes_per_token",
-                Unit::Bytes,
-                Basis::Exact,
-                Some(exactly(kv.bytes_per_token)),
-                Some((mid / n, low / n - 1.0, high / n + 1.0)),
-                gpu_bytes,
-            ));
-        }
-    }
-    if let Some(tokens) = boot.tokens {
-        let share = component.map_or((1.0, 1.0), |t| {
-            let bytes = t.bytes.max(1) as f64;
-            (t.low_bytes as f64 / bytes, t.high_bytes as f64 / bytes)
-        });
-        let predicted = kv.capacity_tokens as f64;
-        rows.push(Row::new(
-            "kv_tokens",
-            Unit::Tokens,
-            basis,
-            Some((predicted, predicted * share.0, predicted * share.1)),
-            Some(exactly(tokens)),
-            gpu_bytes,
-        ));
-    }
 }
