@@ -5,6 +5,7 @@ use kvwise_core::engine::sglang::{Card, Pools, Settings, Static, pools, shape};
 use kvwise_core::plan::{Basis, LlamaCpp, Term};
 use kvwise_core::units::GIB;
 use kvwise_core::{Error, Result};
+use kvwise_io::log::Value;
 
 use super::Case;
 use super::terms::{exactly, of_figure, of_term};
@@ -12,7 +13,7 @@ use crate::report::verify::{Row, Unit};
 
 /// Compute capability whose rules are taken where the card's is not known, as in the planner.
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
-/// Entries of the table of requests beside each context (SGLang 0.5.23, srt/mem_cache/kv_cache_configurator.py).
+/// Entries of the table of requests beside each context (`SGLang` 0.5.23, `srt/mem_cache/kv_cache_configurator.py`).
 const EXTRA_CONTEXT: u64 = 4;
 /// What else is allocated between the measurement and the pools' end: tables, rounding of allocations. 0.15 GiB in the
 /// log of a 32B model on four L4.
@@ -128,7 +129,7 @@ pub(super) fn sglang(case: &Case, settings: &Settings, rows: &mut Vec<Row>) -> R
             );
         }
     }
-    let running = boot.setting("max_running_requests").and_then(|n| n.count());
+    let running = boot.setting("max_running_requests").and_then(Value::count);
     if let (Some(reserve), Some(running), Some(context)) =
         (component(case, "runtime_reserve"), running, boot.max_model_len)
     {
