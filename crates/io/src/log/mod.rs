@@ -1,7 +1,7 @@
 //! Start-up logs of serving engines: what was asked for, what the engine measured, how it ended.
 //!
 //! [`read`] takes any mixture that reaches a terminal, a container runtime or a journal: colours, time stamps, worker
-//! names and JSON envelopes are looked through ([`line`]), and the wordings of each engine are rows of a table
+//! names and JSON envelopes are looked through ([`mod@line`]), and the wordings of each engine are rows of a table
 //! ([`vllm`], [`sglang`], [`llamacpp`]) that name the versions they were read in. A file may hold several starts of the
 //! server; each becomes a [`Boot`]. Everything is read once, line by line, within fixed limits.
 

@@ -1,6 +1,6 @@
 //! The memory of llama.cpp (commit 0c1e570 of 2026-10-01, checked with build b11549): caches, offload, buffers.
 //!
-//! llama.cpp allocates everything at start: the weights where each layer is placed ([`place`]), a cell of keys and
+//! llama.cpp allocates everything at start: the weights where each layer is placed ([`mod@place`]), a cell of keys and
 //! values for every token of the context in every attention layer, smaller windows for sliding layers, and fixed states
 //! for recurrent ones ([`cache`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
 //! from a configuration ([`convert`]).

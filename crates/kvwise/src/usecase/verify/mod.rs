@@ -1,8 +1,8 @@
 //! A log against the plan for what it says was started: predicted, actual, and why they differ.
 //!
-//! Order: read the log, choose the boot, take the deployment out of it ([`found`]; what the user says wins), plan it, put
-//! each logged figure beside the planned one ([`terms`]), name the likely cause of each large difference ([`causes`]),
-//! and keep the start as a site calibration if asked to ([`save`]).
+//! Order: read the log, choose the boot, take the deployment out of it (`found`; what the user says wins), plan it, put
+//! each logged figure beside the planned one (`terms`), name the likely cause of each large difference (`causes`),
+//! and keep the start as a site calibration if asked to (`save`).
 
 mod causes;
 mod found;

@@ -14,7 +14,7 @@ pub struct NewRequest {
     pub prompt_tokens: u32,
     /// Tokens to generate; at least one is generated even if 0.
     pub max_tokens: u32,
-    /// Smaller is more important, under [`Policy::Priority`].
+    /// Smaller is more important, under [`super::Policy::Priority`].
     pub priority: i64,
 }
 
