@@ -1,30 +1,32 @@
 //! The catalogue of graphics processors: what each really offers to an engine.
 //!
-//! The rows are data (`data/gpus.toml`), each with its source and date. Memory comes in two columns, because they
+//! The rows are data (`data/gpus.toml`, which people edit, and `data/gpus.jsonl`, which is made of it), each with its
+//! source and date. Memory comes in two columns, because they
 //! differ by about 1 %: what the driver reports, and what PyTorch reports, which is what engines budget with.
 //! Slices of multi-instance GPUs (`h100-1g.10gb`) are rows too, made of their GPU's row and the slice's own figures.
 //! A user's own file has the same columns ([`read`]) and is searched first ([`find_among`]).
 
+#[cfg(test)]
 mod slices;
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::names::{nearest, normalise};
 use crate::units::{GIB, MIB};
 use crate::{Error, Result};
 
 /// One graphics processor model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     /// Name for `--gpu`, e.g. `h100`.
     pub name: String,
-    /// Full name for people.
-    pub title: String,
     /// Other names that are understood, drivers' spellings among them.
     pub aliases: Vec<String>,
+    /// Full name for people.
+    pub title: String,
     /// Total bytes as the driver reports them.
     pub memory_bytes: u64,
     /// Total bytes as PyTorch reports them (known to 0.01 GiB), where a log was found.
@@ -52,7 +54,7 @@ pub struct Gpu {
 }
 
 /// Dense peak rates in 10^12 operations per second; `None` where the hardware has no such mode.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tflops {
     /// 16-bit floats (float16 and bfloat16) with 32-bit accumulation.
@@ -85,18 +87,47 @@ impl Gpu {
 }
 
 /// Every GPU in the catalogue, in its order (by maker and generation, newest first).
-///
-/// # Panics
-/// Never for the shipped rows, which a test reads.
 pub fn all() -> &'static [Gpu] {
     static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
-    GPUS.get_or_init(|| {
-        let file = "gpus.toml";
-        let whole = parse(include_str!("../../data/gpus.toml"), file);
-        whole
-            .and_then(|whole| slices::with_slices(whole, include_str!("../../data/mig.toml")))
-            .expect("the built-in catalogue is checked by tests")
-    })
+    GPUS.get_or_init(|| rows().iter().map(|row| row.gpu().clone()).collect())
+}
+
+/// `data/gpus.toml` with the slices of `data/mig.toml`, one GPU a line, which a test keeps true to them: a look-up
+/// reads the names of all and the figures of one.
+const LINES: &str = include_str!("../../data/gpus.jsonl");
+
+/// A line of the catalogue.
+struct Line {
+    names: Vec<&'static str>,
+    text: &'static str,
+    gpu: OnceLock<Gpu>,
+}
+
+impl Line {
+    /// Reads the names alone: `{"name":"...","aliases":["...",...],` with no quotes inside of names, so that they are
+    /// every second piece between quotes.
+    fn of(text: &'static str) -> Option<Self> {
+        let (head, _) = text.split_once(",\"title\":")?;
+        let mut strings = head.split('"').skip(1).step_by(2);
+        let name = strings.nth(1)?;
+        Some(Self {
+            names: std::iter::once(name).chain(strings.skip(1)).collect(),
+            text,
+            gpu: OnceLock::new(),
+        })
+    }
+
+    /// # Panics
+    /// Never for the shipped lines, which a test reads.
+    fn gpu(&self) -> &Gpu {
+        self.gpu
+            .get_or_init(|| serde_json::from_str(self.text).expect("the built-in catalogue is checked by tests"))
+    }
+}
+
+fn rows() -> &'static [Line] {
+    static ROWS: OnceLock<Vec<Line>> = OnceLock::new();
+    ROWS.get_or_init(|| LINES.lines().filter_map(Line::of).collect())
 }
 
 /// The GPU with this name; case, punctuation and makers' prefixes do not matter, but the name must be whole.
@@ -120,12 +151,15 @@ pub fn find(name: &str) -> Result<&'static Gpu> {
 /// As [`find`].
 pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
     let wanted = key(name);
-    let every = || own.iter().chain(all());
-    if !wanted.is_empty()
-        && let Some(gpu) = every().find(|gpu| gpu.names().any(|n| key(n) == wanted))
-    {
-        return Ok(gpu);
+    if !wanted.is_empty() {
+        if let Some(gpu) = own.iter().find(|gpu| gpu.names().any(|n| key(n) == wanted)) {
+            return Ok(gpu);
+        }
+        if let Some(row) = rows().iter().find(|row| row.names.iter().any(|n| key(n) == wanted)) {
+            return Ok(row.gpu());
+        }
     }
+    let every = || own.iter().chain(all());
     // Slices are suggested only to who asks for one: there are several of each GPU.
     let asks_for_slice = ["1g", "2g", "3g", "4g", "7g"].iter().any(|g| wanted.contains(g));
     let candidates = || {
@@ -331,6 +365,34 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+
+    #[test]
+    fn the_lines_are_what_the_readable_files_say() {
+        let whole = parse(include_str!("../../data/gpus.toml"), "gpus.toml").unwrap();
+        let every = slices::with_slices(whole, include_str!("../../data/mig.toml")).unwrap();
+        let lines: String = every
+            .iter()
+            .map(|gpu| serde_json::to_string(gpu).unwrap() + "\n")
+            .collect();
+        if std::env::var_os("KVWISE_WRITE_GPUS").is_some() {
+            let file = concat!(env!("CARGO_MANIFEST_DIR"), "/data/gpus.jsonl");
+            std::fs::write(file, &lines).unwrap();
+            return;
+        }
+        assert!(
+            LINES == lines,
+            "after a change of gpus.toml or mig.toml: KVWISE_WRITE_GPUS=1 cargo test -p kvwise-core --lib hardware"
+        );
+        assert_eq!(all().len(), every.len());
+        for (row, gpu) in rows().iter().zip(&every) {
+            assert_eq!(row.names, gpu.names().collect::<Vec<_>>());
+            // Rates may differ in the last bit, since JSON's reader rounds so.
+            assert_eq!(
+                (row.gpu().memory_bytes, row.gpu().torch_bytes),
+                (gpu.memory_bytes, gpu.torch_bytes)
+            );
+        }
+    }
 
     #[test]
     fn every_row_has_source_date_and_plausible_figures() {

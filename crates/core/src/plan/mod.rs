@@ -61,6 +61,16 @@ use verdict::{Verdict, fit};
 /// If a setting cannot be used, settings contradict each other, or a size leaves 64 bits. "It does not fit" and "the
 /// engine would not start" are answers, not errors.
 pub fn plan(request: &Request) -> Result<Plan> {
+    let mut answer = assess(request)?;
+    advise::advise(request, &mut answer);
+    Ok(answer)
+}
+
+/// As [`plan`], without advice: `fix` and `recommended` stay empty, which plan variants of the request.
+///
+/// # Errors
+/// As [`plan`].
+pub fn assess(request: &Request) -> Result<Plan> {
     request.load.validate()?;
     let evaluation = evaluate(request)?;
     if evaluation.ranks > request.hardware.gpus {
@@ -70,9 +80,7 @@ pub fn plan(request: &Request) -> Result<Plan> {
         ))
         .hint("raise --gpus or lower a parallel size"));
     }
-    let mut answer = answer(request, &evaluation)?;
-    advise::advise(request, &mut answer);
-    Ok(answer)
+    answer(request, &evaluation)
 }
 
 /// The engine's rules on a request.

@@ -6,6 +6,7 @@ use super::policy::Policy;
 use crate::arch::{Config, Model};
 use crate::engine::{llamacpp, sglang, vllm};
 use crate::hardware::Gpu;
+use crate::quant::Inventories;
 use crate::{Error, Result};
 
 /// A question for [`plan`](super::plan).
@@ -40,6 +41,8 @@ pub struct Subject<'a> {
     pub params: Option<u64>,
     /// Bytes of the checkpoint, where headers or an index give them.
     pub checkpoint: Option<CheckpointBytes>,
+    /// What was worked out about the parameters of `model`; a new one (`Inventories::default()`) for another model.
+    pub inventories: Inventories,
 }
 
 impl<'a> Subject<'a> {
@@ -52,6 +55,7 @@ impl<'a> Subject<'a> {
             refused: None,
             params: None,
             checkpoint: None,
+            inventories: Inventories::default(),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::evaluation::Evaluation;
 use super::ledger::{Basis, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
-use super::request::Request;
+use super::request::{Request, Subject};
 use super::vllm::weights::weights;
 use crate::arch::{Config, Model, Parallel};
 use crate::dtype::Dtype;
@@ -82,11 +82,18 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         Dtype::Bf16
     };
     let gpu = vllm::Gpu::new(&hardware.name, capability.0, capability.1, hardware.torch_bytes);
-    let (per_rank, total, how, indivisible) = rank_weights(model, config, settings, &gpu, &parallel, dtype)?;
+    let held = rank_weights(&request.subject, (model, config), settings, &gpu, &parallel, dtype)?;
+    let Held {
+        per_rank,
+        total,
+        how,
+        indivisible,
+        ..
+    } = held;
     let fullest = per_rank.iter().copied().max().unwrap_or(0);
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),
-        None => model.params()?,
+        None => held.params,
     };
     let (weights_total, weights_source) = match request.subject.checkpoint {
         Some(c) => (c.total_bytes, c.source),
@@ -348,17 +355,28 @@ fn beside_vllm(evaluation: &mut Evaluation, request: &Request, settings: &Settin
     ));
 }
 
-/// Weights of each stage's rank, of the whole model, how they are held, and why they cannot be divided.
-type RankWeights = (Vec<u64>, u64, String, Option<String>);
+/// Weights of a model over SGLang's ranks.
+struct Held {
+    /// Bytes of each stage's rank.
+    per_rank: Vec<u64>,
+    /// Bytes of the whole model.
+    total: u64,
+    /// Parameters: all, and those that one token uses.
+    params: (u64, u64),
+    /// Type and quantisation, for the formula.
+    how: String,
+    /// Why they cannot be divided, if so; the bytes are then even shares.
+    indivisible: Option<String>,
+}
 
 fn rank_weights(
-    model: &Model,
-    config: &Config,
+    subject: &Subject,
+    described: (&Model, &Config),
     settings: &Settings,
     gpu: &vllm::Gpu,
     parallel: &Parallel,
     dtype: Dtype,
-) -> Result<RankWeights> {
+) -> Result<Held> {
     let as_vllm = vllm::Settings {
         tensor_parallel_size: parallel.tp,
         pipeline_parallel_size: parallel.pp,
@@ -369,19 +387,26 @@ fn rank_weights(
         language_model_only: settings.language_model_only,
         ..vllm::Settings::default()
     };
-    match weights(model, config, &as_vllm, gpu, parallel, dtype) {
-        Ok(stages) => Ok((stages.bytes, stages.total, stages.how, None)),
+    match weights(subject, described, &as_vllm, gpu, parallel, dtype) {
+        Ok(stages) => Ok(Held {
+            per_rank: stages.bytes,
+            total: stages.total,
+            params: stages.params,
+            how: stages.how,
+            indivisible: None,
+        }),
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let one = weights(model, config, &as_vllm, gpu, &Parallel::default(), dtype)?;
+            let one = weights(subject, described, &as_vllm, gpu, &Parallel::default(), dtype)?;
             let share = one
                 .total
                 .div_ceil(settings.tp().saturating_mul(settings.pp()).max(1));
-            Ok((
-                vec![share; usize::try_from(settings.pp()).unwrap_or(1)],
-                one.total,
-                format!("{} as even shares", one.how),
-                Some(error.to_string()),
-            ))
+            Ok(Held {
+                per_rank: vec![share; usize::try_from(settings.pp()).unwrap_or(1)],
+                total: one.total,
+                params: one.params,
+                how: format!("{} as even shares", one.how),
+                indivisible: Some(error.to_string()),
+            })
         }
         Err(error) => Err(error),
     }

@@ -10,7 +10,7 @@ use super::budget::{self, Inputs, Spread};
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Step, Term};
 use super::pool::Pool;
-use super::request::Request;
+use super::request::{Request, Subject};
 use crate::arch::{Config, Model, Parallel};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{self, Settings};
@@ -83,7 +83,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         return unserved(request, &setting, None, warnings);
     };
     let dtype = model_dtype(model, settings, (major, minor));
-    let (stages, indivisible) = match stages(model, config, &setting, dtype, &mut warnings)? {
+    let (stages, indivisible) = match stages(&request.subject, (model, config), &setting, dtype, &mut warnings)? {
         Ok(stages) => stages,
         Err(reason) => return unserved(request, &setting, Some(reason), warnings),
     };
@@ -92,8 +92,8 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
 
 /// Weights of all stages, or why there are none to show; with the engine's refusal where ranks do not divide the model.
 fn stages(
-    model: &Model,
-    config: &Config,
+    subject: &Subject,
+    described: (&Model, &Config),
     setting: &Setting,
     dtype: Dtype,
     warnings: &mut Vec<String>,
@@ -104,11 +104,11 @@ fn stages(
         gpu,
         ..
     } = setting;
-    match weights::weights(model, config, settings, gpu, parallel, dtype) {
+    match weights::weights(subject, described, settings, gpu, parallel, dtype) {
         Ok(stages) => Ok(Ok((stages, None))),
         // Sizes that the ranks do not divide are the engine's refusal; the numbers are shown as even shares.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let whole = match weights::weights(model, config, settings, gpu, &Parallel::default(), dtype) {
+            let whole = match weights::weights(subject, described, settings, gpu, &Parallel::default(), dtype) {
                 Ok(whole) => whole,
                 Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(Err(error.to_string())),
                 Err(error) => return Err(error),
@@ -148,7 +148,7 @@ fn serve<'a>(
     let mut steps = Vec::new();
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),
-        None => model.params()?,
+        None => stages.params,
     };
     let (weights_total, weights_source) = checkpoint(request, stages.total, &mut warnings);
     // The drafter runs on the last stage; the tightest rank is the one that holds most.

@@ -5,13 +5,17 @@
 //! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
 
 mod compressed_tensors;
+mod glob;
+mod inventory;
 mod modelopt;
 mod scheme;
 mod select;
 
+pub use inventory::Inventories;
+pub(crate) use inventory::Inventory;
 pub use scheme::{InputScale, Layout, Mxfp4Padding, Packed, Scheme};
 
-use crate::arch::{CacheKind, Config, Model, Op, Parallel, Weight};
+use crate::arch::{Config, Model, Op, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 use select::{Ignore, Match};
@@ -213,7 +217,7 @@ impl Quantization {
         if is_head && weight.role != crate::arch::Role::Head {
             return None;
         }
-        let path = select::canonical(path);
+        let path = &*select::canonical(path);
         match &self.rule {
             Rule::Uniform {
                 scheme,
@@ -228,10 +232,10 @@ impl Quantization {
                     is_experts || !*experts_only
                 };
                 let scheme = experts.filter(|_| is_experts).unwrap_or(*scheme);
-                (wanted && !ignore.skips(&path)).then_some(scheme)
+                (wanted && !ignore.skips(path)).then_some(scheme)
             }
-            Rule::Groups(groups) => groups.scheme(&path, is_head, is_experts),
-            Rule::Listed(listed) => listed.scheme(&path, is_experts),
+            Rule::Groups(groups) => groups.scheme(path, is_head, is_experts),
+            Rule::Listed(listed) => listed.scheme(path, is_experts),
         }
     }
 
@@ -240,12 +244,7 @@ impl Quantization {
     /// # Errors
     /// As [`Weight::shard`] and [`Scheme::bytes`].
     pub fn bytes(&self, path: &str, weight: &Weight, parallel: &Parallel, model: Dtype) -> Result<u64> {
-        let Some(scheme) = self.scheme(path, weight) else {
-            return weight.bytes(parallel, model);
-        };
-        let one = scheme.bytes(&weight.name, &weight.shard(parallel)?, model, self.padding)?;
-        one.checked_mul(weight.count)
-            .ok_or_else(|| Error::overflow(format_args!("the size of {path}")))
+        inventory::shard_bytes(weight, self.scheme(path, weight), parallel, model, self.padding)
     }
 }
 
@@ -263,35 +262,13 @@ impl Model {
         towers: bool,
         quantization: &Quantization,
     ) -> Result<u64> {
-        let overflow = || Error::overflow("the size of the weights");
-        let mut total =
-            self.stage_weights(stage, parallel, towers)?
-                .try_fold(0u64, |total, (path, weight)| {
-                    let bytes = quantization
-                        .bytes(&path, weight, parallel, dtype)
-                        .map_err(|e| e.at(&path))?;
-                    total.checked_add(bytes).ok_or_else(overflow)
-                })?;
-        let latent = matches!(quantization.cache_scales, CacheScales::Four { latent: true });
-        let range = parallel.stage_layers(stage, self.layers.len() as u64)?;
-        for (_, layer) in (0u64..).zip(&self.layers).filter(|(i, _)| range.contains(i)) {
-            for cache in &layer.caches {
-                let has = match cache.kind {
-                    CacheKind::Full(_)
-                    | CacheKind::Sliding { .. }
-                    | CacheKind::Chunked { .. }
-                    | CacheKind::Cross(_) => true,
-                    CacheKind::Latent { .. } => latent,
-                    _ => false,
-                };
-                if has {
-                    total = total
-                        .checked_add(quantization.cache_scales.bytes(dtype)?)
-                        .ok_or_else(overflow)?;
-                }
-            }
-        }
-        Ok(total)
+        Inventory::new(self, Some(quantization.clone())).bytes(
+            self,
+            stage,
+            parallel,
+            (dtype, quantization.padding),
+            towers,
+        )
     }
 }
 

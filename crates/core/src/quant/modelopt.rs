@@ -103,7 +103,7 @@ fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
                 entry.name("quant_algo")
             )));
         };
-        let path = select::canonical(key);
+        let path = select::canonical(key).into_owned();
         let mut rest = path.as_str();
         while let Some((parent, _)) = rest.rsplit_once('.') {
             // The first listed module below a parent decides.

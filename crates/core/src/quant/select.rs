@@ -1,7 +1,11 @@
 //! Which modules a checkpoint leaves unquantised.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
 use regex_lite::Regex;
 
+use super::glob::{self, Glob};
 use crate::{Error, Result};
 
 /// Longest pattern that is compiled; published ones stay below a hundred characters.
@@ -17,17 +21,17 @@ const FUSED: &[(&str, &[&str])] = &[
     ("in_proj_ba", &["in_proj_b", "in_proj_a"]),
 ];
 
-/// The names a module has in a checkpoint: its own, or those of its fused parts.
+/// The names that the parts of a fused module have in a checkpoint; none for a module that is one there too.
 pub(crate) fn shards(path: &str) -> Vec<String> {
     let (parent, name) = path.rsplit_once('.').map_or(("", path), |(p, n)| (p, n));
     match FUSED.iter().find(|(fused, _)| *fused == name) {
         Some((_, parts)) => parts.iter().map(|part| format!("{parent}.{part}")).collect(),
-        None => vec![path.to_owned()],
+        None => Vec::new(),
     }
 }
 
 /// A module's path without the prefixes that wrappers put before the language model, in files and in the engine.
-pub(crate) fn canonical(path: &str) -> String {
+pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
     for (prefix, instead) in [
         ("model.language_model.", "model."),
         ("language_model.model.", "model."),
@@ -35,10 +39,10 @@ pub(crate) fn canonical(path: &str) -> String {
         ("model.visual.", "visual."),
     ] {
         if let Some(rest) = path.strip_prefix(prefix) {
-            return format!("{instead}{rest}");
+            return Cow::Owned(format!("{instead}{rest}"));
         }
     }
-    path.to_owned()
+    Cow::Borrowed(path)
 }
 
 /// How the entries of an ignore list are compared with a module's path.
@@ -54,57 +58,31 @@ pub(crate) enum Match {
     Expression,
 }
 
-/// A pattern whose only special character is `*`, for any run of characters. A checkpoint lists hundreds of them and a
-/// model has thousands of modules, so they are compared as text and not as expressions.
-#[derive(Debug, Clone)]
-struct Glob {
-    /// The texts between the stars; two at least.
-    pieces: Vec<String>,
-}
-
-impl Glob {
-    fn new(pattern: &str) -> Self {
-        Self {
-            pieces: pattern.split('*').map(str::to_owned).collect(),
-        }
-    }
-
-    fn is_match(&self, path: &str) -> bool {
-        let [first, middle @ .., last] = self.pieces.as_slice() else {
-            return self.pieces.first().is_some_and(|only| only == path);
-        };
-        let Some(mut rest) = path
-            .strip_prefix(first.as_str())
-            .and_then(|p| p.strip_suffix(last.as_str()))
-        else {
-            return false;
-        };
-        // Each piece at its first place leaves most for those behind it.
-        middle.iter().all(|piece| match rest.find(piece.as_str()) {
-            Some(at) => {
-                rest = &rest[at + piece.len()..];
-                true
-            }
-            None => false,
-        })
-    }
-}
-
-/// A compiled ignore list.
+/// An ignore list, sorted for look-ups: a checkpoint lists hundreds of names, and a model has thousands of modules.
 #[derive(Debug, Clone)]
 pub(crate) struct Ignore {
     mode: Match,
-    names: Vec<String>,
-    globs: Vec<Glob>,
+    /// Names that a whole path is compared with.
+    exact: HashSet<String>,
+    /// Names that a part of a path is compared with.
+    parts: ByLayer<String>,
+    /// Names that hold a list of experts ([`Match::Exact`] alone).
+    experts: Vec<String>,
+    globs: ByLayer<Glob>,
     expressions: Vec<Regex>,
 }
 
 impl Ignore {
     /// Compiles a list of names as the checkpoint's tool writes it.
     pub(crate) fn new(mode: Match, entries: &[&str]) -> Result<Self> {
-        let mut names = Vec::new();
-        let mut globs = Vec::new();
-        let mut expressions = Vec::new();
+        let mut own = Self {
+            mode,
+            exact: HashSet::new(),
+            parts: ByLayer::default(),
+            experts: Vec::new(),
+            globs: ByLayer::default(),
+            expressions: Vec::new(),
+        };
         for entry in entries {
             if entry.len() > MAX_PATTERN_BYTES {
                 return Err(Error::input(format!(
@@ -113,54 +91,127 @@ impl Ignore {
                 )));
             }
             match (mode, entry.strip_prefix("re:")) {
-                // Python's re.match starts at the beginning and need not reach the end.
-                (Match::Expression, Some(text)) => expressions.push(compile(&format!("^(?:{text})"), entry)?),
+                (Match::Expression, Some(text)) => match glob::of_expression(text) {
+                    Some(globs) => globs.into_iter().for_each(|glob| own.glob(glob)),
+                    // Python's re.match starts at the beginning and need not reach the end.
+                    None => own.expressions.push(compile(&format!("^(?:{text})"), entry)?),
+                },
                 (Match::Wildcard, _) if entry.contains('*') => {
                     // A trailing star after a name also means what is below that name.
                     let pattern = canonical(entry);
-                    globs.push(Glob::new(&pattern));
+                    own.glob(Glob::new(&pattern));
                     if let Some(stem) = pattern.strip_suffix('*').filter(|s| !s.ends_with('.')) {
-                        names.push(stem.to_owned());
+                        own.name(stem);
                     }
                 }
-                _ => names.push(canonical(entry)),
+                _ => own.name(&canonical(entry)),
             }
         }
-        Ok(Self {
-            mode,
-            names,
-            globs,
-            expressions,
-        })
+        Ok(own)
+    }
+
+    fn name(&mut self, name: &str) {
+        if matches!(self.mode, Match::Part | Match::Wildcard) {
+            self.parts.add(layer_in(name), name.to_owned());
+        }
+        if self.mode == Match::Exact && name.contains(EXPERTS) {
+            self.experts.push(name.to_owned());
+        }
+        self.exact.insert(name.to_owned());
+    }
+
+    fn glob(&mut self, glob: Glob) {
+        let layer = glob.pieces().find_map(layer_in).map(str::to_owned);
+        self.globs.add(layer.as_deref(), glob);
     }
 
     /// Whether a module (by its canonical path) stays unquantised.
     pub(crate) fn skips(&self, path: &str) -> bool {
-        if self.names.is_empty() && self.globs.is_empty() && self.expressions.is_empty() {
+        if self.exact.is_empty() && self.globs.is_empty() && self.expressions.is_empty() {
             return false;
         }
-        let parts = shards(path);
-        let all_exact =
-            self.names.iter().any(|n| n == path) || parts.iter().all(|part| self.names.contains(part));
-        if all_exact {
+        if self.exact.contains(path) {
+            return true;
+        }
+        let shards = shards(path);
+        if !shards.is_empty() && shards.iter().all(|shard| self.exact.contains(shard)) {
             return true;
         }
         match self.mode {
             // Experts are skipped by any entry below them.
-            Match::Exact => path.ends_with(".experts") && self.names.iter().any(|n| n.contains(path)),
-            Match::Part => self.names.iter().any(|n| path.contains(n.as_str())),
+            Match::Exact => path.ends_with(EXPERTS) && self.experts.iter().any(|n| n.contains(path)),
+            Match::Part => self.parts.any(path, |n| path.contains(n.as_str())),
             Match::Wildcard => {
-                self.names.iter().any(|n| path.contains(n.as_str()))
-                    || self.globs.iter().any(|g| g.is_match(path))
+                self.parts.any(path, |n| path.contains(n.as_str()))
+                    || self.globs.any(path, |g| g.is_match(path))
             }
             Match::Expression => {
                 let hit = |p: &str| {
-                    self.names.iter().any(|n| n == p) || self.expressions.iter().any(|e| e.is_match(p))
+                    self.exact.contains(p)
+                        || self.globs.any(p, |g| g.is_match(p))
+                        || self.expressions.iter().any(|e| e.is_match(p))
                 };
-                hit(path) || parts.iter().all(|p| hit(p))
+                hit(path) || !shards.is_empty() && shards.iter().all(|p| hit(p))
             }
         }
     }
+}
+
+/// How the path of fused routed experts ends.
+const EXPERTS: &str = ".experts";
+
+/// Patterns by the number of the layer that they are about, so that a path meets only those of its own layer.
+#[derive(Debug, Clone)]
+struct ByLayer<T> {
+    /// Patterns that name no layer.
+    general: Vec<T>,
+    /// Patterns whose text holds the number between two dots.
+    layers: HashMap<String, Vec<T>>,
+}
+
+impl<T> Default for ByLayer<T> {
+    fn default() -> Self {
+        Self {
+            general: Vec::new(),
+            layers: HashMap::new(),
+        }
+    }
+}
+
+impl<T> ByLayer<T> {
+    fn add(&mut self, layer: Option<&str>, pattern: T) {
+        match layer {
+            None => self.general.push(pattern),
+            Some(layer) => self.layers.entry(layer.to_owned()).or_default().push(pattern),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.general.is_empty() && self.layers.is_empty()
+    }
+
+    /// Whether a pattern that can match `path` does.
+    fn any(&self, path: &str, matches: impl Fn(&T) -> bool) -> bool {
+        self.general.iter().any(&matches)
+            || !self.layers.is_empty()
+                && numbers(path)
+                    .filter_map(|number| self.layers.get(number))
+                    .any(|own| own.iter().any(&matches))
+    }
+}
+
+/// The numbers between two dots.
+fn numbers(text: &str) -> impl Iterator<Item = &str> {
+    let inner = text.split_once('.').and_then(|(_, rest)| rest.rsplit_once('.'));
+    inner
+        .map_or("", |(inner, _)| inner)
+        .split('.')
+        .filter(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The first number between two dots: a path that holds `text` holds it too, between dots.
+fn layer_in(text: &str) -> Option<&str> {
+    numbers(text).next()
 }
 
 fn compile(text: &str, entry: &str) -> Result<Regex> {
@@ -217,10 +268,23 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn stars_match_as_the_expression_that_they_abbreviate(pattern in "[ab.]{0,4}(\\*[ab.]{0,3}){1,4}", path in "[ab.]{0,12}") {
-            let escaped: Vec<String> = pattern.split('*').map(regex_lite::escape).collect();
-            let expression = Regex::new(&format!("^{}$", escaped.join(".*"))).unwrap();
-            proptest::prop_assert_eq!(Glob::new(&pattern).is_match(&path), expression.is_match(&path));
+        fn sorting_by_layer_changes_no_answer(
+            entries in proptest::collection::vec("(a|model|\\*)?(\\.(b|1|12|2|\\*)){0,4}\\*?", 1..6),
+            path in "(a|model)(\\.(b|1|12|2)){0,5}",
+        ) {
+            let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
+            for mode in [Match::Part, Match::Wildcard] {
+                let naive = entries.iter().any(|entry| {
+                    let stem = entry.strip_suffix('*').filter(|s| !s.ends_with('.'));
+                    match mode {
+                        Match::Wildcard if entry.contains('*') => {
+                            Glob::new(entry).is_match(&path) || stem.is_some_and(|stem| path.contains(stem))
+                        }
+                        _ => path.contains(entry),
+                    }
+                });
+                proptest::prop_assert_eq!(Ignore::new(mode, &entries).unwrap().skips(&path), naive, "{:?}", mode);
+            }
         }
     }
 

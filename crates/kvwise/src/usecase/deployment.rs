@@ -6,12 +6,15 @@ mod generic;
 mod speculative;
 mod vllm;
 
-use kvwise_core::arch::{Config, Model, family};
+use std::sync::Arc;
+
+use kvwise_core::arch::{Config, Model};
 use kvwise_core::dtype::Dtype;
 use kvwise_core::names::nearest;
 use kvwise_core::plan::{
     CheckpointBytes, Correction, Engine, Factor, Hardware, Load, Mode, Policy, Request, Site, Subject,
 };
+use kvwise_core::quant::Inventories;
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
 use kvwise_core::{Error, Result};
 use kvwise_io::gpu::user;
@@ -21,7 +24,7 @@ use serde::{Deserialize, Serialize};
 mod engines;
 
 use super::gpus;
-use super::lookup::Lookup;
+use super::lookup::{Known, Lookup};
 use super::settings;
 
 /// Everything that can be said; what is not said has the engine's default. Sizes, counts and names are text in the
@@ -105,7 +108,8 @@ pub struct Deployment {
 pub struct Resolved {
     name: String,
     source: String,
-    described: Option<(Model, Config)>,
+    described: Option<(Arc<Model>, Arc<Config>)>,
+    inventories: Inventories,
     refused: Option<String>,
     params: Option<u64>,
     checkpoint: Option<CheckpointBytes>,
@@ -126,10 +130,11 @@ impl Resolved {
             subject: Subject {
                 name: &self.name,
                 source: self.source.clone(),
-                model: self.described.as_ref().map(|(model, config)| (model, config)),
+                model: self.described(),
                 refused: self.refused.clone(),
                 params: self.params,
                 checkpoint: self.checkpoint,
+                inventories: self.inventories.clone(),
             },
             hardware: self.hardware.clone(),
             engine: self.engine.clone(),
@@ -141,12 +146,14 @@ impl Resolved {
 
     /// The model, if its layers are known.
     pub fn model(&self) -> Option<&Model> {
-        self.described.as_ref().map(|(model, _)| model)
+        self.described.as_ref().map(|(model, _)| &**model)
     }
 
     /// The model and the configuration it was read from, if its layers are known.
     pub fn described(&self) -> Option<(&Model, &Config)> {
-        self.described.as_ref().map(|(model, config)| (model, config))
+        self.described
+            .as_ref()
+            .map(|(model, config)| (&**model, &**config))
     }
 
     /// The engine with its settings.
@@ -227,6 +234,14 @@ impl Deployment {
     /// # Errors
     /// If a name is not known, a value cannot be read, or two contradict each other; the message names the flag.
     pub fn resolve(&self) -> Result<Resolved> {
+        self.resolve_among(&Known::default())
+    }
+
+    /// As [`Self::resolve`], with models that were read before taken from `known`.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_among(&self, known: &Known) -> Result<Resolved> {
         let mut warnings = Vec::new();
         let engine_name = self.engine_name()?;
         let params = self.params()?;
@@ -266,6 +281,7 @@ impl Deployment {
                 name: format!("{} B parameters", self.params_b.unwrap_or_default()),
                 source: "--params-b".to_owned(),
                 described: None,
+                inventories: Inventories::default(),
                 refused: None,
                 params,
                 checkpoint: None,
@@ -278,7 +294,8 @@ impl Deployment {
             });
         };
 
-        let found = self.lookup.find(name, self.revision.as_deref())?;
+        let looked = known.get(self.lookup, name, self.revision.as_deref())?;
+        let found = &looked.found;
         warnings.extend(found.notes.iter().cloned());
         if let Some(header) = &found.gguf {
             let gpus = self.gpus.unwrap_or(1);
@@ -296,8 +313,9 @@ impl Deployment {
             };
             return Ok(Resolved {
                 name: file.name.unwrap_or_else(|| found.name.clone()),
-                source: found.name,
-                described: Some((file.model, file.config)),
+                source: found.name.clone(),
+                described: Some((Arc::new(file.model), Arc::new(file.config))),
+                inventories: Inventories::default(),
                 refused: None,
                 params,
                 checkpoint: Some(file.checkpoint),
@@ -309,17 +327,9 @@ impl Deployment {
                 warnings,
             });
         }
-        let (described, refused) =
-            match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
-                family::Reading::Model(model) => (Some(*model), None),
-                family::Reading::Refused(refusal) => (
-                    None,
-                    Some(format!("{}: {}", refusal.architecture, refusal.reason)),
-                ),
-            };
-        if described.is_some()
-            && !self.language_model_only
-            && let Some(part) = family::unread_tower(&found.config)?
+        let described = looked.model.as_deref();
+        if !self.language_model_only
+            && let Some(part) = looked.unread_tower
         {
             warnings.push(format!(
                 "the weights of the tower in {part} are not known here and not counted; --language-model-only leaves it out"
@@ -355,13 +365,13 @@ impl Deployment {
             Place::Hub(origin) => origin.to_string(),
         };
         let engine = match engine_name {
-            EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&found.config, described.as_ref())?)),
+            EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
             EngineName::Sglang => Engine::Sglang(Box::new(self.sglang()?)),
             EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
-            EngineName::Generic => Engine::Generic(self.generic(Some(&found.config))?),
+            EngineName::Generic => Engine::Generic(self.generic(Some(&looked.config))?),
         };
         let mut policy = self.policy(engine_name)?;
-        if let (Engine::Vllm(settings), Some(model), false) = (&engine, &described, self.no_calibration) {
+        if let (Engine::Vllm(settings), Some(model), false) = (&engine, described, self.no_calibration) {
             let site = self.site(&found.name, &model.architecture, &hardware, settings);
             policy.site = Correction::choose(&settings::observations()?, &site);
             warnings.extend(
@@ -371,10 +381,14 @@ impl Deployment {
             );
         }
         Ok(Resolved {
-            name: found.name,
+            name: found.name.clone(),
             source,
-            described: described.map(|model| (model, found.config)),
-            refused,
+            described: looked
+                .model
+                .as_ref()
+                .map(|model| (Arc::clone(model), Arc::clone(&looked.config))),
+            inventories: looked.inventories.clone(),
+            refused: looked.refused.clone(),
             params,
             checkpoint,
             hardware,

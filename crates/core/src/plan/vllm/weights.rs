@@ -1,12 +1,13 @@
 //! Weights of each pipeline stage, of the drafter and of adapters.
 
 use super::super::ledger::{Basis, Term};
+use super::super::request::Subject;
 use crate::arch::weight::Shard;
 use crate::arch::{Config, Model, Op, Parallel, Role};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{DrafterWeights, Gpu, Settings};
 use crate::names::normalise;
-use crate::quant::{Mxfp4Padding, Quantization};
+use crate::quant::{Inventory, Mxfp4Padding, Quantization};
 use crate::units::grouped;
 use crate::{Error, Result};
 
@@ -15,43 +16,54 @@ pub(in crate::plan) struct Stages {
     pub(in crate::plan) bytes: Vec<u64>,
     /// The same without parallelism: all of the model.
     pub(in crate::plan) total: u64,
+    /// Parameters of the model: all, and those that one token uses.
+    pub(in crate::plan) params: (u64, u64),
     /// Quantisation, for the formula.
     pub(in crate::plan) how: String,
     /// What the drafter of speculative decoding adds to the last stage.
     pub(super) drafter: Option<DrafterWeights>,
 }
 
-/// Weights of the model and its drafter.
+/// Weights of the subject and its drafter.
 ///
 /// # Errors
 /// If the ranks do not divide the model (as [`Error::unsupported`]), a quantisation is not known, or a size leaves 64
 /// bits.
 pub(in crate::plan) fn weights(
-    model: &Model,
-    config: &Config,
+    subject: &Subject,
+    (model, config): (&Model, &Config),
     settings: &Settings,
     gpu: &Gpu,
     parallel: &Parallel,
     dtype: Dtype,
 ) -> Result<Stages> {
     let towers = !settings.language_model_only;
-    let quantization = quantization(config, settings)?.map(|q| q.with_mxfp4_padding(mxfp4_padding(gpu)));
-    let bytes = |stage: u64, parallel: &Parallel| match &quantization {
-        None => model.weight_bytes(stage, parallel, dtype, towers),
-        Some(q) => model.quantized_weight_bytes(stage, parallel, dtype, towers, q),
-    };
+    let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
+        Ok(Inventory::new(model, quantization(config, settings)?))
+    })?;
+    let padding = mxfp4_padding(gpu);
+    let bytes =
+        |stage: u64, parallel: &Parallel| inventory.bytes(model, stage, parallel, (dtype, padding), towers);
     let drafter = match &settings.speculative {
         None => None,
         // Modules that are not there are the layout's refusal, in the engine's words.
         Some(speculative) if speculative.layers(model).is_err() => None,
-        Some(speculative) => speculative.weights(model, parallel, dtype, quantization.as_ref())?,
+        Some(speculative) => {
+            let quantization = inventory.quantization().map(|q| q.clone().with_mxfp4_padding(padding));
+            speculative.weights(model, parallel, dtype, quantization.as_ref())?
+        }
     };
+    let stages = (0..parallel.pp)
+        .map(|stage| bytes(stage, parallel))
+        .collect::<Result<Vec<_>>>()?;
     Ok(Stages {
-        bytes: (0..parallel.pp)
-            .map(|stage| bytes(stage, parallel))
-            .collect::<Result<Vec<_>>>()?,
-        total: bytes(0, &Parallel::default())?,
-        how: match &quantization {
+        total: match stages[..] {
+            [whole] if *parallel == Parallel::default() => whole,
+            _ => bytes(0, &Parallel::default())?,
+        },
+        bytes: stages,
+        params: inventory.params(model)?,
+        how: match inventory.quantization() {
             None => format!(" in {dtype}"),
             Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
         },

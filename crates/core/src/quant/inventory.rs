@@ -1,0 +1,302 @@
+//! A model's parameters by kind of layer: what its bytes are summed over, for any number of parallel settings.
+//!
+//! A model has dozens of layers but few kinds of them. The modules' schemes depend on their paths, which is why ignore
+//! lists are asked once for every layer; bytes depend only on shapes, schemes and ranks, so that they are computed once
+//! for every kind.
+
+use std::sync::{Arc, Mutex};
+
+use super::{CacheScales, Mxfp4Padding, Quantization, Scheme};
+use crate::arch::{CacheKind, Layer, Model, Parallel, Weight};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Kinds that a layer is compared with before it becomes one of its own.
+const COMPARED: usize = 16;
+
+/// Layers that hold the same parameters in the same schemes.
+#[derive(Debug, PartialEq)]
+struct Kind {
+    /// The first of them.
+    layer: usize,
+    /// Schemes of its parameters, in their order.
+    schemes: Vec<Option<Scheme>>,
+}
+
+/// The kinds of a model's layers. It belongs to the model that it was made from.
+#[derive(Debug)]
+pub(crate) struct Inventory {
+    kinds: Vec<Kind>,
+    /// Which of `kinds` each layer is.
+    of_layer: Vec<usize>,
+    /// Schemes of the parameters outside of the layers, in the order of `Model::outside`.
+    outside: Vec<Vec<Option<Scheme>>>,
+    quantization: Option<Quantization>,
+}
+
+impl Inventory {
+    /// Sorts the layers of a model.
+    pub(crate) fn new(model: &Model, quantization: Option<Quantization>) -> Self {
+        let mut kinds: Vec<Kind> = Vec::new();
+        let mut path = String::new();
+        let mut scheme = |prefix: &str, weight: &Weight| {
+            let quantization = quantization.as_ref()?;
+            path.clear();
+            path.push_str(prefix);
+            path.push_str(&weight.name);
+            quantization.scheme(&path, weight)
+        };
+        let of_layer = model
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(layer, Layer { weights, .. })| {
+                let prefix = match &quantization {
+                    Some(_) => format!("{}.{layer}.", model.layers_path),
+                    None => String::new(),
+                };
+                let schemes: Vec<_> = weights.iter().map(|weight| scheme(&prefix, weight)).collect();
+                let known = kinds.iter().enumerate().rev().take(COMPARED).find(|(_, kind)| {
+                    kind.schemes == schemes && model.layers[kind.layer].weights == *weights
+                });
+                if let Some((kind, _)) = known {
+                    return kind;
+                }
+                kinds.push(Kind { layer, schemes });
+                kinds.len() - 1
+            })
+            .collect();
+        let outside = model
+            .outside
+            .iter()
+            .map(|part| part.weights.iter().map(|weight| scheme("", weight)).collect())
+            .collect();
+        Self {
+            kinds,
+            of_layer,
+            outside,
+            quantization,
+        }
+    }
+
+    /// The method's name as the checkpoint or the user spells it.
+    pub(crate) fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
+    /// Bytes of weights on one tensor-parallel rank of a pipeline stage, with `dtype` where the engine fixes no other
+    /// element type and 4-bit experts padded as `padding` says.
+    pub(crate) fn bytes(
+        &self,
+        model: &Model,
+        stage: u64,
+        parallel: &Parallel,
+        (dtype, padding): (Dtype, Mxfp4Padding),
+        towers: bool,
+    ) -> Result<u64> {
+        let overflow = || Error::overflow("the size of the weights");
+        let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
+        let held = || (0u64..).zip(&self.of_layer).filter(|(layer, _)| range.contains(layer));
+        let mut counts = vec![(0u64, 0u64); self.kinds.len()];
+        for (layer, &kind) in held() {
+            let (count, first) = &mut counts[kind];
+            if *count == 0 {
+                *first = layer;
+            }
+            *count += 1;
+        }
+        let mut total = 0u64;
+        for (kind, (count, first)) in self.kinds.iter().zip(counts) {
+            if count == 0 {
+                continue;
+            }
+            let mut one = 0u64;
+            for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
+                let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)
+                    .map_err(|e| e.at(format!("{}.{first}.{}", model.layers_path, weight.name)))?;
+                one = one.checked_add(bytes).ok_or_else(overflow)?;
+            }
+            total = one
+                .checked_mul(count)
+                .and_then(|bytes| total.checked_add(bytes))
+                .ok_or_else(overflow)?;
+        }
+        let outside = model.outside.iter().zip(&self.outside);
+        for (part, schemes) in outside.filter(|(part, _)| {
+            part.place.on(stage, parallel.pp) && (towers || !part.tower)
+        }) {
+            for (weight, scheme) in part.weights.iter().zip(schemes) {
+                let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)
+                    .map_err(|e| e.at(&weight.name))?;
+                total = total.checked_add(bytes).ok_or_else(overflow)?;
+            }
+        }
+        let scales = match &self.quantization {
+            Some(quantization) => quantization.cache_scales,
+            None => CacheScales::None,
+        };
+        if scales != CacheScales::None {
+            let caches = (0u64..)
+                .zip(&model.layers)
+                .filter(|(layer, _)| range.contains(layer))
+                .flat_map(|(_, layer)| &layer.caches)
+                .filter(|cache| scales.are_beside(&cache.kind))
+                .count() as u64;
+            total = scales
+                .bytes(dtype)?
+                .checked_mul(caches)
+                .and_then(|bytes| total.checked_add(bytes))
+                .ok_or_else(overflow)?;
+        }
+        Ok(total)
+    }
+
+    /// As [`Model::params`].
+    pub(crate) fn params(&self, model: &Model) -> Result<(u64, u64)> {
+        let overflow = || Error::overflow("the number of parameters");
+        let add = |(total, active): (u64, u64), weight: &Weight, count: u64| {
+            let grown = |sum: u64, elements: u64| {
+                elements.checked_mul(count).and_then(|n| sum.checked_add(n)).ok_or_else(overflow)
+            };
+            Ok::<_, Error>((
+                grown(total, weight.elements()?)?,
+                grown(active, weight.active_elements()?)?,
+            ))
+        };
+        let mut counts = vec![0u64; self.kinds.len()];
+        for &kind in &self.of_layer {
+            counts[kind] += 1;
+        }
+        let mut sums = (0, 0);
+        for (kind, count) in self.kinds.iter().zip(counts) {
+            for weight in &model.layers[kind.layer].weights {
+                sums = add(sums, weight, count)?;
+            }
+        }
+        for weight in model.outside.iter().flat_map(|part| &part.weights) {
+            sums = add(sums, weight, 1)?;
+        }
+        Ok(sums)
+    }
+}
+
+/// Bytes of all copies of a module on one rank.
+pub(super) fn shard_bytes(
+    weight: &Weight,
+    scheme: Option<Scheme>,
+    parallel: &Parallel,
+    dtype: Dtype,
+    padding: Mxfp4Padding,
+) -> Result<u64> {
+    let Some(scheme) = scheme else {
+        return weight.bytes(parallel, dtype);
+    };
+    scheme
+        .bytes(&weight.name, &weight.shard(parallel)?, dtype, padding)?
+        .checked_mul(weight.count)
+        .ok_or_else(|| Error::overflow(format_args!("the size of {}", weight.name)))
+}
+
+impl CacheScales {
+    /// Whether the engine registers them beside a cache of this kind.
+    fn are_beside(self, kind: &CacheKind) -> bool {
+        match kind {
+            CacheKind::Full(_)
+            | CacheKind::Sliding { .. }
+            | CacheKind::Chunked { .. }
+            | CacheKind::Cross(_) => true,
+            CacheKind::Latent { .. } => matches!(self, Self::Four { latent: true }),
+            _ => false,
+        }
+    }
+}
+
+/// Inventories of one model, made when they are first asked for and shared by all copies: a plan and its variants, and
+/// plans of the same model on other hardware, read its ignore lists once.
+#[derive(Debug, Clone, Default)]
+pub struct Inventories(Arc<Mutex<Vec<Entry>>>);
+
+/// What `--quantization` says, and the inventory under it.
+type Entry = (Option<String>, Arc<Inventory>);
+
+impl Inventories {
+    /// The inventory under a value of `--quantization`; `make` is called if it is not there yet.
+    pub(crate) fn get(
+        &self,
+        setting: Option<&str>,
+        make: impl FnOnce() -> Result<Inventory>,
+    ) -> Result<Arc<Inventory>> {
+        // A thread that panicked while it held the lock left a list that is whole.
+        let mut list = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, known)) = list.iter().find(|(own, _)| own.as_deref() == setting) {
+            return Ok(Arc::clone(known));
+        }
+        let made = Arc::new(make()?);
+        list.push((setting.map(str::to_owned), Arc::clone(&made)));
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::family;
+    use crate::catalogue;
+    use crate::quant::Mxfp4Padding;
+
+    /// One parameter after the other.
+    fn naive(
+        model: &Model,
+        stage: u64,
+        parallel: &Parallel,
+        quantization: Option<&Quantization>,
+    ) -> Result<u64> {
+        let dtype = Dtype::Bf16;
+        let mut total = 0u64;
+        for (path, weight) in model.stage_weights(stage, parallel, true)? {
+            total += match quantization {
+                None => weight.bytes(parallel, dtype)?,
+                Some(quantization) => quantization.bytes(&path, weight, parallel, dtype)?,
+            };
+        }
+        let range = parallel.stage_layers(stage, model.layers.len() as u64)?;
+        for (_, layer) in (0u64..).zip(&model.layers).filter(|(i, _)| range.contains(i)) {
+            for cache in &layer.caches {
+                if let Some(scales) = quantization.map(|q| q.cache_scales)
+                    && scales.are_beside(&cache.kind)
+                {
+                    total += scales.bytes(dtype)?;
+                }
+            }
+        }
+        Ok(total)
+    }
+
+    #[test]
+    fn kinds_of_layers_weigh_what_every_layer_on_its_own_does() {
+        let mut weighed = 0;
+        for entry in catalogue::all() {
+            let config = entry.config().unwrap();
+            let Ok(family::Reading::Model(model)) = family::read(entry.id, &config) else {
+                continue;
+            };
+            let Ok(quantization) = Quantization::read(&config) else {
+                continue;
+            };
+            let inventory = Inventory::new(&model, quantization.clone());
+            assert_eq!(inventory.params(&model).ok(), model.params().ok(), "{}", entry.id);
+            for (stage, pp, tp) in [(0, 1, 1), (0, 1, 8), (0, 2, 2), (1, 2, 2)] {
+                let parallel = Parallel {
+                    pp,
+                    ..Parallel::tensor(tp)
+                };
+                let format = (Dtype::Bf16, Mxfp4Padding::TRITON);
+                let ours = inventory.bytes(&model, stage, &parallel, format, true);
+                let twin = naive(&model, stage, &parallel, quantization.as_ref());
+                assert_eq!(ours.ok(), twin.ok(), "{} tp {tp} pp {pp}", entry.id);
+                weighed += 1;
+            }
+        }
+        assert!(weighed > 400, "{weighed}");
+    }
+}
