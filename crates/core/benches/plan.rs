@@ -74,6 +74,8 @@ fn request<'a>(name: &'a str, model: &'a Model, config: &'a Config, gpu: &hardwa
 fn plan_and_advise(bencher: Bencher, name: &str) {
     let (config, model) = read(name);
     let gpu = hardware::find("b200").expect("in the catalogue");
-    let request = request(name, &model, &config, gpu);
-    bencher.bench(|| plan(&request).expect("planned"));
+    // Each has its own request, which remembers what was worked out about the parameters.
+    bencher
+        .with_inputs(|| request(name, &model, &config, gpu))
+        .bench_refs(|request| plan(request).expect("planned"));
 }
