@@ -120,8 +120,9 @@ impl Line {
     /// # Panics
     /// Never for the shipped lines, which a test reads.
     fn gpu(&self) -> &Gpu {
-        self.gpu
-            .get_or_init(|| serde_json::from_str(self.text).expect("the built-in catalogue is checked by tests"))
+        self.gpu.get_or_init(|| {
+            serde_json::from_str(self.text).expect("the built-in catalogue is checked by tests")
+        })
     }
 }
 
@@ -155,7 +156,10 @@ pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
         if let Some(gpu) = own.iter().find(|gpu| gpu.names().any(|n| key(n) == wanted)) {
             return Ok(gpu);
         }
-        if let Some(row) = rows().iter().find(|row| row.names.iter().any(|n| key(n) == wanted)) {
+        if let Some(row) = rows()
+            .iter()
+            .find(|row| row.names.iter().any(|n| key(n) == wanted))
+        {
             return Ok(row.gpu());
         }
     }

@@ -10,6 +10,7 @@ use super::report::{GroupPart, KvCache};
 use super::request::{Generic, Request};
 use crate::arch::{CacheKind, Heads, Model, State};
 use crate::dtype::Dtype;
+use crate::engine::vllm::state::{StateContext, StateShape};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, Result};
 
@@ -126,79 +127,22 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
     }
 }
 
-/// A recurrent state on one rank.
+/// A recurrent state on one rank, in the shapes that vLLM gives it; an even share where the ranks do not divide it.
 fn state_bytes(state: &State, tp: u64) -> Option<u64> {
-    let of = |dtype: Option<Dtype>, default: Dtype, elements: Option<u64>| {
-        dtype.unwrap_or(default).bytes(elements?).ok()
+    let over = |tp: u64| {
+        let context = StateContext {
+            tp,
+            speculative_tokens: 0,
+            model_dtype: Dtype::Bf16,
+            cache_dtype: None,
+            ssm_dtype: None,
+            gpu_major: 0,
+        };
+        StateShape::of(state, &context).ok()
     };
-    let mul = |factors: &[u64]| factors.iter().try_fold(1_u64, |a, &b| a.checked_mul(b));
-    let share = |n: u64| n.div_ceil(tp.max(1));
-    match state {
-        State::Mamba1 {
-            inner,
-            state,
-            kernel,
-            conv,
-            ssm,
-        } => of(
-            *conv,
-            Dtype::Bf16,
-            mul(&[kernel.saturating_sub(1), share(*inner)]),
-        )?
-        .checked_add(of(*ssm, Dtype::Bf16, mul(&[share(*inner), *state]))?),
-        State::Mamba2 {
-            inner,
-            groups,
-            heads,
-            head_dim,
-            state,
-            kernel,
-            conv,
-            ssm,
-        } => {
-            let channels = share(*inner).checked_add(mul(&[2, share(*groups), *state])?)?;
-            of(*conv, Dtype::Bf16, mul(&[kernel.saturating_sub(1), channels]))?.checked_add(of(
-                *ssm,
-                Dtype::Bf16,
-                mul(&[share(*heads), *head_dim, *state]),
-            )?)
-        }
-        State::GatedDelta {
-            k_heads,
-            v_heads,
-            k_dim,
-            v_dim,
-            kernel,
-            conv,
-            ssm,
-        } => {
-            let channels =
-                mul(&[2, share(*k_heads), *k_dim])?.checked_add(mul(&[share(*v_heads), *v_dim])?)?;
-            of(*conv, Dtype::Bf16, mul(&[kernel.saturating_sub(1), channels]))?.checked_add(of(
-                *ssm,
-                Dtype::Bf16,
-                mul(&[share(*v_heads), *v_dim, *k_dim]),
-            )?)
-        }
-        State::Kda {
-            heads,
-            dim,
-            kernel,
-            conv,
-            ssm,
-            ..
-        } => of(
-            *conv,
-            Dtype::Bf16,
-            mul(&[kernel.saturating_sub(1), 3, share(*heads), *dim]),
-        )?
-        .checked_add(of(*ssm, Dtype::F32, mul(&[share(*heads), *dim, *dim]))?),
-        State::Linear { heads, dim, dtype } => of(*dtype, Dtype::F32, mul(&[share(*heads), *dim, *dim])),
-        State::ShortConv { hidden, kernel } => of(
-            None,
-            Dtype::Bf16,
-            mul(&[kernel.saturating_sub(1), share(*hidden)]),
-        ),
+    match over(tp.max(1))? {
+        Ok(shape) => shape.bytes().ok(),
+        Err(_) => Some(over(1)?.ok()?.bytes().ok()?.div_ceil(tp.max(1))),
     }
 }
 

@@ -82,7 +82,14 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         Dtype::Bf16
     };
     let gpu = vllm::Gpu::new(&hardware.name, capability.0, capability.1, hardware.torch_bytes);
-    let held = rank_weights(&request.subject, (model, config), settings, &gpu, &parallel, dtype)?;
+    let held = rank_weights(
+        &request.subject,
+        (model, config),
+        settings,
+        &gpu,
+        &parallel,
+        dtype,
+    )?;
     let Held {
         per_rank,
         total,

@@ -83,10 +83,11 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         return unserved(request, &setting, None, warnings);
     };
     let dtype = model_dtype(model, settings, (major, minor));
-    let (stages, indivisible) = match stages(&request.subject, (model, config), &setting, dtype, &mut warnings)? {
-        Ok(stages) => stages,
-        Err(reason) => return unserved(request, &setting, Some(reason), warnings),
-    };
+    let (stages, indivisible) =
+        match stages(&request.subject, (model, config), &setting, dtype, &mut warnings)? {
+            Ok(stages) => stages,
+            Err(reason) => return unserved(request, &setting, Some(reason), warnings),
+        };
     serve(request, &setting, (model, dtype), stages, indivisible, warnings)
 }
 
@@ -108,7 +109,8 @@ fn stages(
         Ok(stages) => Ok(Ok((stages, None))),
         // Sizes that the ranks do not divide are the engine's refusal; the numbers are shown as even shares.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let whole = match weights::weights(subject, described, settings, gpu, &Parallel::default(), dtype) {
+            let whole = match weights::weights(subject, described, settings, gpu, &Parallel::default(), dtype)
+            {
                 Ok(whole) => whole,
                 Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(Err(error.to_string())),
                 Err(error) => return Err(error),

@@ -18,7 +18,7 @@ enum Target {
     /// Every linear module (`Linear`).
     Linear,
     /// Modules that a name or pattern selects.
-    Module(Ignore),
+    Module(Box<Ignore>),
 }
 
 impl Groups {
@@ -76,7 +76,9 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
             .into_iter()
             .map(|t| match t {
                 "Linear" => Ok(Target::Linear),
-                other => Ignore::new(Match::Expression, &[other]).map(Target::Module),
+                other => {
+                    Ignore::new(Match::Expression, &[other]).map(|names| Target::Module(Box::new(names)))
+                }
             })
             .collect::<Result<Vec<_>>>()?;
         groups.push((targets, scheme(format, &weights, input.as_ref())?));

@@ -66,7 +66,10 @@ pub(super) fn of_expression(expression: &str) -> Option<Vec<Glob>> {
             let alternatives = inside.split('|').map(literal).collect::<Option<Vec<_>>>()?;
             (alternatives, behind)
         } else {
-            (vec![literal(rest.get(..first.len_utf8())?)?], &rest[first.len_utf8()..])
+            (
+                vec![literal(rest.get(..first.len_utf8())?)?],
+                &rest[first.len_utf8()..],
+            )
         };
         // A repetition of what was just read is more than a pattern can say.
         if behind.starts_with(['*', '+', '?', '{']) {
@@ -84,7 +87,13 @@ pub(super) fn of_expression(expression: &str) -> Option<Vec<Glob>> {
     Some(
         patterns
             .iter()
-            .map(|pattern| Glob::new(&if open_end { format!("{pattern}*") } else { pattern.clone() }))
+            .map(|pattern| {
+                Glob::new(&if open_end {
+                    format!("{pattern}*")
+                } else {
+                    pattern.clone()
+                })
+            })
             .collect(),
     )
 }
@@ -136,13 +145,25 @@ mod tests {
     fn the_expressions_of_published_checkpoints_are_written_out() {
         for (text, path) in [
             (".*self_attn.*", "model.layers.3.self_attn.kv_b_proj"),
-            (r".*mlp\.(gate|up|gate_up|down)_proj.*", "model.layers.0.mlp.gate_up_proj"),
+            (
+                r".*mlp\.(gate|up|gate_up|down)_proj.*",
+                "model.layers.0.mlp.gate_up_proj",
+            ),
             (r"model\.layers\.0\.mlp$", "model.layers.0.mlp"),
         ] {
             let globs = of_expression(text).unwrap_or_else(|| panic!("{text} is not written out"));
             assert!(globs.iter().any(|glob| glob.is_match(path)), "{text}: {globs:?}");
         }
-        for text in [r"model.layers", r"a\d", "a+", "a.*?b", "(a|(b|c))", "[ab]", "^a", "a|b"] {
+        for text in [
+            r"model.layers",
+            r"a\d",
+            "a+",
+            "a.*?b",
+            "(a|(b|c))",
+            "[ab]",
+            "^a",
+            "a|b",
+        ] {
             assert_eq!(of_expression(text), None, "{text}");
         }
     }

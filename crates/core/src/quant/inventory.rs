@@ -96,7 +96,11 @@ impl Inventory {
     ) -> Result<u64> {
         let overflow = || Error::overflow("the size of the weights");
         let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
-        let held = || (0u64..).zip(&self.of_layer).filter(|(layer, _)| range.contains(layer));
+        let held = || {
+            (0u64..)
+                .zip(&self.of_layer)
+                .filter(|(layer, _)| range.contains(layer))
+        };
         let mut counts = vec![(0u64, 0u64); self.kinds.len()];
         for (layer, &kind) in held() {
             let (count, first) = &mut counts[kind];
@@ -122,12 +126,12 @@ impl Inventory {
                 .ok_or_else(overflow)?;
         }
         let outside = model.outside.iter().zip(&self.outside);
-        for (part, schemes) in outside.filter(|(part, _)| {
-            part.place.on(stage, parallel.pp) && (towers || !part.tower)
-        }) {
+        for (part, schemes) in
+            outside.filter(|(part, _)| part.place.on(stage, parallel.pp) && (towers || !part.tower))
+        {
             for (weight, scheme) in part.weights.iter().zip(schemes) {
-                let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)
-                    .map_err(|e| e.at(&weight.name))?;
+                let bytes =
+                    shard_bytes(weight, *scheme, parallel, dtype, padding).map_err(|e| e.at(&weight.name))?;
                 total = total.checked_add(bytes).ok_or_else(overflow)?;
             }
         }
@@ -156,7 +160,10 @@ impl Inventory {
         let overflow = || Error::overflow("the number of parameters");
         let add = |(total, active): (u64, u64), weight: &Weight, count: u64| {
             let grown = |sum: u64, elements: u64| {
-                elements.checked_mul(count).and_then(|n| sum.checked_add(n)).ok_or_else(overflow)
+                elements
+                    .checked_mul(count)
+                    .and_then(|n| sum.checked_add(n))
+                    .ok_or_else(overflow)
             };
             Ok::<_, Error>((
                 grown(total, weight.elements()?)?,

@@ -75,7 +75,8 @@ pub fn compare(question: &Question) -> Result<Comparison> {
                 kv_cache_dtype: Some((*kv).clone()),
                 ..question.base.clone()
             };
-            row(question, &known, deployment).map_err(|e| if question.models.len() > 1 { e.at(model) } else { e })
+            row(question, &known, deployment)
+                .map_err(|e| if question.models.len() > 1 { e.at(model) } else { e })
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Comparison {

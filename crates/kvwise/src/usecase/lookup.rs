@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvwise_core::Result;
 use kvwise_core::arch::{Config, Model, family};
 use kvwise_core::quant::Inventories;
-use kvwise_core::Result;
 use kvwise_io::hub::Settings;
 use kvwise_io::model::{self, Found};
 
@@ -108,7 +108,10 @@ impl Looked {
 
 /// Models by name and revision, each looked up and read once: for questions that plan the same model many times.
 #[derive(Debug, Default)]
-pub struct Known(Mutex<HashMap<(String, Option<String>), Arc<Looked>>>);
+pub struct Known(Mutex<HashMap<Asked, Arc<Looked>>>);
+
+/// Name and revision of a model, as they were asked for.
+type Asked = (String, Option<String>);
 
 impl Known {
     /// The model, from before or looked up now.

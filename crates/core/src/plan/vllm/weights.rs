@@ -49,7 +49,9 @@ pub(in crate::plan) fn weights(
         // Modules that are not there are the layout's refusal, in the engine's words.
         Some(speculative) if speculative.layers(model).is_err() => None,
         Some(speculative) => {
-            let quantization = inventory.quantization().map(|q| q.clone().with_mxfp4_padding(padding));
+            let quantization = inventory
+                .quantization()
+                .map(|q| q.clone().with_mxfp4_padding(padding));
             speculative.weights(model, parallel, dtype, quantization.as_ref())?
         }
     };
