@@ -124,7 +124,7 @@ mod tests {
                 })
                 .unwrap();
         }
-        builder.finish().to_blocks(None).unwrap()
+        builder.finish().to_blocks(None).unwrap().into_owned()
     }
 
     #[test]

@@ -266,30 +266,31 @@ fn read_lines(
     let mut chats = jsonl::Chats::default();
     let mut columns: Option<csv::Columns> = None;
     let (mut skipped, mut skipped_examples) = (0, Vec::new());
-    let (mut line, mut number) = (Vec::new(), 0u64);
-    while source.next_line(&mut line, options.max_line_bytes)? {
+    let mut number = 0u64;
+    let (name, total) = (source.name.clone(), source.total_bytes);
+    source.lines(options.max_line_bytes, |line, read| {
         number += 1;
         if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
+            return Ok(true);
         }
         let result = match format {
-            TraceFormat::Mooncake => jsonl::mooncake(&line, &mut scratch, &mut builder, options.sort),
+            TraceFormat::Mooncake => jsonl::mooncake(line, &mut scratch, &mut builder, options.sort),
             TraceFormat::Bailian => {
-                jsonl::bailian(&line, &mut scratch, &mut builder, &mut chats, options.sort)
+                jsonl::bailian(line, &mut scratch, &mut builder, &mut chats, options.sort)
             }
             TraceFormat::Azure | TraceFormat::BurstGpt => {
                 if let Some(columns) = &mut columns {
-                    columns.row(&line, &mut builder, options.sort)
+                    columns.row(line, &mut builder, options.sort)
                 } else {
-                    let found = csv::Columns::of_header(&line, format);
-                    columns = Some(found.map_err(|e| e.at(&source.name))?);
-                    continue;
+                    let found = csv::Columns::of_header(line, format);
+                    columns = Some(found.map_err(|e| e.at(&name))?);
+                    return Ok(true);
                 }
             }
-            _ => jsonl::tokens(&line, &mut scratch, &mut builder),
+            _ => jsonl::tokens(line, &mut scratch, &mut builder),
         };
         if let Err(e) = result {
-            let e = e.at(format_args!("{}: line {number}", source.name));
+            let e = e.at(format_args!("{name}: line {number}"));
             if !options.skip_bad {
                 return Err(e.hint("to leave out unreadable lines, add --skip-bad"));
             }
@@ -299,22 +300,19 @@ fn read_lines(
             }
         }
         if builder.len().is_multiple_of(CHECK_EVERY) {
-            check_memory(&builder, options, &source.name)?;
-            let (read, total) = (source.bytes_read(), source.total_bytes);
-            check_forecast(&builder, options, &source.name, read, total)?;
+            check_memory(&builder, options, &name)?;
+            check_forecast(&builder, options, &name, read, total)?;
             if let Some(progress) = options.progress {
                 progress(Progress {
-                    read_bytes: source.bytes_read(),
-                    total_bytes: source.total_bytes,
+                    read_bytes: read,
+                    total_bytes: total,
                     requests: builder.len() as u64,
                 });
             }
         }
-        if options.limit.is_some_and(|limit| builder.len() >= limit) {
-            break;
-        }
-    }
-    finish(builder, options, skipped, skipped_examples, &source.name)
+        Ok(options.limit.is_none_or(|limit| builder.len() < limit))
+    })?;
+    finish(builder, options, skipped, skipped_examples, &name)
 }
 
 fn finish(

@@ -142,6 +142,41 @@ impl Source {
         Ok(true)
     }
 
+    /// Hands lines to `each`, without their ends, until it answers `false` or the file ends. Lines are shown where they
+    /// were decompressed to; only one that crosses two pieces is copied.
+    ///
+    /// # Errors
+    /// As [`Source::next_line`], and those of `each`, which hears how many bytes of the file were read too.
+    pub fn lines(
+        &mut self,
+        max_bytes: usize,
+        mut each: impl FnMut(&[u8], u64) -> Result<bool>,
+    ) -> Result<()> {
+        let mut crossing = Vec::new();
+        loop {
+            let chunk = self.reader.fill_buf().map_err(|e| unreadable(&self.name, &e))?;
+            let read = self.read.load(Ordering::Relaxed);
+            let mut at = 0;
+            while let Some(end) = memchr::memchr(b'\n', &chunk[at..]).filter(|&len| len <= max_bytes) {
+                let line = &chunk[at..at + end];
+                if !each(line.strip_suffix(b"\r").unwrap_or(line), read)? {
+                    self.reader.consume(at + end + 1);
+                    return Ok(());
+                }
+                at += end + 1;
+            }
+            self.reader.consume(at);
+            // the rest begins a line that ends in the next piece, or is the last, or is too long
+            if !self.next_line(&mut crossing, max_bytes)? {
+                return Ok(());
+            }
+            let read = self.read.load(Ordering::Relaxed);
+            if !each(&crossing, read)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Reads the next JSON object into `object`, from a list of objects or from text with one object after the other;
     /// answers the line on which it begins, `None` at the end.
     ///

@@ -47,23 +47,19 @@ pub fn knees(curve: &Curve) -> Vec<Knee> {
             })
         })
         .collect();
-    let steps: Vec<u64> = curve.steps().collect();
-    let mut intervals = vec![(0, curve.capacity_needed())];
+    let bends: Vec<(u64, u64)> = curve.bends().collect();
+    let end = (curve.capacity_needed(), ideal);
+    let mut highest: Vec<Bend> = highest_point(&bends, (0, 0), end).into_iter().collect();
     for _ in 0..MAX_BENDS {
-        let highest = intervals
-            .iter()
-            .enumerate()
-            .filter_map(|(k, &(from, to))| {
-                highest_point(curve, &steps, from, to).map(|(c, height)| (k, c, height))
-            })
-            .max_by(|a, b| a.2.total_cmp(&b.2));
-        let Some((k, capacity_blocks, _)) = highest.filter(|h| h.2 >= MIN_HEIGHT * ideal as f64) else {
+        let tallest = (0..highest.len()).max_by(|&a, &b| highest[a].height.total_cmp(&highest[b].height));
+        let Some(k) = tallest.filter(|&k| highest[k].height >= MIN_HEIGHT * ideal as f64) else {
             break;
         };
-        let (from, to) = intervals.swap_remove(k);
-        intervals.extend([(from, capacity_blocks), (capacity_blocks, to)]);
+        let Bend { from, at, to, .. } = highest.swap_remove(k);
+        highest.extend(highest_point(&bends, from, at));
+        highest.extend(highest_point(&bends, at, to));
         found.push(Knee {
-            capacity_blocks,
+            capacity_blocks: at.0,
             kind: KneeKind::Bend,
         });
     }
@@ -71,14 +67,31 @@ pub fn knees(curve: &Curve) -> Vec<Knee> {
     found
 }
 
-/// The point furthest above the line between two capacities, and how far, in blocks. The line rises, so that point is one
-/// of the `steps`, at which the hits change.
-fn highest_point(curve: &Curve, steps: &[u64], from: u64, to: u64) -> Option<(u64, f64)> {
-    let (low, high) = (curve.hit_blocks(from) as f64, curve.hit_blocks(to) as f64);
-    let slope = (high - low) / (to - from).max(1) as f64;
-    let inside = steps.partition_point(|&c| c <= from)..steps.partition_point(|&c| c < to);
-    steps[inside]
+/// The point of a stretch of the curve that stands furthest above the straight line between its ends; points are
+/// (capacity, blocks hit).
+struct Bend {
+    from: (u64, u64),
+    at: (u64, u64),
+    to: (u64, u64),
+    /// How far, in blocks hit.
+    height: f64,
+}
+
+/// The highest bend between two points; the curve is straight between bends, so no other point is higher.
+fn highest_point(bends: &[(u64, u64)], from: (u64, u64), to: (u64, u64)) -> Option<Bend> {
+    let slope = (to.1 as f64 - from.1 as f64) / (to.0 - from.0).max(1) as f64;
+    let inside = bends.partition_point(|b| b.0 <= from.0)..bends.partition_point(|b| b.0 < to.0);
+    bends
+        .get(inside)?
         .iter()
-        .map(|&c| (c, curve.hit_blocks(c) as f64 - low - slope * (c - from) as f64))
-        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|&at| {
+            let line = from.1 as f64 + slope * (at.0 - from.0) as f64;
+            Bend {
+                from,
+                at,
+                to,
+                height: at.1 as f64 - line,
+            }
+        })
+        .max_by(|a, b| a.height.total_cmp(&b.height))
 }

@@ -1,5 +1,7 @@
 //! Any trace with content as paths of blocks of a chosen size, kept apart where caches must not share.
 
+use std::borrow::Cow;
+
 use rustc_hash::FxHashMap;
 
 use super::{BlockPaths, Content, PathInterner, Prompt, Run, Span, Trace};
@@ -9,11 +11,12 @@ impl Trace {
     /// The prompts as paths of blocks of `block_tokens` tokens (`None`: the trace's own block, or 16 for tokens).
     ///
     /// Requests with different cache salts, extra keys or adapters share no block, as in the engines. The last,
-    /// partial block of a prompt is a block of its own where the trace knows its content.
+    /// partial block of a prompt is a block of its own where the trace knows its content. Borrowed where the trace keeps
+    /// such paths already.
     ///
     /// # Errors
     /// If the trace has no content, or names blocks of another size.
-    pub fn to_blocks(&self, block_tokens: Option<u32>) -> Result<BlockPaths> {
+    pub fn to_blocks(&self, block_tokens: Option<u32>) -> Result<Cow<'_, BlockPaths>> {
         match &self.content {
             Content::None => Err(Error::input(format!(
                 "{}: the trace has lengths only, no tokens and no hash ids, so nothing is known about shared prefixes",
@@ -25,7 +28,7 @@ impl Trace {
                 if block == 0 {
                     return Err(Error::input("the block size is 0, expected at least 1 token"));
                 }
-                self.chunk_tokens(block)
+                self.chunk_tokens(block).map(Cow::Owned)
             }
             Content::Blocks(paths) => {
                 if let Some(asked) = block_tokens.filter(|&asked| asked != paths.block_tokens) {
@@ -35,7 +38,7 @@ impl Trace {
                     ))
                     .hint(format!("leave the block size out or say {}", paths.block_tokens)));
                 }
-                if self.has_isolation_keys() { self.isolate(paths) } else { Ok(paths.clone()) }
+                if self.has_isolation_keys() { self.isolate(paths).map(Cow::Owned) } else { Ok(Cow::Borrowed(paths)) }
             }
         }
     }

@@ -203,6 +203,15 @@ impl PathInterner {
         let mut parent = ROOT;
         let mut at = 0;
         while at < ids.len() {
+            let fresh = self.add_unseen(parent, &ids[at..]);
+            if fresh > 0 {
+                let len = u32::try_from(fresh).expect("nodes are 32-bit");
+                let first = u32::try_from(self.parents.len()).expect("nodes are 32-bit") - len;
+                push_run(runs, parent, Run { first, len });
+                parent = first + len - 1;
+                at += fresh;
+                continue;
+            }
             let first = self.node_of(parent, ids, at)?;
             // As long as the following nodes continue the path, no table is needed.
             let known = &self.raw_ids[first as usize + 1..];
@@ -214,14 +223,33 @@ impl PathInterner {
                 }
                 len += 1;
             }
-            match runs.last_mut() {
-                Some(last) if parent != ROOT && last.first + last.len == first => last.len += len,
-                _ => runs.push(Run { first, len }),
-            }
+            push_run(runs, parent, Run { first, len });
             parent = first + len - 1;
             at += len as usize;
         }
         Ok(())
+    }
+
+    /// Makes nodes of the ids that begin `ids`, the first a child of `parent`, as far as they were surely never seen
+    /// there; answers how many. Most nodes of a trace are made here, in one go a request.
+    fn add_unseen(&mut self, parent: u32, ids: &[u64]) -> usize {
+        let made = self.parents.len();
+        let room = (self.max_nodes as usize).saturating_sub(made);
+        let first = u32::try_from(made).expect("nodes are 32-bit");
+        let count = match &mut self.index {
+            Index::ByPrefix(table) => table.insert_unseen(&ids[..ids.len().min(room)], first),
+            // what follows the newest node has never been there
+            Index::ByContent(_) if parent != ROOT && parent.checked_add(1) == Some(first) => {
+                ids.len().min(room)
+            }
+            Index::ByContent(_) => 0,
+        };
+        if count > 0 {
+            self.parents.push(parent);
+            self.parents.extend((first..).take(count - 1));
+            self.raw_ids.extend_from_slice(&ids[..count]);
+        }
+        count
     }
 
     /// The node of `ids[at]` after `parent`, made if it is new.
@@ -328,6 +356,14 @@ impl PathInterner {
     }
 }
 
+/// Appends a run that follows `parent`, to the last one where it continues it.
+fn push_run(runs: &mut Vec<Run>, parent: u32, run: Run) {
+    match runs.last_mut() {
+        Some(last) if parent != ROOT && last.first + last.len == run.first => last.len += run.len,
+        _ => runs.push(run),
+    }
+}
+
 fn too_many_nodes() -> Error {
     Error::unsupported("the trace has more than 4,294,967,294 distinct blocks, more than 32-bit numbers hold")
 }
@@ -355,6 +391,17 @@ impl IdTable {
         } else {
             self.sparse.get(&id).copied()
         }
+    }
+
+    /// Gives the ids that begin `ids`, up to the first that is known, the nodes from `first` on; answers how many.
+    fn insert_unseen(&mut self, ids: &[u64], first: u32) -> usize {
+        for (count, (&id, node)) in ids.iter().zip(first..).enumerate() {
+            if self.get(id).is_some() {
+                return count;
+            }
+            self.insert(id, node);
+        }
+        ids.len()
     }
 
     fn insert(&mut self, id: u64, node: u32) {

@@ -108,12 +108,29 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
+    /// Takes an integer of at most seven digits, if one stands here and is not the start of a longer number.
+    #[inline]
+    pub(super) fn short_uint(&mut self) -> Option<u32> {
+        let (value, digits, _) = short_integer(self.bytes, self.at)?;
+        if matches!(self.bytes.get(self.at + digits), Some(b'.' | b'e' | b'E')) {
+            return None;
+        }
+        self.at += digits;
+        u32::try_from(value).ok()
+    }
+
     /// Reads integers up to the closing bracket; `item` hears each value and where it begins.
     #[inline]
     fn integers(&mut self, mut item: impl FnMut(u64, usize) -> Scan<()>) -> Scan<()> {
         loop {
-            while let Some((value, digits)) = short_integer(self.bytes, self.at) {
+            while let Some((value, digits, next)) = short_integer(self.bytes, self.at) {
                 let after = self.at + digits;
+                // what most writers put between two numbers, seen without looking into memory again
+                if next == u64::from(u16::from_le_bytes(*b", ")) {
+                    item(value, self.at)?;
+                    self.at = after + 2;
+                    continue;
+                }
                 match self.bytes.get(after) {
                     Some(b',') => {
                         item(value, self.at)?;
@@ -150,12 +167,39 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The integer of one to seven digits at `at`, and how many digits it has. `None` for everything else that may be there.
+/// How many bytes at the start of `text` are ASCII and neither end nor escape a JSON string, counted in whole words.
 #[inline]
-fn short_integer(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
+pub(super) fn plain_text(text: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let (words, _) = text.as_chunks::<8>();
+    let mut plain = 0;
+    for &word in words {
+        let word = u64::from_le_bytes(word);
+        // the highest bit of bytes that are zero; above the first such byte other bytes may seem so too
+        let zeros = |x: u64| x.wrapping_sub(ONES) & !x;
+        let control = word.wrapping_sub(0x20 * ONES) & !word;
+        let stops = (word
+            | control
+            | zeros(word ^ (u64::from(b'"') * ONES))
+            | zeros(word ^ (u64::from(b'\\') * ONES)))
+            & HIGH;
+        if stops != 0 {
+            return plain + stops.trailing_zeros() as usize / 8;
+        }
+        plain += 8;
+    }
+    plain
+}
+
+/// The integer of one to seven digits at `at`, how many digits it has, and up to two bytes that follow it (as a little
+/// endian number; fewer behind more than six digits). `None` for everything else that may be there.
+#[inline]
+fn short_integer(bytes: &[u8], at: usize) -> Option<(u64, usize, u64)> {
     let chunk: [u8; 8] = bytes.get(at..at + 8)?.try_into().ok()?;
+    let word = u64::from_le_bytes(chunk);
     // digits become 0 to 9, everything else 10 or more
-    let values = u64::from_le_bytes(chunk) ^ 0x3030_3030_3030_3030;
+    let values = word ^ 0x3030_3030_3030_3030;
     // the highest bit of each byte that is 10 or more; a carry only reaches bytes behind the first of them
     let others = (values.wrapping_add(0x7676_7676_7676_7676) | values) & 0x8080_8080_8080_8080;
     let digits = others.trailing_zeros() / 8;
@@ -168,7 +212,7 @@ fn short_integer(bytes: &[u8], at: usize) -> Option<(u64, usize)> {
     let quads = (pairs & 0x0000_00ff_0000_00ff)
         .wrapping_mul(0x000f_4240_0000_0064)
         .wrapping_add(((pairs >> 16) & 0x0000_00ff_0000_00ff).wrapping_mul(0x0000_2710_0000_0001));
-    Some((quads >> 32, digits as usize))
+    Some((quads >> 32, digits as usize, (word >> (8 * digits)) & 0xffff))
 }
 
 /// How many bytes both start with.
@@ -195,6 +239,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn plain_text_ends_at_every_byte_that_a_string_may_not_hold_as_it_is() {
+        for byte in 0..=255u8 {
+            for at in 0..8 {
+                let mut text = *b"ascii !~";
+                text[at] = byte;
+                let stops = !(0x20..0x80).contains(&byte) || matches!(byte, b'"' | b'\\');
+                let expected = if stops { at } else { 8 };
+                assert_eq!(plain_text(&text), expected, "{byte} at {at}");
+            }
+        }
+        assert_eq!(plain_text(b"too few"), 0);
+    }
+
+    #[test]
     fn short_integers_have_their_value_and_length() {
         for (text, expected) in [
             ("0,......", Some((0, 1))),
@@ -208,7 +266,8 @@ mod tests {
             ("-1,.....", None),
             ("123,", None), // the end of the text is near
         ] {
-            assert_eq!(short_integer(text.as_bytes(), 0), expected, "{text}");
+            let found = short_integer(text.as_bytes(), 0).map(|(value, digits, _)| (value, digits));
+            assert_eq!(found, expected, "{text}");
         }
     }
 

@@ -173,6 +173,9 @@ impl<'a> Scanner<'a> {
     #[inline]
     pub fn uint(&mut self) -> Scan<u64> {
         self.peek();
+        if let Some(value) = self.short_uint() {
+            return Ok(u64::from(value));
+        }
         let start = self.at;
         let mut value = 0u64;
         let mut at = start;
@@ -237,6 +240,9 @@ impl<'a> Scanner<'a> {
     pub fn number(&mut self) -> Scan<f64> {
         self.peek();
         let start = self.at;
+        if let Some(value) = self.short_uint() {
+            return Ok(f64::from(value));
+        }
         let text = self.number_text()?;
         match text.parse::<f64>() {
             Ok(value) if value.is_finite() => Ok(value),
@@ -298,6 +304,7 @@ impl<'a> Scanner<'a> {
         let mut owned: Option<Vec<u8>> = None;
         let mut copied = start;
         loop {
+            self.at += integers::plain_text(&self.bytes[self.at..]);
             match self.bytes.get(self.at) {
                 None => return self.fail("the string does not end"),
                 Some(b'"') => break,

@@ -8,7 +8,6 @@ use kvwise_io::trace::Loaded;
 use kvwise_sim::curve::{
     Curve, Knee, KneeKind, Point, Semantics, Source, belady_hit_blocks, knees, log_capacities, tier_hits,
 };
-use kvwise_sim::trace::BlockPaths;
 use rayon::prelude::*;
 
 pub use buys::Held;
@@ -75,14 +74,18 @@ pub fn answer(loaded: &Loaded, question: &CurveQuestion) -> Result<CurveReport> 
         capacities.sort_unstable();
         capacities.dedup();
     }
-    let points: Vec<PointRow> = capacities
-        .par_iter()
-        .map(|&capacity| {
-            let point = curve.point(&paths, lens, capacity)?;
-            let bound = question.belady.then(|| belady_hit_blocks(&paths, capacity));
-            Ok(point_row(&curve, &point, question.kv_bytes_per_token, bound))
-        })
-        .collect::<Result<_>>()?;
+    let row = |&capacity: &u64| {
+        let point = curve.point(&paths, lens, capacity)?;
+        let bound = question.belady.then(|| belady_hit_blocks(&paths, capacity));
+        Ok(point_row(&curve, &point, question.kv_bytes_per_token, bound))
+    };
+    // points that are read off the curve cost less than starting threads for them
+    let runs = question.belady || capacities.iter().any(|&capacity| capacity < curve.exact_from());
+    let points: Vec<PointRow> = if runs {
+        capacities.par_iter().map(row).collect::<Result<_>>()?
+    } else {
+        capacities.iter().map(row).collect::<Result<_>>()?
+    };
 
     if question.semantics == Semantics::Vllm && !question.tiers.is_empty() {
         return Err(Error::input(
@@ -252,7 +255,7 @@ fn reuse_distance(curve: &Curve) -> Option<Quantiles> {
 
 fn reuse_time(curve: &Curve) -> Option<Quantiles> {
     let mut times = curve.reuse_times.clone();
-    times.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    times.sort_unstable_by(|a, b| a.seconds.total_cmp(&b.seconds));
     let total: u64 = times.iter().map(|t| t.blocks).sum();
     (total > 0).then(|| {
         let (mut seen, mut k) = (0u64, 0usize);
@@ -274,12 +277,4 @@ fn plotted(curve: &Curve, marked: Option<u64>) -> Vec<(u64, u64)> {
         .into_iter()
         .map(|c| (c, curve.hit_tokens(c)))
         .collect()
-}
-
-/// The prompts as blocks, for callers that compute several answers.
-///
-/// # Errors
-/// As [`kvwise_sim::trace::Trace::to_blocks`].
-pub fn blocks_of(loaded: &Loaded, block_tokens: Option<u32>) -> Result<BlockPaths> {
-    loaded.trace.to_blocks(block_tokens)
 }
