@@ -43,13 +43,13 @@ pub(super) fn mooncake(
     let mut fields = Line::default();
     scratch.ids.clear();
     let mut scanner = Scanner::new(line);
-    let scan = scanner.object(|key, s| match key {
-        "timestamp" => once(key, &mut fields.arrival, s, |s| Ok(s.number()? / 1000.0)),
-        "input_length" => once(key, &mut fields.input_len, s, Scanner::uint),
-        "output_length" => once(key, &mut fields.output_len, s, Scanner::uint),
-        "hash_ids" => {
-            flag(key, &mut fields.has_ids, s)?;
-            named(key, s, |s| s.uints(&mut scratch.ids))
+    let scan = scanner.object_of(|key, s| match key {
+        b"timestamp" => once("timestamp", &mut fields.arrival, s, |s| Ok(s.number()? / 1000.0)),
+        b"input_length" => once("input_length", &mut fields.input_len, s, Scanner::uint),
+        b"output_length" => once("output_length", &mut fields.output_len, s, Scanner::uint),
+        b"hash_ids" => {
+            flag("hash_ids", &mut fields.has_ids, s)?;
+            named("hash_ids", s, |s| s.uints(&mut scratch.ids))
         }
         _ => s.skip(),
     });
@@ -79,8 +79,8 @@ pub(super) fn tokens(line: &[u8], scratch: &mut Scratch, builder: &mut TraceBuil
     scratch.tokens.clear();
     scratch.outputs.clear();
     let mut scanner = Scanner::new(line);
-    let scan = scanner.object(|key, s| match key {
-        "id" => {
+    let scan = scanner.object_of(|key, s| match key {
+        b"id" => {
             let starts_well = matches!(s.peek(), Some(b'"' | b'-' | b'0'..=b'9'));
             if s.clone().null()? {
                 return s.skip();
@@ -88,7 +88,7 @@ pub(super) fn tokens(line: &[u8], scratch: &mut Scratch, builder: &mut TraceBuil
             if !starts_well {
                 return s.fail("field \"id\": expected a string or an integer");
             }
-            once(key, &mut fields.id, s, |s| {
+            once("id", &mut fields.id, s, |s| {
                 let raw = s.raw()?;
                 if !raw.starts_with('"') && raw.contains(['.', 'e', 'E']) {
                     return s.fail("expected a string or an integer");
@@ -96,28 +96,28 @@ pub(super) fn tokens(line: &[u8], scratch: &mut Scratch, builder: &mut TraceBuil
                 Ok(raw)
             })
         }
-        "arrival" => once(key, &mut fields.arrival, s, Scanner::number),
-        "input_len" | "input_length" => once(key, &mut fields.input_len, s, Scanner::uint),
-        "output_len" | "output_length" => once(key, &mut fields.output_len, s, Scanner::uint),
-        "hash_ids" => {
-            flag(key, &mut fields.has_ids, s)?;
-            named(key, s, |s| s.uints(&mut scratch.ids))
+        b"arrival" => once("arrival", &mut fields.arrival, s, Scanner::number),
+        b"input_len" | b"input_length" => once(text(key), &mut fields.input_len, s, Scanner::uint),
+        b"output_len" | b"output_length" => once(text(key), &mut fields.output_len, s, Scanner::uint),
+        b"hash_ids" => {
+            flag("hash_ids", &mut fields.has_ids, s)?;
+            named("hash_ids", s, |s| s.uints(&mut scratch.ids))
         }
-        "tokens" => {
-            flag(key, &mut fields.has_tokens, s)?;
-            named(key, s, |s| s.uints32(&mut scratch.tokens))
+        b"tokens" => {
+            flag("tokens", &mut fields.has_tokens, s)?;
+            named("tokens", s, |s| s.uints32(&mut scratch.tokens))
         }
-        "output_tokens" => {
+        b"output_tokens" => {
             if s.null()? {
                 return Ok(());
             }
-            flag(key, &mut fields.has_outputs, s)?;
-            named(key, s, |s| s.uints32(&mut scratch.outputs))
+            flag("output_tokens", &mut fields.has_outputs, s)?;
+            named("output_tokens", s, |s| s.uints32(&mut scratch.outputs))
         }
-        "priority" => once(key, &mut fields.priority, s, Scanner::int),
-        "cache_salt" => name(key, &mut fields.cache_salt, s),
-        "extra_key" => name(key, &mut fields.extra_key, s),
-        "lora" => name(key, &mut fields.lora, s),
+        b"priority" => once("priority", &mut fields.priority, s, Scanner::int),
+        b"cache_salt" => name("cache_salt", &mut fields.cache_salt, s),
+        b"extra_key" => name("extra_key", &mut fields.extra_key, s),
+        b"lora" => name("lora", &mut fields.lora, s),
         _ => s.skip(),
     });
     scan.and_then(|()| scanner.end())
@@ -172,15 +172,15 @@ pub(super) fn bailian(
     let (mut chat, mut parent) = (None, None);
     scratch.ids.clear();
     let mut scanner = Scanner::new(line);
-    let scan = scanner.object(|key, s| match key {
-        "chat_id" => once(key, &mut chat, s, Scanner::int),
-        "parent_chat_id" => once(key, &mut parent, s, Scanner::int),
-        "timestamp" => once(key, &mut fields.arrival, s, Scanner::number),
-        "input_length" => once(key, &mut fields.input_len, s, Scanner::uint),
-        "output_length" => once(key, &mut fields.output_len, s, Scanner::uint),
-        "hash_ids" => {
-            flag(key, &mut fields.has_ids, s)?;
-            named(key, s, |s| s.uints(&mut scratch.ids))
+    let scan = scanner.object_of(|key, s| match key {
+        b"chat_id" => once("chat_id", &mut chat, s, Scanner::int),
+        b"parent_chat_id" => once("parent_chat_id", &mut parent, s, Scanner::int),
+        b"timestamp" => once("timestamp", &mut fields.arrival, s, Scanner::number),
+        b"input_length" => once("input_length", &mut fields.input_len, s, Scanner::uint),
+        b"output_length" => once("output_length", &mut fields.output_len, s, Scanner::uint),
+        b"hash_ids" => {
+            flag("hash_ids", &mut fields.has_ids, s)?;
+            named("hash_ids", s, |s| s.uints(&mut scratch.ids))
         }
         _ => s.skip(),
     });
@@ -230,6 +230,11 @@ pub(super) fn not_before(arrival: f64, builder: &TraceBuilder, sort: bool) -> Re
         .hint("to sort the requests by time, add --sort"));
     }
     Ok(())
+}
+
+/// A key of ASCII for a message.
+fn text(key: &[u8]) -> &str {
+    std::str::from_utf8(key).unwrap_or_default()
 }
 
 /// Reads a field that may stand once.

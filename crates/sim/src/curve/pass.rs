@@ -215,8 +215,8 @@ impl Curve {
     }
 
     fn finish(&mut self, mut turns: Vec<Turn>) {
-        // equal turns may change places, all others have one order: the sums below are always the same
-        turns.sort_unstable_by(|a, b| a.rank.cmp(&b.rank).then(a.share.total_cmp(&b.share)));
+        // a stable order, so that the sums below are always rounded alike
+        turns.sort_by_key(|turn| turn.rank);
         let mut corner = Corner {
             rank: 0,
             hits: 0,

@@ -103,6 +103,42 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// If no well-formed object is here, or `field` fails.
     pub fn object(&mut self, mut field: impl FnMut(&str, &mut Self) -> Scan<()>) -> Scan<()> {
+        self.members(|s| {
+            let key = s.string()?;
+            s.colon()?;
+            field(&key, s)
+        })
+    }
+
+    /// As [`Scanner::object`] for keys that are compared with known ones: they come as bytes, which spares those of plain
+    /// ASCII a check that they are UTF-8.
+    ///
+    /// # Errors
+    /// As [`Scanner::object`].
+    pub fn object_of(&mut self, mut field: impl FnMut(&[u8], &mut Self) -> Scan<()>) -> Scan<()> {
+        self.members(|s| {
+            let bytes = s.bytes;
+            let start = s.at + 1;
+            let end = start + integers::plain_text(bytes.get(start..).unwrap_or_default());
+            if bytes.get(end) == Some(&b'"') {
+                s.at = end + 1;
+                s.colon()?;
+                return field(&bytes[start..end], s);
+            }
+            let key = s.string()?;
+            s.colon()?;
+            field(key.as_bytes(), s)
+        })
+    }
+
+    fn colon(&mut self) -> Scan<()> {
+        self.expect(b':', "expected a colon after the key")?;
+        self.peek();
+        Ok(())
+    }
+
+    /// Reads an object, calling `member` at the opening quote of each key; it must take key and value.
+    fn members(&mut self, mut member: impl FnMut(&mut Self) -> Scan<()>) -> Scan<()> {
         self.expect(b'{', "expected an object")?;
         self.enter()?;
         if self.peek() == Some(b'}') {
@@ -112,10 +148,7 @@ impl<'a> Scanner<'a> {
                 if self.peek() != Some(b'"') {
                     return self.fail("expected a key in quotes");
                 }
-                let key = self.string()?;
-                self.expect(b':', "expected a colon after the key")?;
-                self.peek();
-                field(&key, self)?;
+                member(self)?;
                 match self.peek() {
                     Some(b',') => self.at += 1,
                     Some(b'}') => {
