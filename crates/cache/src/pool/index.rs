@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hash};
+use std::num::NonZeroU32;
 
 use rustc_hash::FxBuildHasher;
 
@@ -46,7 +47,8 @@ pub trait PrefixIndex {
 pub struct DenseIndex {
     heads: Vec<u32>,
     slot_of: Vec<u32>,
-    groups: u32,
+    /// Not zero by its type, so that a division by it cannot panic and is left out where nobody looks at its result.
+    groups: NonZeroU32,
 }
 
 impl DenseIndex {
@@ -55,13 +57,13 @@ impl DenseIndex {
         Self {
             heads: vec![0; num_keys * groups as usize],
             slot_of: Vec::new(),
-            groups,
+            groups: NonZeroU32::new(groups).unwrap_or(NonZeroU32::MIN),
         }
     }
 
     #[inline]
     fn slot(&self, group: u32, key: u32) -> usize {
-        key as usize * self.groups as usize + group as usize
+        key as usize * self.groups.get() as usize + group as usize
     }
 }
 
@@ -117,73 +119,96 @@ impl PrefixIndex for DenseIndex {
     }
 }
 
-/// For engines: keys are digests, found through an intrusive hash table.
+/// For engines: keys are digests, found through a hash table of block numbers.
 ///
-/// The nodes of the table are the blocks themselves (one link each), so inserting and evicting never allocate and
-/// leave no tombstones. A lookup is one bucket read plus, on average, less than one chain step: 16-29 ns once the
-/// table leaves the caches.
+/// The table has one word a slot, 32 bits of the key's hash beside the entry, and probes to the right; removing closes
+/// the gap again. So it never allocates, leaves no tombstones, and only looks at an entry's key when all 32 bits agree:
+/// a hit reads two cache lines that are nobody's neighbours (slot and key), a miss, an insertion and an eviction one
+/// beside the block's own. Out of the caches a line costs 16 to 29 ns.
 #[derive(Debug, Clone)]
 pub struct HashIndex<K> {
-    buckets: Vec<u32>,
+    /// Hash in the upper half, entry in the lower, 0 for none; a power of two, at most two thirds full.
+    slots: Vec<u64>,
+    /// Names of the entries; empty as long as none has one.
     entries: Vec<Entry<K>>,
+    num_entries: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry<K> {
-    key: Option<K>,
+    key: K,
+    /// [`NO_GROUP`]: the entry has no name, and `key` means nothing.
     group: u32,
-    next: u32,
+    /// The hash of group and key.
+    hash: u32,
 }
+
+const NO_GROUP: u32 = u32::MAX;
 
 impl<K: Copy + Eq + Hash + Debug> HashIndex<K> {
     /// An index for `num_blocks` blocks.
     pub fn new(num_blocks: usize) -> Self {
         let mut index = Self {
-            buckets: Vec::new(),
+            slots: Vec::new(),
             entries: Vec::new(),
+            num_entries: 0,
         };
         index.reserve_entries(num_blocks);
         index
     }
 
     #[inline]
-    fn bucket(&self, group: u32, key: &K) -> usize {
-        // The multiplication spreads digests whose low bits are poor; the table size is a power of two.
-        let hash = FxBuildHasher.hash_one((key, group));
-        (hash >> 20) as usize & (self.buckets.len() - 1)
+    fn hash(group: u32, key: &K) -> u32 {
+        // the multiplication spreads digests whose bits are poor; its upper half is the best
+        let hash: u64 = FxBuildHasher.hash_one((key, group));
+        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
     }
 
-    fn bucket_of(&self, entry: EntryId) -> usize {
-        let e = &self.entries[entry as usize];
-        match &e.key {
-            Some(key) => self.bucket(e.group, key),
-            None => unreachable!("entry {entry} has no key"),
+    /// Where entries of this hash belong.
+    #[inline]
+    fn home(&self, hash: u32) -> usize {
+        let bits = self.slots.len().trailing_zeros();
+        (u64::from(hash) >> (32 - bits)) as usize
+    }
+
+    #[inline]
+    fn after(&self, slot: usize) -> usize {
+        (slot + 1) & (self.slots.len() - 1)
+    }
+
+    fn insert(&mut self, hash: u32, entry: EntryId) {
+        let mut at = self.home(hash);
+        while self.slots[at] != 0 {
+            at = self.after(at);
         }
+        self.slots[at] = (u64::from(hash) << 32) | u64::from(entry);
     }
 
-    fn link(&mut self, entry: EntryId) {
-        let bucket = self.bucket_of(entry);
-        self.entries[entry as usize].next = self.buckets[bucket];
-        self.buckets[bucket] = entry;
-    }
-
-    fn unlink(&mut self, entry: EntryId) {
-        let bucket = self.bucket_of(entry);
-        let next = self.entries[entry as usize].next;
-        let mut at = self.buckets[bucket];
-        if at == entry {
-            self.buckets[bucket] = next;
-            return;
+    /// The slot that holds `entry`, which is a head.
+    fn slot_of(&self, entry: EntryId) -> usize {
+        let hash = self.entries[entry as usize].hash;
+        let word = (u64::from(hash) << 32) | u64::from(entry);
+        let mut at = self.home(hash);
+        while self.slots[at] != word {
+            assert!(self.slots[at] != 0, "entry {entry} is in the table");
+            at = self.after(at);
         }
-        while at != 0 {
-            let after = self.entries[at as usize].next;
-            if after == entry {
-                self.entries[at as usize].next = next;
-                return;
+        at
+    }
+
+    /// Empties a slot, moving what was pushed to the right of it back.
+    fn remove(&mut self, slot: usize) {
+        let mask = self.slots.len() - 1;
+        let (mut gap, mut at) = (slot, self.after(slot));
+        while self.slots[at] != 0 {
+            let home = self.home((self.slots[at] >> 32) as u32);
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(gap) & mask) {
+                self.slots[gap] = self.slots[at];
+                gap = at;
             }
-            at = after;
+            at = self.after(at);
         }
-        unreachable!("entry {entry} is not in its bucket");
+        self.slots[gap] = 0;
     }
 }
 
@@ -191,56 +216,61 @@ impl<K: Copy + Eq + Hash + Debug> PrefixIndex for HashIndex<K> {
     type Key = K;
 
     fn reserve_entries(&mut self, entries: usize) {
-        if entries <= self.entries.len() {
+        if entries <= self.num_entries {
             return;
         }
-        let linked: Vec<u32> = (1..self.entries.len() as u32)
-            .filter(|&e| self.entries[e as usize].key.is_some() && self.is_head(e))
-            .collect();
-        let empty = Entry {
-            key: None,
-            group: 0,
-            next: 0,
-        };
-        self.entries.resize(entries, empty);
-        self.buckets.clear();
-        self.buckets.resize(entries.next_power_of_two().max(4), 0);
-        for e in linked {
-            self.link(e);
+        self.num_entries = entries;
+        if let Some(&filler) = self.entries.first() {
+            let group = NO_GROUP;
+            self.entries.resize(entries, Entry { group, ..filler });
+        }
+        let slots = (entries + entries / 2).next_power_of_two().max(4);
+        let old = std::mem::replace(&mut self.slots, vec![0; slots]);
+        for word in old.into_iter().filter(|&word| word != 0) {
+            self.insert((word >> 32) as u32, word as u32);
         }
     }
 
     #[inline]
     fn get(&self, group: u32, key: K) -> EntryId {
-        let mut at = self.buckets[self.bucket(group, &key)];
-        while at != 0 {
-            let e = &self.entries[at as usize];
-            if e.group == group && e.key == Some(key) {
-                return at;
+        let hash = Self::hash(group, &key);
+        let mut at = self.home(hash);
+        loop {
+            let word = self.slots[at];
+            if word == 0 {
+                return 0;
             }
-            at = e.next;
+            if (word >> 32) as u32 == hash {
+                let e = &self.entries[word as u32 as usize];
+                if e.group == group && e.key == key {
+                    return word as u32;
+                }
+            }
+            at = self.after(at);
         }
-        0
     }
 
     fn name(&mut self, entry: EntryId, group: u32, key: K) {
-        let e = &mut self.entries[entry as usize];
-        e.key = Some(key);
-        e.group = group;
+        let hash = Self::hash(group, &key);
+        if self.entries.is_empty() {
+            let group = NO_GROUP;
+            self.entries.resize(self.num_entries, Entry { key, group, hash });
+        }
+        self.entries[entry as usize] = Entry { key, group, hash };
     }
 
     fn set_head(&mut self, entry: EntryId) {
-        self.link(entry);
+        self.insert(self.entries[entry as usize].hash, entry);
     }
 
     fn replace_head(&mut self, old: EntryId, new: EntryId) {
-        self.unlink(old);
-        self.link(new);
+        let slot = self.slot_of(old);
+        self.slots[slot] = (self.slots[slot] >> 32 << 32) | u64::from(new);
     }
 
     fn remove_head(&mut self, entry: EntryId) {
-        self.unlink(entry);
-        self.entries[entry as usize].key = None;
+        self.remove(self.slot_of(entry));
+        self.entries[entry as usize].group = NO_GROUP;
     }
 
     fn is_head(&self, entry: EntryId) -> bool {
@@ -250,16 +280,66 @@ impl<K: Copy + Eq + Hash + Debug> PrefixIndex for HashIndex<K> {
 
     fn key_of(&self, entry: EntryId) -> (u32, K) {
         let e = &self.entries[entry as usize];
-        match e.key {
-            Some(key) => (e.group, key),
-            None => unreachable!("entry {entry} has no key"),
-        }
+        assert!(e.group != NO_GROUP, "entry {entry} has no name");
+        (e.group, e.key)
     }
 
     fn clear(&mut self) {
-        self.buckets.fill(0);
+        self.slots.fill(0);
         for e in &mut self.entries {
-            e.key = None;
+            e.group = NO_GROUP;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    use super::*;
+
+    proptest! {
+        /// Property: whatever is named and forgotten, in a table that is as full as it gets, a key leads to its entry.
+        #[test]
+        fn a_hash_index_is_a_map(operations in prop::collection::vec((any::<bool>(), 0u32..2, 0u128..40, 1u32..40), 0..400)) {
+            let mut index = HashIndex::<u128>::new(8);
+            index.reserve_entries(40);
+            let mut map: HashMap<(u32, u128), u32> = HashMap::new();
+            for (insert, group, key, entry) in operations {
+                let taken = map.values().any(|&e| e == entry);
+                if insert && !taken && !map.contains_key(&(group, key)) {
+                    index.name(entry, group, key);
+                    index.set_head(entry);
+                    map.insert((group, key), entry);
+                } else if insert && !taken {
+                    let old = map[&(group, key)];
+                    index.name(entry, group, key);
+                    index.replace_head(old, entry);
+                    map.insert((group, key), entry);
+                } else if let Some(entry) = map.remove(&(group, key)) {
+                    prop_assert!(index.is_head(entry));
+                    index.remove_head(entry);
+                }
+                for group in 0..2 {
+                    for key in 0..40 {
+                        prop_assert_eq!(index.get(group, key), map.get(&(group, key)).copied().unwrap_or(0));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn growing_keeps_what_is_named() {
+        let mut index = HashIndex::<u64>::new(3);
+        for (entry, key) in [(1, 10), (2, 20)] {
+            index.name(entry, 0, key);
+            index.set_head(entry);
+        }
+        index.reserve_entries(100);
+        index.name(90, 0, 30);
+        index.set_head(90);
+        assert_eq!([10, 20, 30, 40].map(|key| index.get(0, key)), [1, 2, 90, 0]);
     }
 }

@@ -74,6 +74,7 @@ pub struct BlockPool<I: PrefixIndex, O = ()> {
     num_allocated: u64,
     num_evicted: u64,
     version: u64,
+    num_gained: u64,
     observer: O,
 }
 
@@ -127,6 +128,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             num_allocated: 0,
             num_evicted: 0,
             version: 0,
+            num_gained: 0,
             observer,
         })
     }
@@ -172,6 +174,15 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     #[inline]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Grows by at least as many as there are blocks that became both named and owned, by a name or by an owner.
+    ///
+    /// A request that waits may find so many more of its blocks in others' hands than it found before: while that is less
+    /// than it lacks, it needs not be looked up again.
+    #[inline]
+    pub fn num_gained(&self) -> u64 {
+        self.num_gained
     }
 
     /// The observer.
@@ -267,6 +278,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     #[inline]
     pub fn touch(&mut self, blocks: &[BlockId]) {
         self.version += 1;
+        self.num_gained += blocks.len() as u64;
         for &block in blocks {
             if block == NULL_BLOCK {
                 continue;
@@ -330,6 +342,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         debug_assert!(block != NULL_BLOCK, "the null block cannot be cached");
         debug_assert!(num_tokens > 0, "a name covers at least one token");
         self.version += 1;
+        self.num_gained += 1;
         let entry = if self.free.node(block).hash_tokens == 0 {
             self.free.node_mut(block).hash_tokens = num_tokens;
             block
