@@ -177,20 +177,7 @@ impl Session {
             // killed between making the file and its tables, or the probe's files only
             schema::create(&mut db)?;
         }
-        let metadata = if let Ok(bytes) = fs::read(folder.join(METADATA)) {
-            serde_json::from_slice(&bytes).map_err(|e| {
-                Error::input(format!(
-                    "{place}/{METADATA}: not the description of a session: {e}"
-                ))
-            })?
-        } else {
-            let mut made = Metadata::new("probe", Vec::new(), 0);
-            made.session_id = folder
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            made
-        };
+        let metadata = read_metadata(folder)?;
         Ok(Self {
             folder: folder.to_path_buf(),
             metadata,
@@ -233,6 +220,30 @@ fn has_probe_files(folder: &Path) -> bool {
     fs::read_dir(folder.join(PROBE_FOLDER)).is_ok_and(|mut files| {
         files.any(|f| f.is_ok_and(|f| f.file_name().to_string_lossy().ends_with(".jsonl")))
     })
+}
+
+/// The description of a recording. One that is not there (the probe alone recorded) or stops in its middle (the machine
+/// lost power) is made up: the database knows all that was recorded.
+fn read_metadata(folder: &Path) -> Result<Metadata> {
+    let made_up = |made_by: &str| {
+        let mut made = Metadata::new(made_by, Vec::new(), 0);
+        made.session_id = folder
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        made
+    };
+    let Ok(bytes) = fs::read(folder.join(METADATA)) else {
+        return Ok(made_up("probe"));
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(metadata) => Ok(metadata),
+        Err(e) if e.is_eof() => Ok(made_up("unknown")),
+        Err(e) => Err(Error::input(format!(
+            "{}/{METADATA}: not the description of a session: {e}",
+            folder.display()
+        ))),
+    }
 }
 
 fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {

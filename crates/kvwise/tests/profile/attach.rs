@@ -7,7 +7,7 @@ use kvwise_io::session::{Session, seed_files, series};
 
 use crate::fake_engine::FakeEngine;
 
-fn plan(urls: Vec<String>, folder: &std::path::Path, millis: u64) -> Attach {
+pub fn plan(urls: Vec<String>, folder: &std::path::Path, millis: u64) -> Attach {
     Attach {
         urls,
         duration: Some(Duration::from_millis(millis)),
