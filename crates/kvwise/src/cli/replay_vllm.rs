@@ -42,13 +42,28 @@ pub struct VllmArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     watermark: f64,
 
-    /// Groups of layers: full:1,swa1024:5; kinds full, swaN, chunkN, mamba, each with @SIZE for its own block size.
+    /// Groups of layers: full:1,swa1024:5; kinds full, swaN, chunkN, mamba, each with @SIZE for its own block size
+    /// and +eagle where the drafter's layers are.
     #[arg(long, value_name = "GROUPS", default_value = "full:1")]
     groups: String,
 
     /// Which blocks of sliding-window groups stay reachable: 0, none (all) or every so many tokens.
     #[arg(long, value_name = "TOKENS", default_value = "0")]
     retention: String,
+
+    /// Speculative decoding, as vLLM takes it: '{"method":"eagle3","num_speculative_tokens":3}'; methods eagle, eagle3,
+    /// mtp and ngram.
+    #[arg(long, value_name = "JSON")]
+    speculative_config: Option<String>,
+
+    /// Draft tokens accepted in a step on average, 0 to all of them.
+    #[arg(
+        long,
+        value_name = "MEAN",
+        default_value_t = 0.0,
+        requires = "speculative_config"
+    )]
+    accepted_tokens: f64,
 
     /// Share no prefixes.
     #[arg(long)]
@@ -127,6 +142,11 @@ impl VllmArgs {
                 retention: replay_vllm::retention(&self.retention)?,
                 reserve_full_isl: !self.no_reserve_full_isl,
                 release_order: replay_vllm::release_order(version),
+                speculation: self
+                    .speculative_config
+                    .as_deref()
+                    .map(|text| replay_vllm::speculation(text, self.accepted_tokens))
+                    .transpose()?,
                 ..SchedulerConfig::new(num_blocks, self.block_size)
             },
             clock: replay_vllm::clock(steps, self.step_time, trace.format()),

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use kvwise_cache::manager::{GroupSpec, Retention};
 use kvwise_cache::pool::ReleaseOrder;
+use kvwise_core::engine::vllm::Method;
 use kvwise_core::engine::vllm::version::{FreedBlocks, Rules, Version};
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run};
+use kvwise_sim::sched::vllm::Speculation;
 use kvwise_sim::trace::{Trace, TraceFormat};
+use serde::Deserialize;
 
 use crate::report::replay_vllm::VllmReplayReport;
 
@@ -46,7 +49,8 @@ fn with_events(trace: &Trace, config: &ReplayConfig, path: &Path) -> Result<Summ
 /// The groups of a model, as `full:1,swa1024:5`: kind and how many groups of it.
 ///
 /// Kinds: `full`, `swaN` (sliding window of N tokens), `chunkN` (chunked local attention), `mamba` (states at block
-/// boundaries). A kind may have its own block size: `swa1024@32:5`.
+/// boundaries). A kind may have its own block size: `swa1024@32:5`; `+eagle` behind it marks the group that has the
+/// drafter's layers: `full+eagle:1`.
 ///
 /// # Errors
 /// If the text is not of that form; the message names the part.
@@ -66,6 +70,10 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
             .ok()
             .filter(|n| (1..=64).contains(n))
             .ok_or_else(|| bad("has no count from 1 to 64"))?;
+        let (kind, eagle) = match kind.strip_suffix("+eagle") {
+            Some(kind) => (kind, true),
+            None => (kind, false),
+        };
         let (kind, size) = match kind.split_once('@') {
             None => (kind, block_size),
             Some((kind, size)) => (
@@ -87,7 +95,7 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
         } else {
             return Err(bad("is of no known kind: full, swaN, chunkN or mamba"));
         };
-        groups.extend((0..count).map(|_| group));
+        groups.extend((0..count).map(|_| GroupSpec { eagle, ..group }));
     }
     Ok(groups)
 }
@@ -114,6 +122,55 @@ pub fn retention(text: &str) -> Result<Retention> {
             ))
         }),
     }
+}
+
+/// Speculation as `--speculative-config` gives it to vLLM, with the mean of accepted drafts a step.
+///
+/// # Errors
+/// If the text is not such an object, or names a method that is not replayed.
+pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
+    #[derive(Deserialize)]
+    struct Given {
+        method: String,
+        num_speculative_tokens: u32,
+        #[serde(default)]
+        disable_eagle_block_drop: bool,
+    }
+    let given: Given = serde_json::from_str(text).map_err(|e| {
+        Error::input(format!("--speculative-config cannot be read: {e}"))
+            .hint(r#"example: '{"method":"eagle3","num_speculative_tokens":3}'"#)
+    })?;
+    let eagle = match Method::parse(&given.method)? {
+        Method::Eagle | Method::Eagle3 | Method::Mtp => true,
+        Method::Ngram => false,
+        other => {
+            return Err(Error::unsupported(format!(
+                "--speculative-config method {} is not replayed, only eagle, eagle3, mtp and ngram",
+                other.name()
+            )));
+        }
+    };
+    if given.disable_eagle_block_drop {
+        return Err(Error::unsupported(
+            "--speculative-config disable_eagle_block_drop is not replayed",
+        ));
+    }
+    if !(0.0..=64.0).contains(&accepted_tokens) {
+        return Err(Error::input(format!(
+            "--accepted-tokens is {accepted_tokens}, expected 0 to num_speculative_tokens"
+        )));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 64,000, as just checked"
+    )]
+    let accepted_per_mille = (accepted_tokens * 1000.0).round() as u32;
+    Ok(Speculation {
+        draft_tokens: given.num_speculative_tokens,
+        eagle,
+        accepted_per_mille,
+    })
 }
 
 /// The clock that suits the trace, unless one is asked for: steps for the `tokens` format, else seconds.
@@ -160,6 +217,43 @@ mod tests {
             let error = groups(text, 16).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn speculation_is_read_as_vllm_takes_it() {
+        let eagle = r#"{"method":"eagle3","model":"any","num_speculative_tokens":3}"#;
+        let read = speculation(eagle, 1.5).unwrap();
+        assert_eq!(
+            read,
+            Speculation {
+                draft_tokens: 3,
+                eagle: true,
+                accepted_per_mille: 1500
+            }
+        );
+        assert!(
+            !speculation(r#"{"method":"ngram","num_speculative_tokens":3}"#, 0.0)
+                .unwrap()
+                .eagle
+        );
+        for (text, accepted, word) in [
+            ("eagle", 0.0, "cannot be read"),
+            (r#"{"method":"eagle"}"#, 0.0, "num_speculative_tokens"),
+            (
+                r#"{"method":"eagle","num_speculative_tokens":-1}"#,
+                0.0,
+                "cannot be read",
+            ),
+            (r#"{"method":"magic","num_speculative_tokens":1}"#, 0.0, "magic"),
+            (r#"{"method":"medusa","num_speculative_tokens":1}"#, 0.0, "medusa"),
+            (eagle, -1.0, "--accepted-tokens"),
+            (eagle, f64::NAN, "--accepted-tokens"),
+        ] {
+            let error = speculation(text, accepted).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let marked = groups("full+eagle:1,swa64@32+eagle:2", 16).unwrap();
+        assert!(marked.iter().all(|group| group.eagle) && marked.len() == 3);
     }
 
     #[test]

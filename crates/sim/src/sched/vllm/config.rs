@@ -4,6 +4,8 @@ use kvwise_cache::manager::{GroupKind, GroupSpec, ManagerConfig, Retention};
 use kvwise_cache::pool::ReleaseOrder;
 use kvwise_core::{Error, Result};
 
+use super::Speculation;
+
 /// Which waiting request goes first, and which running one is preempted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
@@ -41,6 +43,8 @@ pub struct SchedulerConfig {
     pub reserve_full_isl: bool,
     /// Where released blocks go: differs between releases.
     pub release_order: ReleaseOrder,
+    /// Drafts that decoding requests verify.
+    pub speculation: Option<Speculation>,
 }
 
 impl SchedulerConfig {
@@ -59,6 +63,7 @@ impl SchedulerConfig {
             retention: Retention::default(),
             reserve_full_isl: true,
             release_order: ReleaseOrder::default(),
+            speculation: None,
         }
     }
 
@@ -92,6 +97,16 @@ impl SchedulerConfig {
                 "--max-num-batched-tokens or --max-num-seqs is beyond 2^30 tokens or 2^20 requests",
             ));
         }
+        let drops_block = self.speculation.is_some_and(|speculation| speculation.eagle);
+        if !drops_block && self.groups.iter().any(|group| group.eagle) {
+            return Err(Error::input(
+                "a group is a drafter's, but no method of speculation with a KV cache of its own is set",
+            )
+            .hint("name eagle, eagle3 or mtp in --speculative-config"));
+        }
+        if let Some(speculation) = &self.speculation {
+            speculation.check(self)?;
+        }
         Ok(())
     }
 
@@ -105,6 +120,7 @@ impl SchedulerConfig {
             retention: self.retention,
             watermark: self.watermark,
             release_order: self.release_order,
+            use_eagle: self.speculation.is_some_and(|speculation| speculation.eagle),
             ..ManagerConfig::new(self.num_blocks, self.groups.clone())
         }
     }

@@ -22,9 +22,10 @@ mod config;
 mod events;
 mod mamba;
 mod queue;
+mod speculation;
 mod step;
 
-use kvwise_cache::manager::{Allocation, Hit, KvCacheManager, SimKvCache, Slot};
+use kvwise_cache::manager::{Allocation, GroupKind, Hit, KvCacheManager, SimKvCache, Slot};
 use kvwise_cache::pool::{BlockId, DenseIndex, PoolObserver};
 use kvwise_core::{Error, Result};
 
@@ -32,6 +33,7 @@ pub use config::{Policy, SchedulerConfig};
 pub use events::{
     Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
 };
+pub use speculation::Speculation;
 
 use config::MambaAlign;
 use queue::Waiting;
@@ -66,6 +68,12 @@ struct Request {
     known: u32,
     offset: i64,
     decoding: bool,
+    /// Under speculation, where nobody is `decoding`: has a token sampled, so it gets drafts.
+    drafting: bool,
+    /// Its drafts of this step only fill up the batch.
+    padded: bool,
+    /// Steps in which its drafts were verified.
+    verifications: u32,
     scheduled: u32,
     priority: i64,
     arrival: u32,
@@ -84,6 +92,17 @@ impl Request {
     fn slot(&self) -> Slot {
         self.slot.expect("a request has a place from its first try on")
     }
+}
+
+/// Why a request that must fit whole was refused, as far as that can be told again without looking it up: blocks that
+/// nobody else holds have to come from the free queue.
+#[derive(Debug, Clone, Copy)]
+struct Shortage {
+    request: u32,
+    /// Blocks of its known tokens that no other request held.
+    needed: u64,
+    /// [`kvwise_cache::pool::BlockPool::num_gained`] then.
+    gained: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,12 +127,17 @@ pub struct Scheduler {
     running: Vec<u32>,
     /// When each running request has to be looked at next.
     due: Vec<u32>,
-    /// Running requests that are not decoding.
+    /// Running requests that are not decoding; under speculation all.
     num_prefilling: u32,
+    /// Whether running requests were given tokens in this step, and whether one of them still computes its prompt.
+    batch_runs: bool,
+    batch_prefills: bool,
     tick: u32,
     arrivals: u32,
     /// The first waiting request was refused at this pool version, with this budget.
     refused: Option<(u32, u64, u32)>,
+    /// What the first waiting request lacked when it was refused.
+    shortage: Option<Shortage>,
     hit: Hit,
     copies: Vec<(BlockId, BlockId)>,
     totals: Totals,
@@ -141,9 +165,12 @@ impl Scheduler {
             running: Vec::new(),
             due: Vec::new(),
             num_prefilling: 0,
+            batch_runs: false,
+            batch_prefills: false,
             tick: 0,
             arrivals: 0,
             refused: None,
+            shortage: None,
             hit: Hit::default(),
             copies: Vec::new(),
             totals: Totals::default(),
@@ -208,6 +235,9 @@ impl Scheduler {
             known: new.prompt_tokens,
             offset: 0,
             decoding: false,
+            drafting: false,
+            padded: false,
+            verifications: 0,
             scheduled: 0,
             priority: new.priority,
             arrival,
@@ -237,7 +267,7 @@ impl Scheduler {
             .config
             .groups
             .iter()
-            .filter(|g| g.kind == kvwise_cache::manager::GroupKind::Full)
+            .filter(|g| g.kind == GroupKind::Full)
             .map(|g| u64::from(prompt_tokens.div_ceil(g.block_size)))
             .sum();
         (blocks > u64::from(self.config.num_blocks - 1)).then_some(Rejection::TooManyBlocks)
@@ -294,6 +324,34 @@ impl Scheduler {
         self.settle(step + 1, content, events)
     }
 
+    /// Notes what a refused request lacks, where one group of full attention makes that a simple count.
+    fn note_shortage(&mut self, r: u32) {
+        let simple = self.config.reserve_full_isl
+            && matches!(self.config.groups[..], [group] if group.kind == GroupKind::Full);
+        self.shortage = simple.then(|| {
+            let pool = self.manager.pool();
+            let known = self.requests[r as usize].known.min(self.config.max_model_len);
+            let total = known.div_ceil(self.config.groups[0].block_size);
+            let held = self.hit.blocks.first().map_or(0, |blocks| {
+                blocks.iter().filter(|&&b| pool.ref_count(b) > 0).count()
+            });
+            Shortage {
+                request: r,
+                needed: u64::from(total).saturating_sub(held as u64),
+                gained: pool.num_gained(),
+            }
+        });
+    }
+
+    /// Whether waiting request `r` surely still does not fit, whatever a lookup would find.
+    fn still_short(&self, r: u32) -> bool {
+        let pool = self.manager.pool();
+        self.shortage.is_some_and(|shortage| {
+            let found = pool.num_gained() - shortage.gained;
+            shortage.request == r && shortage.needed > found + u64::from(pool.num_free())
+        })
+    }
+
     fn computed(&self, r: u32) -> u32 {
         let request = &self.requests[r as usize];
         if request.decoding {
@@ -312,7 +370,7 @@ impl Scheduler {
         let computed = request.computed;
         // One position is left for the token to be sampled.
         let room = self.config.max_model_len.saturating_sub(computed + 1);
-        let tokens = (request.known - computed).min(budget).min(room);
+        let tokens = (request.known - computed + self.drafts(r)).min(budget).min(room);
         match &self.mamba {
             Some(align) => self.mamba_chunk(align, request, computed, tokens, budget),
             None => tokens,
@@ -321,6 +379,7 @@ impl Scheduler {
 
     fn allocate_running<C: ContentKeys>(&mut self, r: u32, tokens: u32, content: &mut C) -> bool {
         let computed = self.computed(r);
+        let lookahead_tokens = self.lookahead_tokens();
         let request = &mut self.requests[r as usize];
         if request.decoding {
             request.computed = computed;
@@ -334,6 +393,7 @@ impl Scheduler {
             &Allocation {
                 num_prompt_tokens: request.prompt,
                 shared_prefix_boundary: request.boundary,
+                lookahead_tokens,
                 ..Allocation::new(&request.keys, computed, tokens, request.known)
             },
             None,
@@ -375,6 +435,7 @@ impl Scheduler {
         }
         request.computed = 0;
         request.scheduled = 0;
+        request.drafting = false;
         request.preemptions += 1;
         request.state = State::Waiting;
         self.waiting.put_back(r, request.priority, request.arrival);
@@ -424,6 +485,7 @@ impl Scheduler {
         self.totals.rejected += 1;
         events.rejected(step, self.requests[r as usize].tag, reason);
         self.requests[r as usize].state = State::Done;
+        self.shortage = None;
         self.retire(r, content);
         self.unused.push(r);
     }

@@ -14,6 +14,7 @@ impl Scheduler {
         events: &mut E,
     ) -> bool {
         let mut preempted = false;
+        (self.batch_runs, self.batch_prefills) = (false, false);
         let mut i = 0;
         // With a token for everyone and no chunk under way, only due requests need to be visited.
         let sweep = self.num_prefilling == 0 && self.running.len() <= *budget as usize;
@@ -60,7 +61,10 @@ impl Scheduler {
             if !granted {
                 break;
             }
-            self.requests[r as usize].scheduled = tokens;
+            let request = &mut self.requests[r as usize];
+            request.scheduled = tokens;
+            self.batch_runs = true;
+            self.batch_prefills |= !request.drafting;
             if sweep {
                 i = next_due(&self.due, i + 1, self.tick);
             } else {
@@ -100,6 +104,10 @@ impl Scheduler {
             if self.refused == Some(attempt) {
                 break;
             }
+            if !self.running.is_empty() && self.still_short(r) {
+                self.refused = Some(attempt);
+                break;
+            }
             let request = &mut self.requests[r as usize];
             if request.slot.is_none() {
                 request.slot = Some(self.manager.open());
@@ -111,11 +119,16 @@ impl Scheduler {
             self.manager.lookup(&request.keys, request.known, &mut self.hit);
             request.boundary = self.hit.shared_prefix_boundary;
             let hit_tokens = self.hit.num_tokens;
-            let mut tokens = (request.known - hit_tokens).min(*budget);
+            let known = request.known;
+            let Some(wanted) = self.padded_tokens(hit_tokens, known - hit_tokens, *budget) else {
+                break;
+            };
+            let mut tokens = wanted.min(*budget);
             if let Some(align) = &self.mamba {
                 tokens = self.mamba_chunk(align, &self.requests[r as usize], hit_tokens, tokens, *budget);
             }
             let alone = self.running.is_empty();
+            let lookahead_tokens = self.lookahead_tokens();
             let request = &self.requests[r as usize];
             let granted = tokens > 0
                 && self.manager.allocate(
@@ -125,6 +138,7 @@ impl Scheduler {
                         shared_prefix_boundary: request.boundary,
                         full_sequence_must_fit: self.config.reserve_full_isl,
                         apply_watermark: !alone,
+                        lookahead_tokens,
                         ..Allocation::new(&request.keys, 0, tokens, request.known)
                     },
                     Some(&self.hit),
@@ -138,6 +152,7 @@ impl Scheduler {
                 }
                 // A state written in this step is readable in the next, without any change of the pool.
                 self.refused = self.mamba.is_none().then_some(attempt);
+                self.note_shortage(r);
                 break;
             }
             self.report_evictions(step, events);
@@ -155,12 +170,14 @@ impl Scheduler {
             request.state = State::Running;
             request.computed = hit_tokens;
             request.scheduled = tokens;
+            request.padded = wanted > known - hit_tokens;
             let tables = BlockTables {
                 manager: &self.manager,
                 slot: request.slot(),
             };
             events.admitted(step, &admission, &tables);
             self.waiting.pop_first();
+            self.shortage = None;
             self.running.push(r);
             self.due.push(self.tick);
             self.num_prefilling += 1;
@@ -184,6 +201,26 @@ impl Scheduler {
         while i < self.running.len() {
             let r = self.running[i] as usize;
             let request = &mut self.requests[r];
+            if let Some(speculation) = &self.config.speculation
+                && request.scheduled > 0
+                && request.computed + request.scheduled >= request.known
+            {
+                if !request.drafting {
+                    work.decode_requests -= 1;
+                    work.prefill_tokens += request.scheduled;
+                    events.prefilled(step, request.tag, request.scheduled, request.computed, true);
+                }
+                speculation.verify(request);
+                if request.known >= request.limit {
+                    ended = true;
+                    self.num_prefilling -= 1;
+                    self.finish(step, r as u32, content, events);
+                } else {
+                    self.due[i] = self.tick + 1;
+                }
+                i = next_due(&self.due, i + 1, self.tick);
+                continue;
+            }
             if request.decoding {
                 request.computed += 1;
                 request.known = request.computed + 1;
