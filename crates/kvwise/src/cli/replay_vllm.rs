@@ -51,8 +51,7 @@ pub struct VllmArgs {
     #[arg(long, value_name = "TOKENS", default_value = "0")]
     retention: String,
 
-    /// Speculative decoding, as vLLM takes it: '{"method":"eagle3","num_speculative_tokens":3}'; methods eagle, eagle3,
-    /// mtp and ngram.
+    /// Speculative decoding, as vLLM takes it (see the examples); methods eagle, eagle3, mtp and ngram.
     #[arg(long, value_name = "JSON")]
     speculative_config: Option<String>,
 
