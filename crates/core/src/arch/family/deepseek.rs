@@ -88,7 +88,7 @@ fn plain(t: &Text) -> Result<Dense> {
 /// If a size is missing or out of range.
 pub(crate) fn v1(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
-    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attends.fill(t.attend_of_all()?);
     d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
     match t.config.get("n_routed_experts") {
         None => d.build(),
@@ -179,7 +179,20 @@ pub(crate) fn sarvam(t: &Text) -> Result<Decoder> {
 /// # Errors
 /// If a size is missing or out of range.
 pub(crate) fn dense_latent(t: &Text) -> Result<Decoder> {
-    latent(t, &Mla::read(t)?, TWO_NORMS, None, &[])
+    biased(t, latent(t, &Mla::read(t)?, TWO_NORMS, None, &[])?)
+}
+
+/// The same with biases in the first projections and the last where the file says so (generic backend).
+fn biased(t: &Text, mut decoder: Decoder) -> Result<Decoder> {
+    if t.config.flag("attention_bias", false)? {
+        for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+            let biased = ["q_a_proj", "qkv_a_proj", "kv_a_proj_with_mqa", "self_attn.o_proj"];
+            if biased.iter().any(|name| weight.name.ends_with(name)) {
+                *weight = weight.clone().bias(true);
+            }
+        }
+    }
+    Ok(decoder)
 }
 
 /// Latent models with experts that the generic backend builds (Mistral-4, A.X-K2).
@@ -190,7 +203,8 @@ pub(crate) fn generic_latent(t: &Text) -> Result<Decoder> {
     let mut mla = Mla::read(t)?;
     // The generic backend does not build an indexer of its own.
     mla.indexer = None;
-    latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?)
+    let decoder = latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?)?;
+    biased(t, decoder)
 }
 
 /// A.X-K2 (generic backend): queries are made from their low rank before and after its norm, with an output gate;
@@ -242,7 +256,7 @@ pub(crate) fn axk2(t: &Text) -> Result<Decoder> {
             layer.weights.extend(gate("post_attention_layernorm"));
         }
     }
-    Ok(decoder)
+    biased(t, decoder)
 }
 
 /// LongCat-Flash: two attentions and two dense parts a layer beside one mixture of experts, whose zero experts

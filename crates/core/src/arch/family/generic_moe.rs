@@ -86,11 +86,7 @@ pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
             d
         }
     };
-    let width = if hunyuan {
-        t.intermediate()?
-    } else {
-        t.first_dim(&["moe_intermediate_size", "intermediate_size"])?
-    };
+    let width = t.first_dim(&["moe_intermediate_size", "intermediate_size"])?;
     d.mlp.width = width;
     let top_k = match t.config.get("moe_topk") {
         Some(serde_json::Value::Array(_)) => t.config.u64s("moe_topk")?.unwrap_or_default().into_iter().max(),
@@ -107,7 +103,7 @@ pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
         width,
     );
     if hunyuan {
-        moe = moe.shared("mlp.shared_mlp", width);
+        moe = moe.shared("mlp.shared_mlp", t.intermediate()?);
     }
     d.build_with(|_, layer| {
         layer.weights.extend(moe.weights(d.hidden));
@@ -158,12 +154,13 @@ pub(crate) fn zaya(t: &Text) -> Result<Decoder> {
     let linear = |name: &str, inputs: u64, outputs: u64| {
         Weight::replicated(name, Role::Attention, inputs, &[outputs]).unquantized()
     };
+    let bias = attention.qkv_bias;
     let mut weights = vec![
-        Weight::replicated("self_attn.o_proj", Role::Attention, queries, &[hidden]),
-        linear("self_attn.qkv_proj.q_proj", hidden, queries),
-        linear("self_attn.qkv_proj.k_proj", hidden, keys),
-        linear("self_attn.qkv_proj.v_proj_current", hidden, keys / 2),
-        linear("self_attn.qkv_proj.v_proj_delayed", hidden, keys / 2),
+        Weight::replicated("self_attn.o_proj", Role::Attention, queries, &[hidden]).bias(bias),
+        linear("self_attn.qkv_proj.q_proj", hidden, queries).bias(bias),
+        linear("self_attn.qkv_proj.k_proj", hidden, keys).bias(bias),
+        linear("self_attn.qkv_proj.v_proj_current", hidden, keys / 2).bias(bias),
+        linear("self_attn.qkv_proj.v_proj_delayed", hidden, keys / 2).bias(bias),
         Weight::tensor(
             "self_attn.qkv_proj.conv_qk_depthwise",
             Role::State,

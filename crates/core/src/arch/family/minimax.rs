@@ -12,7 +12,7 @@ use crate::arch::{Cache, CacheKind, Op, Part, Role, Split, Weight};
 /// If a size is missing or out of range.
 pub(crate) fn m2(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
-    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attends.fill(t.attend_of_all()?);
     d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
     d.attention.qk_norm = QkNorm::Split(Norm::Scale);
     let mut moe = Moe::new("block_sparse_moe", experts(t)?, top_k(t)?, t.intermediate()?).f32_router();

@@ -36,7 +36,7 @@ pub(crate) fn granite(t: &Text) -> Result<Decoder> {
     };
     let moe = everywhere(t, "block_sparse_moe")?.shared("shared_mlp", shared);
     if t.model_type()? != "granitemoe_swa" {
-        d.attends = vec![Attend::Full; d.attends.len()];
+        d.attends.fill(t.attend_of_all()?);
     }
     d.build_with(|_, layer| {
         layer.weights.extend(moe.weights(d.hidden));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::text::Text;
 
-/// Classes that always build an output head of its own (`tie_word_embeddings` is not in their model file).
+/// Classes that always build an output head of its own (their model file never ties it).
 const NEVER_TIED: &[&str] = &[
     "AXK1ForCausalLM",
     "AfmoeForCausalLM",
@@ -29,6 +29,8 @@ const NEVER_TIED: &[&str] = &[
     "KimiVLForConditionalGeneration",
     "LongcatFlashForCausalLM",
     "LongcatFlashNgramForCausalLM",
+    "MiMoV2FlashForCausalLM",
+    "MiMoV2ForCausalLM",
     "MiniMaxM2ForCausalLM",
     "MiniMaxM3SparseForCausalLM",
     "MiniMaxM3SparseForConditionalGeneration",
@@ -42,6 +44,10 @@ const NEVER_TIED: &[&str] = &[
     "Qwen3NextForCausalLM",
     "Qwen4ExpForCausalLM",
     "Qwen4ExpForConditionalGeneration",
+    "Step3TextForCausalLM",
+    "Step3VLForConditionalGeneration",
+    "Step3p5ForCausalLM",
+    "Step3p7ForConditionalGeneration",
     "UnlimitedOCRForCausalLM",
 ];
 

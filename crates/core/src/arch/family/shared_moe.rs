@@ -109,7 +109,7 @@ pub(crate) fn afmoe(t: &Text) -> Result<Decoder> {
 /// If a size is missing or out of range.
 pub(crate) fn bailing(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
-    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attends.fill(t.attend_of_all()?);
     d.attention.path = "attention";
     let bias = t.config.flag("use_bias", false)?;
     d.attention.qkv_bias = bias || t.config.flag("use_qkv_bias", false)?;

@@ -12,7 +12,7 @@ use crate::arch::{Role, Weight};
 /// If a size is missing or out of range.
 pub(crate) fn step3(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
-    d.attends = vec![Attend::Full; d.attends.len()];
+    d.attends.fill(t.attend_of_all()?);
     d.attention.kv_heads = 1;
     let shared_q = t.config.dim_or("share_q_dim", 0)?;
     let a = d.attention.clone();

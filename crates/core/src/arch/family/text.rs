@@ -270,6 +270,21 @@ impl Text {
         Ok(Some(self.config.dim_or("sliding_window", 0)?).filter(|&w| w > 0))
     }
 
+    /// What layers attend to whose class says nothing about windows: the file's window where it holds for the whole
+    /// model, else everything (vLLM 0.32.0, `create_engine_config` in `engine/arg_utils.py`).
+    ///
+    /// # Errors
+    /// If the window or the list of layer types is wrong.
+    pub fn attend_of_all(&self) -> Result<Attend> {
+        let mixed = self
+            .layer_types()?
+            .is_some_and(|types| types.iter().any(|kind| *kind != "sliding_attention"));
+        Ok(match self.window()? {
+            Some(window) if !mixed => Attend::Sliding(window),
+            _ => Attend::Full,
+        })
+    }
+
     /// What each layer attends to where the class looks at `layer_types`: sliding layers have the window, others
     /// are full. Without the list, `full_every` tells which layers are full (layer `i` if `(i + 1) % n == 0`);
     /// without that either, one window holds for all layers (vLLM 0.32.0, `create_engine_config`).
@@ -292,8 +307,10 @@ impl Text {
                 .iter()
                 .zip(0..layers)
                 .map(|(kind, i)| match *kind {
-                    // An explicit window of 0 switches windows off for the whole model.
-                    "sliding_attention" if self.config.u64("sliding_window")? == Some(0) => Ok(Attend::Full),
+                    // An explicit window of null or 0 switches windows off for the whole model.
+                    "sliding_attention" if window.is_none() && self.config.has("sliding_window") => {
+                        Ok(Attend::Full)
+                    }
                     "sliding_attention" => sliding(i),
                     _ => Ok(Attend::Full),
                 })
