@@ -124,6 +124,14 @@ fn specification(kind: &CacheKind) -> String {
         CacheKind::Chunked { heads: h, chunk } => format!("{} {chunk}", heads("chunked", h)),
         CacheKind::Latent { width, .. } => format!("latent 1 {width} 0"),
         CacheKind::Indexer { bytes_per_token, .. } => format!("latent 1 {bytes_per_token} 0"),
+        CacheKind::PooledIndexer {
+            bytes_per_entry,
+            pool,
+            ..
+        } => format!("pooled {bytes_per_entry} {pool}"),
+        CacheKind::Ring {
+            vectors, width, pool, ..
+        } => format!("ring {vectors} {width} {pool}"),
         CacheKind::State(s) => state(s),
         other @ CacheKind::Compressed { .. } => format!("{other:?}"),
     }

@@ -63,6 +63,27 @@ pub enum CacheKind {
         /// 64, or 128 in MiniMax-M3.
         kernel_block: u64,
     },
+    /// Index keys of which each stands for a pool of tokens (GLM-5-Next, Qwen4-Exp).
+    PooledIndexer {
+        /// Bytes of one entry.
+        bytes_per_entry: u64,
+        /// Tokens that one entry covers.
+        pool: u64,
+        /// Whether a kernel reads it in pages of 32 or 64 entries; otherwise any block will do.
+        paged: bool,
+    },
+    /// Raw keys of the pool that is still being filled, one block a request (`CircularBufferSpec`).
+    Ring {
+        /// Vectors a token.
+        vectors: u64,
+        /// 16-bit elements of one vector.
+        width: u64,
+        /// Tokens of a pool.
+        pool: u64,
+        /// Whether room for draft tokens comes in powers of two of pools, and on every rank of decode context
+        /// parallelism (GLM-5-Next).
+        doubling: bool,
+    },
     /// DeepSeek-V4 attention: a sliding window of latents, for `ratio` > 1 also one state per `ratio` tokens with its
     /// compressor's window, and for `ratio` 4 an indexer. One of these a layer stands for all of them: an engine
     /// that keeps them as several caches splits it up.

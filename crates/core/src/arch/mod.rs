@@ -15,6 +15,6 @@ pub mod weight;
 
 pub use cache::{Cache, CacheKind, Heads, State};
 pub use config::Config;
-pub use model::{Layer, Model, Outside, Place};
+pub use model::{Layer, Model, Outside, Place, Pooling};
 pub use parallel::Parallel;
 pub use weight::{Op, Part, Role, Shard, Split, Weight};

@@ -34,6 +34,16 @@ pub struct Model {
     pub outside: Vec<Outside>,
     /// Layers of a built-in multi-token-prediction drafter (`num_nextn_predict_layers`), 0 if none.
     pub mtp_layers: u64,
+    /// How it is served where it generates no text.
+    pub pooling: Option<Pooling>,
+}
+
+/// How an engine serves a model that embeds, classifies or scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pooling {
+    /// Whether a prompt may be split over steps and its prefix cached: only what later tokens do not change can be
+    /// (vLLM 0.32.0, `is_chunked_prefill_supported` in `vllm/config/model.py`).
+    pub splits_prompts: bool,
 }
 
 /// One decoder layer.

@@ -112,6 +112,14 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
         CacheKind::Chunked { heads: h, chunk } => heads(h, context.min(*chunk)),
         CacheKind::Latent { width, .. } => width.checked_mul(element_bytes)?.checked_mul(context),
         CacheKind::Indexer { bytes_per_token, .. } => bytes_per_token.checked_mul(context),
+        CacheKind::PooledIndexer {
+            bytes_per_entry,
+            pool,
+            ..
+        } => bytes_per_entry.checked_mul(context.div_ceil((*pool).max(1))),
+        CacheKind::Ring {
+            vectors, width, pool, ..
+        } => vectors.checked_mul(*width)?.checked_mul(2)?.checked_mul(*pool),
         CacheKind::Compressed {
             ratio,
             head_dim,
@@ -398,7 +406,8 @@ fn generic_groups(model: &Model, max_len: u64, tp: u64, element: u64) -> Result<
             CacheKind::Sliding { window, .. } => (format!("sliding {window}"), true),
             CacheKind::Chunked { chunk, .. } => (format!("chunked {chunk}"), true),
             CacheKind::Latent { .. } => ("latent".to_owned(), true),
-            CacheKind::Indexer { .. } => ("indexer".to_owned(), true),
+            CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. } => ("indexer".to_owned(), true),
+            CacheKind::Ring { .. } => ("ring".to_owned(), false),
             CacheKind::Compressed { ratio, .. } => (format!("compressed {ratio}"), true),
             CacheKind::ConvWindow { window, .. } => (format!("convolution {window}"), true),
             CacheKind::State(_) => ("state".to_owned(), false),

@@ -86,6 +86,7 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         layers: decoder.layers,
         outside: decoder.outside,
         mtp_layers: 0,
+        pooling: None,
     })
 }
 

@@ -58,6 +58,8 @@ pub(crate) fn gemma3n(t: &Text) -> Result<Decoder> {
     let mut d = Dense::with_mlp(t, Mlp::gated(first))?;
     d.norms = FOUR_NORMS;
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.attention.qkv_bias = c.flag("attention_bias", false)?;
+    d.attention.o_bias = d.attention.qkv_bias;
     d.ends.tied = c.flag("tie_word_embeddings", true)?;
     if t.layer_types()?.is_none() {
         d.attends = t.attends(Some(5))?;
@@ -294,5 +296,33 @@ pub(crate) fn gemma4_unified(t: &Text) -> Result<Decoder> {
         *layer = global.layer(i);
         layer.weights.extend(global.mlp.weights(global.hidden));
     }
+    Ok(decoder)
+}
+
+/// DiffusionGemma (vLLM 0.32.0, `diffusion_gemma.py`): Gemma-4 whose keys are its values in full layers, and a gated
+/// feed-forward part, whole on every rank, for the embeddings of the step before.
+pub(crate) fn diffusion_gemma(t: &Text) -> Result<Decoder> {
+    let mut inner = t.clone();
+    let mut map = inner.config.map().clone();
+    map.insert("attention_k_eq_v".to_owned(), serde_json::Value::from(true));
+    inner.config = inner.config.with_map(map);
+    let mut decoder = gemma4(&inner)?;
+    let hidden = t.hidden()?;
+    let width = match t.top.dim_or("self_conditioning_size", 0)? {
+        0 => t.intermediate()?,
+        n => n,
+    };
+    let whole = |name: &str, inputs, outputs| {
+        Weight::replicated(format!("self_conditioning.{name}"), Role::Mlp, inputs, &[outputs]).unquantized()
+    };
+    decoder.outside.push(part(
+        Place::Every,
+        vec![
+            Weight::norm("self_conditioning.pre_norm", hidden),
+            whole("gate_proj", hidden, width),
+            whole("up_proj", hidden, width),
+            whole("down_proj", width, hidden),
+        ],
+    ));
     Ok(decoder)
 }

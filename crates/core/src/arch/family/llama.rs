@@ -2,8 +2,8 @@
 
 use super::dense::{Decoder, Dense, FOUR_NORMS, Mlp, Norm, QkNorm, part};
 use super::text::{Attend, Text};
-use crate::Result;
 use crate::arch::{Place, Role, Weight};
+use crate::{Error, Result};
 
 /// The options that Llama's class has (vLLM 0.32.0, `llama.py`): `attention_bias` or `bias` for all four
 /// projections, `qkv_bias` for the first three alone, `mlp_bias`.
@@ -210,6 +210,27 @@ pub(crate) fn cohere(t: &Text) -> Result<Dense> {
 /// Cohere and Cohere2 without experts.
 pub(crate) fn cohere_dense(t: &Text) -> Result<Decoder> {
     cohere(t)?.build()
+}
+
+/// Cohere Compass (vLLM 0.32.0, `cohere_compass.py`): Cohere's layers with biases and with windows as they are listed.
+/// The wrapper's own `tie_word_embeddings` counts, and has to be true.
+pub(crate) fn cohere_compass(t: &Text) -> Result<Decoder> {
+    let t = &t.inner(&t.class)?;
+    if !t.tied()? {
+        return Err(Error::unsupported(format!(
+            "{} is false, and vLLM 0.32.0 asserts that it is true",
+            t.top.name("tie_word_embeddings")
+        )));
+    }
+    let mut d = Dense::llama(t)?;
+    d.norms = &["input_layernorm"];
+    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
+    d.attention.o_bias = d.attention.qkv_bias;
+    if t.layer_types()?.is_none() {
+        // The class lists full attention for all layers.
+        d.attends.fill(Attend::Full);
+    }
+    d.build()
 }
 
 /// GLM-4 (vLLM 0.32.0, `glm4.py`): norms before and after both parts.

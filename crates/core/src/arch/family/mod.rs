@@ -13,6 +13,7 @@ mod ernie_vl;
 mod gemma;
 mod generic;
 mod generic_moe;
+mod glm5_next;
 mod gpt;
 mod hy_v4;
 mod hybrid;
@@ -32,6 +33,7 @@ mod moondream;
 mod nemotron_h;
 mod pangu;
 mod phi4_multimodal;
+mod pooling;
 mod quirks;
 mod qwen;
 mod qwen4;
@@ -78,7 +80,8 @@ pub fn classes() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// As [`read`], if the class cannot be told.
 pub fn unread_tower(config: &Config) -> Result<Option<&'static str>> {
-    Ok(tower::unread(&class_of(config)?, config))
+    let (class, _) = pooling::resolve(&class_of(config)?);
+    Ok(tower::unread(&class, config))
 }
 
 /// Reads a model from its configuration, as vLLM 0.32.0 would build it. `name` is what the user called it.
@@ -87,7 +90,8 @@ pub fn unread_tower(config: &Config) -> Result<Option<&'static str>> {
 /// If a value in the configuration cannot be used: it says which field, its value and what was expected.
 pub fn read(name: &str, config: &Config) -> Result<Reading> {
     let class = class_of(config)?;
-    let text = Text::find(&class, config)?;
+    let (built, pooled) = pooling::resolve(&class);
+    let text = Text::find(&built, config)?;
     let mut decoder = match decoder(&text, 0) {
         Ok(decoder) => decoder,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
@@ -98,7 +102,11 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         }
         Err(error) => return Err(error),
     };
-    decoder.outside.extend(tower::read(&class, &text)?);
+    let pooling = match &pooled {
+        Some(pooled) => Some(pooled.finish(&text, &mut decoder)?),
+        None => None,
+    };
+    decoder.outside.extend(tower::read(&built, &text)?);
     let optional = |read: Result<u64>, keys: &[&str]| {
         if keys.iter().any(|key| text.config.get(key).is_some()) {
             read
@@ -110,7 +118,11 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
     Ok(Reading::Model(Box::new(Model {
         name: name.to_owned(),
         model_type: text.top.str("model_type")?.unwrap_or_default().to_owned(),
-        dtype: text.dtype()?,
+        dtype: if pooled.is_some() {
+            pooling::dtype(&text)?
+        } else {
+            text.dtype()?
+        },
         max_position: text.max_length()?,
         num_attention_heads: heads,
         num_kv_heads: match decoder.kv_heads {
@@ -125,6 +137,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         layers: decoder.layers,
         outside: decoder.outside,
         mtp_layers: decoder.mtp_layers,
+        pooling,
     })))
 }
 

@@ -5,9 +5,9 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, deepseek_v4, delta, ernie_vl, gemma, generic, generic_moe, gpt, hy_v4, hybrid, k2_horizon,
-    kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream, nemotron_h, pangu,
-    phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
+    deepseek, deepseek_v4, delta, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt, hy_v4, hybrid,
+    k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream, nemotron_h,
+    pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
 };
 use crate::Result;
 
@@ -62,6 +62,10 @@ const ROWS: &[(&[&str], Reader)] = &[
     (
         &["CohereForCausalLM", "Cohere2ForCausalLM"],
         Own(llama::cohere_dense),
+    ),
+    (
+        &["CohereCompassForConditionalGeneration"],
+        Own(llama::cohere_compass),
     ),
     (&["Glm4ForCausalLM"], Own(llama::glm4)),
     (
@@ -141,6 +145,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["Gemma3nForCausalLM"], Own(gemma::gemma3n)),
     (&["Gemma4ForCausalLM"], Own(gemma::gemma4)),
     (&["Gemma4UnifiedForCausalLM"], Own(gemma::gemma4_unified)),
+    (&["DiffusionGemmaForBlockDiffusion"], Own(gemma::diffusion_gemma)),
     (
         &[
             "Qwen3NextForCausalLM",
@@ -433,6 +438,10 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["DeepseekV4ForCausalLM"], Own(deepseek_v4::v4)),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
+    (
+        &["Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"],
+        Own(glm5_next::glm5_next),
+    ),
     (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),
     (&["Glm4MoeLiteForCausalLM"], Own(deepseek::glm4_lite)),

@@ -117,7 +117,10 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
                         sliding: windowed && window.is_some(),
                     });
                 }
-                CacheKind::Latent { sparse: true, .. } | CacheKind::Indexer { .. } => {
+                CacheKind::Latent { sparse: true, .. }
+                | CacheKind::Indexer { .. }
+                | CacheKind::PooledIndexer { .. }
+                | CacheKind::Ring { .. } => {
                     return Err(unsupported("sparse attention"));
                 }
                 CacheKind::Latent { width, .. } => {
@@ -359,6 +362,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
             weights: vec![Weight::tensor("outside", Role::Embedding, &[outside], None)],
         }],
         mtp_layers: 0,
+        pooling: None,
     })
 }
 

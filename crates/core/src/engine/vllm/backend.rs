@@ -30,6 +30,8 @@ pub enum Backend {
     FlashInferMlaSparseSm120,
     /// Storage of the sparse indexer; cannot be selected.
     Indexer,
+    /// Storage of an indexer over pools of tokens (GLM-5-Next); cannot be selected.
+    PooledIndexer,
     /// Storage and sparse attention of MiniMax-M3; cannot be selected.
     MinimaxIndexer,
     /// DeepSeek-V4's own; cannot be selected.
@@ -79,6 +81,8 @@ pub struct Demand {
     pub block_size: Option<u64>,
     /// Decode context parallel size.
     pub dcp: u64,
+    /// Tokens that one entry of an indexer covers, 1 elsewhere.
+    pub pool: u64,
 }
 
 const NAMES: [(&str, Backend); 18] = [
@@ -123,6 +127,25 @@ const TURBOQUANT: [KernelBlock; 4] = [
     KernelBlock::Exactly(128),
 ];
 
+/// Tokens in pages of 32 and 64 entries over pools of so many tokens; of the latter alone on compute capability 12
+/// (vLLM 0.32.0, `get_paged_mqa_page_sizes` in `utils/deep_gemm.py`).
+fn pooled_pages(pool: u64, gpu: Gpu) -> &'static [KernelBlock] {
+    macro_rules! pages {
+        ($($pool:literal)*) => {
+            match pool {
+                $($pool => {
+                    const PAGES: [KernelBlock; 2] =
+                        [KernelBlock::Exactly(32 * $pool), KernelBlock::Exactly(64 * $pool)];
+                    &PAGES
+                })*
+                _ => &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)],
+            }
+        };
+    }
+    let pages: &'static [KernelBlock] = pages!(2 4 8 16 32 64 128);
+    if gpu.major == 12 { &pages[1..] } else { pages }
+}
+
 impl Backend {
     /// Parses the value of `--attention-backend`, in any case.
     ///
@@ -146,7 +169,7 @@ impl Backend {
     /// The engine's name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Indexer => "DEEPSEEK_V32_INDEXER",
+            Self::Indexer | Self::PooledIndexer => "DEEPSEEK_V32_INDEXER",
             Self::MinimaxIndexer => "MINIMAX_M3_SPARSE",
             Self::DeepseekV4 => "FLASHMLA_SPARSE_DSV4",
             other => NAMES
@@ -205,6 +228,7 @@ impl Backend {
             Self::FlashInferMla | Self::TokenspeedMla => {
                 &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)]
             }
+            Self::PooledIndexer => pooled_pages(demand.pool, gpu),
             Self::CutlassMla | Self::MinimaxIndexer => &[KernelBlock::Exactly(128)],
             Self::FlashMlaSparse if gpu.major == 10 && !demand.kv_dtype.is_16_bit() => {
                 &[KernelBlock::Exactly(64)]
@@ -301,6 +325,7 @@ impl Backend {
             | Self::TurboQuant
             | Self::TritonMla
             | Self::Indexer
+            | Self::PooledIndexer
             | Self::MinimaxIndexer => true,
             Self::FlashAttnMla
             | Self::FlashMla
@@ -338,6 +363,7 @@ impl Backend {
             | Self::FlashInferMlaSparse
             | Self::FlashInferMlaSparseSm120
             | Self::Indexer
+            | Self::PooledIndexer
             | Self::MinimaxIndexer
             | Self::DeepseekV4 => size > 0,
         }
@@ -383,7 +409,7 @@ impl Backend {
             }
             Self::FlashInferMlaSparseSm90 => matches!(dtype, KvDtype::Auto | KvDtype::Bfloat16) || fp8_e4m3,
             Self::FlashInferMlaSparseSm120 => matches!(dtype, KvDtype::Auto | KvDtype::Fp8DsMla) || fp8_e4m3,
-            Self::Indexer | Self::MinimaxIndexer | Self::DeepseekV4 => true,
+            Self::Indexer | Self::PooledIndexer | Self::MinimaxIndexer | Self::DeepseekV4 => true,
         }
     }
 

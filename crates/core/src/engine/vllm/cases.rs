@@ -50,6 +50,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         layers: kinds.into_iter().map(layer).collect(),
         outside: Vec::new(),
         mtp_layers: 0,
+        pooling: None,
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Group {
 pub enum MemoryOrder {
     /// Layer by layer.
     LayerOutermost,
-    /// Block by block, all layers' pages of a block side by side (DeepSeek-V4).
+    /// Block by block, all layers' pages of a block side by side (DeepSeek-V4, GLM-5-Next, Qwen4-Exp).
     BlockOutermost,
 }
 
@@ -269,7 +269,10 @@ impl Grouping {
         for group in &self.groups {
             let size = spanned(&group.spec)?;
             scheduler = lcm(scheduler, size)?;
-            hash = super::spec::gcd(hash, size);
+            // What is overwritten in a circle is never found again.
+            if group.spec.kind != SpecKind::Ring {
+                hash = super::spec::gcd(hash, size);
+            }
         }
         let states = self.groups.iter().any(|group| group.spec.is_state());
         if !prefix_caching || (states && !align_states) {

@@ -67,7 +67,7 @@ pub(crate) fn packed_groups(specs: &[Spec]) -> Result<Option<Vec<Group>>> {
     // States can be divided down to one a group; everything else decides how wide a block is.
     let is_state = |bucket: &Bucket| {
         let spec = &specs[bucket.layers[0]];
-        spec.is_state() || (repeats_per_group.is_none() && spec.is_sliding())
+        spec.is_state() || spec.kind == SpecKind::Ring || (repeats_per_group.is_none() && spec.is_sliding())
     };
     let mut anchor_bytes = 0;
     for bucket in &buckets {

@@ -38,6 +38,8 @@ fn kind() -> impl Strategy<Value = CacheKind> {
         1 => heads().prop_map(CacheKind::Cross),
         1 => (1_u64..600, any::<bool>()).prop_map(|(width, sparse)| CacheKind::Latent { width, nope: 128, rope: 64, sparse }),
         1 => Just(CacheKind::Indexer { bytes_per_token: 132, kernel_block: 64 }),
+        1 => (1_u64..40, any::<bool>()).prop_map(|(pool, paged)| CacheKind::PooledIndexer { bytes_per_entry: 132, pool, paged }),
+        1 => (1_u64..40, any::<bool>()).prop_map(|(pool, doubling)| CacheKind::Ring { vectors: 2, width: 128, pool, doubling }),
         1 => (prop::sample::select(vec![0_u64, 1, 4, 128]), 1_u64..600)
             .prop_map(|(ratio, head_dim)| CacheKind::Compressed { ratio, head_dim, window: 128, index_head_dim: 128 }),
         2 => (1_u64..64, 1_u64..256, 1_u64..8).prop_map(|(heads, dim, kernel)| CacheKind::State(State::Kda {
@@ -83,6 +85,7 @@ fn model() -> impl Strategy<Value = Model> {
                 .collect(),
             outside: Vec::new(),
             mtp_layers: 1,
+            pooling: None,
         })
 }
 
@@ -176,6 +179,8 @@ proptest! {
             CacheKind::ConvWindow { heads, window },
             CacheKind::Latent { width: size, nope: other, rope: window, sparse: false },
             CacheKind::Indexer { bytes_per_token: size, kernel_block: other },
+            CacheKind::PooledIndexer { bytes_per_entry: size, pool: other, paged: true },
+            CacheKind::Ring { vectors: size, width: other, pool: window, doubling: true },
             CacheKind::Compressed { ratio: 4, head_dim: size, window, index_head_dim: other },
             CacheKind::State(State::Mamba1 { inner: size, state: other, kernel: window, conv: None, ssm: None }),
         ] {
@@ -194,6 +199,7 @@ proptest! {
                 layers: vec![layer; 3],
                 outside: Vec::new(),
                 mtp_layers: size,
+                pooling: None,
             };
             let _ = layout(&model, &Settings::default(), H100, &[other]);
         }

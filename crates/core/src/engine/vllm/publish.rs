@@ -57,7 +57,15 @@ enum Part {
     },
     Indexer {
         bytes: u64,
-        served: usize,
+        pool: u64,
+        /// `None` where no kernel asks for anything.
+        served: Option<usize>,
+    },
+    Ring {
+        vectors: u64,
+        width: u64,
+        tokens: u64,
+        sharded: bool,
     },
     Compressed {
         ratio: u64,
@@ -279,6 +287,7 @@ impl<'a> Publisher<'a> {
             kv_dtype,
             block_size: self.settings.block_size,
             dcp: self.settings.decode_context_parallel_size,
+            pool: 1,
         })?;
         Ok(Part::Attention {
             heads,
@@ -331,6 +340,7 @@ impl<'a> Publisher<'a> {
                     kv_dtype: requested,
                     block_size: self.settings.block_size,
                     dcp: self.settings.decode_context_parallel_size,
+                    pool: 1,
                 };
                 self.serve(demand).map(|served| {
                     let kv_dtype = self.served[served].backend.stored_kv_dtype(requested);
@@ -365,12 +375,50 @@ impl<'a> Publisher<'a> {
                     kv_dtype: KvDtype::Auto,
                     block_size: None,
                     dcp: 1,
+                    pool: 1,
                 };
                 Ok(Part::Indexer {
                     bytes: *bytes_per_token,
-                    served: self.fixed(demand, backend),
+                    pool: 1,
+                    served: Some(self.fixed(demand, backend)),
                 })
             }
+            CacheKind::PooledIndexer {
+                bytes_per_entry,
+                pool,
+                paged,
+            } => {
+                let demand = Demand {
+                    latent: true,
+                    sparse: false,
+                    head_size: *bytes_per_entry,
+                    nope: 0,
+                    rope: 0,
+                    query_heads: 1,
+                    kv_heads: 1,
+                    cross: false,
+                    kv_dtype: KvDtype::Auto,
+                    block_size: None,
+                    dcp: 1,
+                    pool: *pool,
+                };
+                Ok(Part::Indexer {
+                    bytes: *bytes_per_entry,
+                    pool: *pool,
+                    served: paged.then(|| self.fixed(demand, Backend::PooledIndexer)),
+                })
+            }
+            CacheKind::Ring {
+                vectors,
+                width,
+                pool,
+                doubling,
+            } => Ok(Part::Ring {
+                vectors: *vectors,
+                width: *width,
+                tokens: ring_tokens(*pool, self.settings.speculative_tokens(), *doubling)?,
+                sharded: !doubling,
+            }),
             CacheKind::Compressed {
                 ratio,
                 head_dim,
@@ -405,6 +453,7 @@ impl<'a> Publisher<'a> {
                     kv_dtype: KvDtype::Fp8DsMla,
                     block_size: self.settings.block_size,
                     dcp: self.settings.decode_context_parallel_size,
+                    pool: 1,
                 };
                 self.fixed(demand, Backend::DeepseekV4);
                 Ok(Part::Compressed {
@@ -472,11 +521,30 @@ impl<'a> Publisher<'a> {
                     alignment.latent_width.get_or_insert(*width);
                 }
                 Part::State(shape) => alignment.state_bytes = alignment.state_bytes.max(shape.bytes()?),
-                Part::Indexer { .. } | Part::Compressed { .. } | Part::ConvWindow { .. } => {}
+                Part::Indexer { .. }
+                | Part::Ring { .. }
+                | Part::Compressed { .. }
+                | Part::ConvWindow { .. } => {}
             }
         }
         Ok(alignment)
     }
+}
+
+/// Tokens of a ring: whole pools that hold one pool and the draft tokens behind it (vLLM 0.32.0, `Glm5NextTailCache` in
+/// `models/glm5next/common/attention.py`, `QSAKeyStateCache` in `models/qwen4_exp/common/qsa_cache.py`).
+fn ring_tokens(pool: u64, draft_tokens: u64, doubling: bool) -> Result<u64> {
+    let overflow = || crate::Error::overflow("the tokens of an indexer's ring");
+    let pools = pool
+        .checked_add(draft_tokens)
+        .map(|span| span.div_ceil(pool.max(1)))
+        .ok_or_else(overflow)?;
+    let pools = if doubling {
+        pools.checked_next_power_of_two().ok_or_else(overflow)?
+    } else {
+        pools
+    };
+    pool.checked_mul(pools).ok_or_else(overflow)
 }
 
 /// The model's element type as the engine runs it: 32-bit floats become 16-bit ones.

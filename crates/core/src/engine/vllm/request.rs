@@ -56,6 +56,7 @@ pub fn blocks_per_request(spec: &Spec, context: &RequestContext) -> u64 {
             }
         }
         SpecKind::Cross => context.max_encoder_tokens.div_ceil(block_size),
+        SpecKind::Ring => 1,
     }
 }
 

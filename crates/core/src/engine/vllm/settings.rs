@@ -301,10 +301,12 @@ impl Settings {
             .is_none_or(|spec| spec.method.supports_v2_runner())
     }
 
-    /// Batches that may be in flight at once (`max_concurrent_batches`).
-    pub fn max_concurrent_batches(&self) -> u64 {
+    /// Batches that may be in flight at once (`max_concurrent_batches`). Models that generate no text are scheduled
+    /// synchronously unless asynchronous scheduling is asked for.
+    pub fn max_concurrent_batches(&self, pooling: bool) -> u64 {
         let stages = self.pipeline_parallel_size;
-        match (self.runs_async(), self.runs_v2_runner()) {
+        let runs_async = self.runs_async() && (!pooling || self.async_scheduling == Some(true));
+        match (runs_async, self.runs_v2_runner()) {
             (true, true) => stages + 1,
             (true, false) if stages == 1 => 2,
             _ => stages,
@@ -359,7 +361,7 @@ mod tests {
                 }),
                 ..Settings::default()
             }
-            .max_concurrent_batches()
+            .max_concurrent_batches(false)
         };
         assert_eq!(batches(1, None, None), 2);
         assert_eq!(batches(1, Some(false), None), 1);

@@ -47,6 +47,8 @@ pub enum SpecKind {
     },
     /// The encoder's output (`CrossAttentionSpec`).
     Cross,
+    /// One block a request, overwritten in a circle (`CircularBufferSpec`).
+    Ring,
 }
 
 /// Required alignment of the distance between two blocks of one cache.
@@ -209,6 +211,7 @@ impl Spec {
             SpecKind::Chunked { .. } => "chunked_local_attention",
             SpecKind::State { .. } => "mamba",
             SpecKind::Cross => "cross_attention",
+            SpecKind::Ring => "circular_buffer",
         }
     }
 
@@ -302,7 +305,7 @@ pub(crate) fn is_uniform_type<'a>(mut specs: impl Iterator<Item = &'a Spec>) -> 
                         && shape.checkpoint_blocks == shape2.checkpoint_blocks
                         && spec.page_bytes()? == page
                 }
-                (SpecKind::Cross, SpecKind::Cross) => true,
+                (SpecKind::Cross, SpecKind::Cross) | (SpecKind::Ring, SpecKind::Ring) => true,
                 _ => first.is_full_type() && spec.is_full_type(),
             };
         if !same {

@@ -42,6 +42,7 @@ fn latent(kv_dtype: KvDtype, sparse: bool, query_heads: u64) -> Demand {
         kv_dtype,
         block_size: None,
         dcp: 1,
+        pool: 1,
     }
 }
 
@@ -58,6 +59,7 @@ fn dense(kv_dtype: KvDtype, head_size: u64) -> Demand {
         kv_dtype,
         block_size: None,
         dcp: 1,
+        pool: 1,
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) struct Kinds {
     pub(super) cross: bool,
     pub(super) latent: bool,
     pub(super) compressed: bool,
+    pub(super) ring: bool,
     pub(super) chunked: bool,
 }
 
@@ -43,6 +44,7 @@ impl Kinds {
             cross: false,
             latent: false,
             compressed: false,
+            ring: false,
             chunked: false,
         };
         for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
@@ -54,9 +56,11 @@ impl Kinds {
                     (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
                 }
                 CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),
+                CacheKind::Ring { .. } => kinds.ring = true,
                 CacheKind::Full(_)
                 | CacheKind::Sliding { .. }
                 | CacheKind::Indexer { .. }
+                | CacheKind::PooledIndexer { .. }
                 | CacheKind::ConvWindow { .. } => kinds.attention = true,
             }
         }
@@ -97,10 +101,12 @@ impl Planner<'_> {
         let ranks = (self.settings.tensor_parallel_size).saturating_mul(self.settings.pipeline_parallel_size);
         let defaults = (self.rules.batch_defaults(&self.gpu, max_model_len)).of_ranks(&self.gpu, ranks);
         let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
+        let pooling = self.model.pooling;
+        let whole_prompts = kinds.cross || pooling.is_some_and(|p| !p.splits_prompts);
         let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
-            // Encoder-decoders do not split prompts, so a step takes a whole one.
+            // A model that does not split prompts takes a whole one a step.
             let default = defaults.max_num_batched_tokens;
-            let whole = if kinds.cross {
+            let whole = if whole_prompts {
                 default.max(max_model_len)
             } else {
                 default
@@ -120,20 +126,23 @@ impl Planner<'_> {
                 ),
             );
         }
-        if kinds.cross && batched_tokens < max_model_len {
+        if whole_prompts && batched_tokens < max_model_len {
             self.refuse(
                 RefusalKind::Scheduler,
                 format!(
-                    "max_num_batched_tokens ({batched_tokens}) is smaller than max_model_len ({max_model_len}), and encoder-decoder models do not split prompts."
+                    "max_num_batched_tokens ({batched_tokens}) is smaller than max_model_len ({max_model_len}), and this model's prompts are not split."
                 ),
             );
         }
         let batches = if self.rules.charges_in_flight_batches {
-            self.settings.max_concurrent_batches()
+            self.settings.max_concurrent_batches(pooling.is_some())
         } else {
             1
         };
-        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !kinds.cross;
+        let default_caching = self.rules.caches_prefixes_by_default
+            && kinds.attention
+            && !whole_prompts
+            && !(pooling.is_some() && kinds.state);
         Ok(Limits {
             max_model_len,
             batched_tokens,

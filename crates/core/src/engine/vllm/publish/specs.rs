@@ -66,9 +66,7 @@ impl Publisher<'_> {
                 spec.stride = stride(*backend, kernels, content, kv_dtype, self.gpu);
                 specs.push(spec);
             }
-            Part::Indexer { bytes, served } => {
-                let Served { demand, backend } = &self.served[served];
-                let kernels = backend.kernel_blocks(self.gpu, demand);
+            Part::Indexer { bytes, pool, served } => {
                 let mut spec = latent(
                     SpecKind::Latent { indexer: true },
                     block_size,
@@ -76,9 +74,31 @@ impl Publisher<'_> {
                     bytes,
                     KvDtype::Auto,
                 );
-                spec.stride = stride(*backend, kernels, bytes, KvDtype::Auto, self.gpu);
+                spec.tokens_per_state = pool;
+                if let Some(served) = served {
+                    let Served { demand, backend } = &self.served[served];
+                    let kernels = backend.kernel_blocks(self.gpu, demand);
+                    spec.stride = stride(*backend, kernels, bytes, KvDtype::Auto, self.gpu);
+                }
                 specs.push(spec);
             }
+            Part::Ring {
+                vectors,
+                width,
+                tokens,
+                sharded,
+            } => specs.push(Spec {
+                slots: vectors,
+                kv_heads: vectors,
+                dcp_sharded: sharded,
+                ..latent(
+                    SpecKind::Ring,
+                    tokens,
+                    width,
+                    KvDtype::Auto.latent_bytes(width)?,
+                    KvDtype::Auto,
+                )
+            }),
             Part::Compressed {
                 ratio,
                 head_dim,

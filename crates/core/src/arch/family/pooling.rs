@@ -1,0 +1,277 @@
+//! Classes that embed, classify or score instead of generating text.
+//!
+//! Most are made of a class that generates: its output head goes, and where something is classified a small one in
+//! float32 comes (vLLM 0.32.0, `models/adapters.py` and `_normalize_arch` in `models/registry.py`). A few have model
+//! files of their own.
+
+use super::dense::{Decoder, part};
+use super::registry;
+use super::text::Text;
+use crate::arch::{Config, Place, Pooling, Role, Weight};
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Names under which the registry has classes that generate text all the same.
+const SYNONYMS: &[(&str, &str)] = &[
+    ("MistralModel", "LlamaForCausalLM"),
+    ("Qwen2Model", "Qwen2ForCausalLM"),
+    ("Gemma2Model", "Gemma2ForCausalLM"),
+    ("DeepseekV3BidirectionalModel", "DeepseekV3ForCausalLM"),
+];
+
+/// What stands in the place of the output head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// Nothing: hidden states are the answer.
+    None,
+    /// One matrix from hidden states to labels (`score`).
+    Labels,
+    /// Two layers from hidden states to so many scores (Qwen-2's reward models).
+    Reward(u64),
+    /// One matrix to one value (InternLM-2's reward model).
+    Value,
+    /// Two matrices without biases down to 512 elements (Jina's reranker).
+    Projector,
+    /// One matrix to the labels in the model's own element type (Voyage).
+    Linear,
+}
+
+/// Classes with model files of their own: name, the class whose layers they have, head.
+const OWN: &[(&str, &str, Head)] = &[
+    ("Gemma3TextModel", "Gemma3ForCausalLM", Head::None),
+    ("GPT2ForSequenceClassification", "GPT2LMHeadModel", Head::Labels),
+    ("InternLM2ForRewardModel", "InternLM2ForCausalLM", Head::Value),
+    ("JambaForSequenceClassification", "JambaForCausalLM", Head::Labels),
+    ("JinaEmbeddingsV5Model", "Qwen3ForCausalLM", Head::None),
+    ("JinaForRanking", "Qwen3ForCausalLM", Head::Projector),
+    (
+        "LlamaBidirectionalForSequenceClassification",
+        "LlamaForCausalLM",
+        Head::Labels,
+    ),
+    ("LlamaBidirectionalModel", "LlamaForCausalLM", Head::None),
+    ("Qwen2ForProcessRewardModel", "Qwen2ForCausalLM", Head::Reward(2)),
+    ("Qwen2ForRewardModel", "Qwen2ForCausalLM", Head::Reward(1)),
+    (
+        "VoyageQwen3BidirectionalEmbedModel",
+        "Qwen3ForCausalLM",
+        Head::Linear,
+    ),
+];
+
+/// Classes that keep the output head although nothing reads it.
+const KEEPS_HEAD: &[&str] = &["JambaForSequenceClassification"];
+
+/// Endings of class names in the engine's order, and what a class that ends so is turned into
+/// (`_SUFFIX_TO_DEFAULTS` in `vllm/config/model.py`); the first four generate text.
+const ENDINGS: &[(&str, Head)] = &[
+    ("ForCausalLM", Head::None),
+    ("ForConditionalGeneration", Head::None),
+    ("ChatModel", Head::None),
+    ("LMHeadModel", Head::None),
+    ("ForTextEncoding", Head::None),
+    ("EmbeddingModel", Head::None),
+    ("ForSequenceClassification", Head::Labels),
+    ("ForTokenClassification", Head::Labels),
+    ("ForAudioClassification", Head::Labels),
+    ("ForImageClassification", Head::Labels),
+    ("ForVideoClassification", Head::Labels),
+    ("ClassificationModel", Head::Labels),
+    ("ForRewardModeling", Head::None),
+    ("RewardModel", Head::None),
+    ("Model", Head::None),
+];
+
+/// Endings of classes that generate text.
+const GENERATE: usize = 4;
+
+/// Longest list of labels that is read.
+const MAX_LABELS: u64 = 1 << 26;
+
+/// Model types that do not run in float16 (`_FLOAT16_NOT_SUPPORTED_MODELS` in `vllm/config/model.py`).
+const NO_FLOAT16: [&str; 4] = ["gemma2", "gemma3", "gemma3_text", "glm4"];
+
+/// A class that does not generate text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pooled {
+    class: String,
+    head: Head,
+}
+
+/// The class whose layers a file's class has, and what is pooled of them; `None` for classes that generate text.
+pub(crate) fn resolve(class: &str) -> (String, Option<Pooled>) {
+    let pooled = |base: &str, head: Head| {
+        let pooled = Pooled {
+            class: class.to_owned(),
+            head,
+        };
+        (base.to_owned(), Some(pooled))
+    };
+    if let Some((_, base)) = SYNONYMS.iter().find(|(name, _)| *name == class) {
+        return ((*base).to_owned(), None);
+    }
+    if let Some(&(_, base, head)) = OWN.iter().find(|(name, ..)| *name == class) {
+        return pooled(base, head);
+    }
+    if registry::reader(class).is_none()
+        && super::refusal::reason(class).is_none()
+        && let Some(i) = ENDINGS.iter().position(|(ending, _)| class.ends_with(ending))
+        && i >= GENERATE
+    {
+        let (ending, head) = ENDINGS[i];
+        let stem = class.strip_suffix(ending).unwrap_or_default();
+        let bases = ENDINGS.iter().map(|(other, _)| format!("{stem}{other}"));
+        if let Some(base) = bases.into_iter().find(|base| registry::reader(base).is_some()) {
+            return pooled(&base, head);
+        }
+    }
+    (class.to_owned(), None)
+}
+
+impl Pooled {
+    /// Takes the output head off a decoder and puts this class's in its place.
+    ///
+    /// # Errors
+    /// If the file's labels cannot be counted.
+    pub(crate) fn finish(&self, t: &Text, decoder: &mut Decoder) -> Result<Pooling> {
+        if !KEEPS_HEAD.contains(&self.class.as_str()) {
+            for part in decoder.outside.iter_mut().filter(|part| !part.tower) {
+                part.weights.retain(|w| w.role != Role::Head);
+                // A tied embedding is multiplied by the head that is gone.
+                if part.place == Place::FirstAndLast {
+                    part.place = Place::First;
+                }
+            }
+            decoder.outside.retain(|part| !part.weights.is_empty());
+        }
+        let head = self.head_weights(t)?;
+        if !head.is_empty() {
+            decoder.outside.push(part(Place::Every, head));
+        }
+        let both_ways = self.attends_both_ways(t)?;
+        if both_ways {
+            // Encoder layers keep nothing between steps.
+            for layer in &mut decoder.layers {
+                layer.caches.clear();
+            }
+        }
+        Ok(Pooling {
+            splits_prompts: !both_ways && self.class != "Qwen2ForProcessRewardModel",
+        })
+    }
+
+    fn head_weights(&self, t: &Text) -> Result<Vec<Weight>> {
+        let hidden = t.hidden()?;
+        let f32 = Dtype::F32;
+        Ok(match self.head {
+            Head::None => Vec::new(),
+            Head::Labels => {
+                let bias = t.config.flag("score_bias", false)? && KEEPS_HEAD.contains(&self.class.as_str());
+                let score = Weight::replicated("score", Role::Head, hidden, &[labels(t)?]);
+                vec![score.bias(bias).of(f32)]
+            }
+            Head::Reward(scores) => vec![
+                Weight::column("score.0", Role::Head, hidden, &[hidden])
+                    .bias(true)
+                    .of(f32),
+                Weight::row("score.2", Role::Head, hidden, scores)
+                    .bias(true)
+                    .of(f32),
+            ],
+            Head::Value => vec![Weight::row("v_head", Role::Head, hidden, 1).of(f32)],
+            Head::Projector => vec![
+                Weight::replicated("projector.0", Role::Head, hidden, &[hidden / 2]).unquantized(),
+                Weight::replicated("projector.2", Role::Head, hidden / 2, &[512]).unquantized(),
+            ],
+            Head::Linear => {
+                vec![Weight::replicated("linear", Role::Head, hidden, &[labels(t)?]).unquantized()]
+            }
+        })
+    }
+
+    /// Whether every token sees every other, for which the engine builds encoder layers.
+    fn attends_both_ways(&self, t: &Text) -> Result<bool> {
+        Ok(match self.class.as_str() {
+            "Gemma3TextModel" => t.config.flag("use_bidirectional_attention", false)?,
+            "JinaEmbeddingsV5Model" => !t.config.flag("is_decoder", true)?,
+            "VoyageQwen3BidirectionalEmbedModel" => true,
+            name => name.starts_with("LlamaBidirectional"),
+        })
+    }
+}
+
+/// Labels of a classifier (`num_labels` of transformers' configurations): entries of `id2label`, else `num_labels`,
+/// else 2; of a wrapper the file's own where they are not 2 (`_resolve_num_labels`).
+fn labels(t: &Text) -> Result<u64> {
+    let of = |config: &Config| -> Result<u64> {
+        if let Some(names) = config.sub("id2label")? {
+            return Ok(names.map().len() as u64);
+        }
+        match config.u64("num_labels")? {
+            Some(n) if n <= MAX_LABELS => Ok(n),
+            Some(n) => Err(Error::input(format!(
+                "{} is {n}, expected at most {MAX_LABELS} labels",
+                config.name("num_labels")
+            ))),
+            None => Ok(2),
+        }
+    };
+    let top = of(&t.top)?;
+    if top == 2 { of(&t.config) } else { Ok(top) }
+}
+
+/// The element type that a pooling model runs in: float32 becomes float16 where the model runs in it.
+pub(crate) fn dtype(t: &Text) -> Result<Option<Dtype>> {
+    Ok(match t.dtype()? {
+        None | Some(Dtype::F32) if NO_FLOAT16.contains(&t.model_type()?) => Some(Dtype::Bf16),
+        None | Some(Dtype::F32) => Some(Dtype::F16),
+        other => other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_made_of_the_one_that_generates_under_the_same_stem() {
+        for (class, base, head) in [
+            ("Qwen3ForSequenceClassification", "Qwen3ForCausalLM", Head::Labels),
+            ("GPTNeoXModel", "GPTNeoXForCausalLM", Head::None),
+            ("LlamaForRewardModeling", "LlamaForCausalLM", Head::None),
+            ("Qwen2VLModel", "Qwen2VLForConditionalGeneration", Head::None),
+        ] {
+            let (found, pooled) = resolve(class);
+            assert_eq!(
+                (found.as_str(), pooled.map(|p| p.head)),
+                (base, Some(head)),
+                "{class}"
+            );
+        }
+    }
+
+    #[test]
+    fn classes_that_generate_and_unknown_ones_stay_as_they_are() {
+        for class in [
+            "LlamaForCausalLM",
+            "LlamaModel",
+            "NoSuchModel",
+            "Qwen2_5OmniModel",
+        ] {
+            assert_eq!(resolve(class), (class.to_owned(), None));
+        }
+        assert_eq!(resolve("Qwen2Model"), ("Qwen2ForCausalLM".to_owned(), None));
+    }
+
+    #[test]
+    fn labels_are_counted_or_two() {
+        let count = |file: &str| labels(&Text::find("X", &Config::parse(file.as_bytes()).unwrap()).unwrap());
+        assert_eq!(
+            count(r#"{"id2label": {"0": "a", "1": "b", "2": "c"}}"#).unwrap(),
+            3
+        );
+        assert_eq!(count(r#"{"num_labels": 1}"#).unwrap(), 1);
+        assert_eq!(count("{}").unwrap(), 2);
+        assert!(count(r#"{"num_labels": 99999999999}"#).is_err());
+    }
+}
