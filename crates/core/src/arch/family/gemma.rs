@@ -299,7 +299,7 @@ pub(crate) fn gemma4_unified(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// DiffusionGemma (vLLM 0.32.0, `diffusion_gemma.py`): Gemma-4 whose keys are its values in full layers, and a gated
+/// `DiffusionGemma` (vLLM 0.32.0, `diffusion_gemma.py`): Gemma-4 whose keys are its values in full layers, and a gated
 /// feed-forward part, whole on every rank, for the embeddings of the step before.
 pub(crate) fn diffusion_gemma(t: &Text) -> Result<Decoder> {
     let mut inner = t.clone();
