@@ -3,9 +3,13 @@
 /// What a flag of an engine does to memory; `None` for flags that do nothing to it worth saying.
 ///
 /// vLLM's rules are those of 0.32.0 (`config/cache.py`, `config/scheduler.py`, `v1/worker/gpu_worker.py`), SGLang's those of
-/// 0.5.23 (`server_args.py`, `model_executor`).
+/// 0.5.23 (`server_args.py`, `model_executor`), llama.cpp's those of b11549 (`src/llama-context.cpp`, `tools/server`).
 pub fn meaning(engine: &str, flag: &str) -> Option<&'static str> {
-    let table = if engine == "sglang" { SGLANG } else { VLLM };
+    let table = match engine {
+        "sglang" => SGLANG,
+        "llamacpp" => LLAMACPP,
+        _ => VLLM,
+    };
     table
         .iter()
         .find(|(name, _)| *name == flag)
@@ -187,6 +191,60 @@ const SGLANG: &[(&str, &str)] = &[
     ),
 ];
 
+const LLAMACPP: &[(&str, &str)] = &[
+    (
+        "--ctx-size",
+        "is the tokens of all slots together; their cache is allocated at start",
+    ),
+    (
+        "--parallel",
+        "is the requests at once; each slot gets an equal part of the context",
+    ),
+    (
+        "--kv-unified",
+        "lets all slots share one cache instead of an equal part each",
+    ),
+    (
+        "--n-gpu-layers",
+        "is how many layers go to GPUs; left open, the server may move some to the host",
+    ),
+    ("--cache-type-k", "sets the bytes of one element of the keys"),
+    (
+        "--cache-type-v",
+        "sets the bytes of one element of the values; quantised ones need flash attention",
+    ),
+    (
+        "--flash-attn",
+        "decides whether attention keeps its scores in memory",
+    ),
+    (
+        "--ubatch-size",
+        "bounds the tokens of one computation, and with them the compute buffer",
+    ),
+    (
+        "--batch-size",
+        "bounds the tokens that are taken up at once; it must hold a physical batch",
+    ),
+    (
+        "--swa-full",
+        "makes layers with a sliding window keep every token",
+    ),
+    (
+        "--kv-offload",
+        "decides whether the caches lie with the GPUs or with the host",
+    ),
+    ("--tensor-split", "divides the layers between the GPUs"),
+    (
+        "--cache-ram",
+        "keeps prompts in the host's memory, up to this many MiB",
+    ),
+    (
+        "--n-cpu-moe",
+        "keeps the experts of the first layers with the host",
+    ),
+    ("--cpu-moe", "keeps all experts with the host"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,7 +252,11 @@ mod tests {
 
     #[test]
     fn every_flag_that_is_explained_exists() {
-        for (table, rows) in [(flags::vllm(), VLLM), (flags::sglang(), SGLANG)] {
+        for (table, rows) in [
+            (flags::vllm(), VLLM),
+            (flags::sglang(), SGLANG),
+            (flags::llamacpp(), LLAMACPP),
+        ] {
             for (name, _) in rows {
                 assert!(
                     table.get(name).is_some_and(|f| f.name() == *name),

@@ -2,7 +2,8 @@
 //!
 //! The rows are data, written from the engines' own argument parsers by `tests/reference/engine_flags.py`
 //! (`data/flags_vllm.tsv` from vLLM 0.32.0, with the flags of four older releases; `data/flags_sglang.tsv` from SGLang
-//! 0.5.23). [`parse`](parse::parse) reads a command by the parsers' rules and says what they would refuse.
+//! 0.5.23) and `tests/reference/llamacpp_flags.py` (`data/flags_llamacpp.tsv` from llama.cpp b11549).
+//! [`parse`](parse::parse) reads a command by the parsers' rules and says what they would refuse.
 //!
 //! ```
 //! use kvwise_core::engine::flags::{self, parse::parse};
@@ -46,6 +47,8 @@ pub enum Takes {
 pub struct Flag {
     /// Spellings, the usual long one first.
     pub names: Vec<&'static str>,
+    /// Spellings of the opposite besides `--no-` and the first name.
+    pub opposites: Vec<&'static str>,
     /// Words that follow.
     pub takes: Takes,
     /// What a word must be.
@@ -83,7 +86,7 @@ impl Flag {
 /// The command line of an engine.
 #[derive(Debug)]
 pub struct Table {
-    /// `vllm` or `sglang`.
+    /// `vllm`, `sglang` or `llamacpp`.
     pub engine: &'static str,
     /// Version whose parser was read.
     pub version: &'static str,
@@ -151,7 +154,15 @@ impl Table {
             };
         }
         let here = || self.flags.iter().filter(|f| f.last.is_none());
-        if name.len() > 2 && name.starts_with("--") {
+        if let Some(flag) = here().find(|f| f.opposites.contains(&name)) {
+            return Found::Flag {
+                flag,
+                negated: true,
+                abbreviated: false,
+            };
+        }
+        // llama.cpp's parser knows no abbreviations.
+        if name.len() > 2 && name.starts_with("--") && self.engine != "llamacpp" {
             let mut matches: Vec<(&'static Flag, bool)> = here()
                 .filter(|f| f.names.iter().any(|n| n.starts_with(name)))
                 .map(|f| (f, false))
@@ -223,6 +234,28 @@ pub fn sglang() -> &'static Table {
     })
 }
 
+/// llama.cpp's command line (`llama-server`).
+///
+/// # Panics
+/// Never for the shipped rows, which a test reads.
+pub fn llamacpp() -> &'static Table {
+    static TABLE: OnceLock<Table> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        read("llamacpp", include_str!("../../../data/flags_llamacpp.tsv"))
+            .expect("shipped rows are checked by tests")
+    })
+}
+
+/// The command line of an engine by its name: `vllm`, `sglang` or `llamacpp`.
+pub fn of(engine: &str) -> Option<&'static Table> {
+    match engine {
+        "vllm" => Some(vllm()),
+        "sglang" => Some(sglang()),
+        "llamacpp" => Some(llamacpp()),
+        _ => None,
+    }
+}
+
 fn read(engine: &'static str, text: &'static str) -> Result<Table> {
     let mut compared = Vec::new();
     let mut flags = Vec::new();
@@ -249,7 +282,8 @@ fn read(engine: &'static str, text: &'static str) -> Result<Table> {
         };
         let value = ValueKind::named(value).ok_or_else(|| broken(&format!("type is \"{value}\"")))?;
         flags.push(Flag {
-            names: names.split(',').collect(),
+            names: names.split(',').filter(|n| !n.starts_with('!')).collect(),
+            opposites: names.split(',').filter_map(|n| n.strip_prefix('!')).collect(),
             takes,
             value,
             choices: choices.split('|').filter(|c| !c.is_empty()).collect(),
@@ -303,7 +337,42 @@ mod tests {
         ] {
             assert!(sglang().get(name).is_some(), "{name}");
         }
-        assert!(vllm().flags().len() > 350 && sglang().flags().len() > 500);
+        for name in [
+            "--model",
+            "-hf",
+            "--ctx-size",
+            "-np",
+            "--n-gpu-layers",
+            "-ctk",
+            "-ctv",
+            "-fa",
+            "-b",
+            "-ub",
+            "--kv-unified",
+            "--tensor-split",
+            "--host",
+            "--port",
+            "--alias",
+        ] {
+            assert!(llamacpp().get(name).is_some(), "{name}");
+        }
+        assert!(vllm().flags().len() > 350 && sglang().flags().len() > 500 && llamacpp().flags().len() > 200);
+        for table in [vllm(), sglang(), llamacpp()] {
+            assert!(std::ptr::eq(of(table.engine).unwrap(), table));
+        }
+    }
+
+    #[test]
+    fn llama_cpp_has_short_opposites_and_no_abbreviations() {
+        let Found::Flag { flag, negated, .. } = llamacpp().find("-nkvo") else {
+            panic!()
+        };
+        assert_eq!((flag.name(), negated), ("--kv-offload", true));
+        assert!(matches!(
+            llamacpp().find("--no-kv-offload"),
+            Found::Flag { negated: true, .. }
+        ));
+        assert!(matches!(llamacpp().find("--ctx-siz"), Found::Unknown(_)));
     }
 
     #[test]

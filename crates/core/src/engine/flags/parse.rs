@@ -1,7 +1,9 @@
 //! Reads the words of an engine's command by the rules of its argument parser.
 //!
 //! Both engines use Python's `argparse`; vLLM adds underscores for dashes, `--config.field value` for fields of JSON flags and
-//! `-O3` (vLLM 0.32.0, `vllm/utils/argparse_utils.py`, `FlexibleArgumentParser`).
+//! `-O3` (vLLM 0.32.0, `vllm/utils/argparse_utils.py`, `FlexibleArgumentParser`). llama.cpp's parser is simpler (b11549,
+//! `common/arg.cpp`, `common_params_parse_ex`): whole names, underscores for dashes, and the next word is the value, whatever
+//! it begins with.
 
 use std::fmt;
 
@@ -77,6 +79,11 @@ pub enum Problem {
         /// The word.
         word: String,
     },
+    /// A flag and its value stand in one word, and this engine takes two only.
+    OneWord {
+        /// The word.
+        word: String,
+    },
     /// A word that belongs to nothing.
     Stray {
         /// The word.
@@ -122,6 +129,9 @@ impl fmt::Display for Problem {
                     "\"{word}\" is one word; a flag and its value must be two, or joined by ="
                 )
             }
+            Self::OneWord { word } => {
+                write!(f, "\"{word}\" is one word; a flag and its value must be two")
+            }
             Self::Stray { word } => write!(f, "\"{word}\" belongs to no flag"),
             Self::TooLong => write!(f, "there are more than {MAX_WORDS} words"),
         }
@@ -164,6 +174,10 @@ pub fn parse(table: &'static Table, words: &[String]) -> Parsed {
     let mut i = 0;
     while let Some(word) = words.get(i) {
         i += 1;
+        if table.engine == "llamacpp" {
+            i += llamacpp(table, word, &words[i..], &mut out);
+            continue;
+        }
         if word == "--" {
             out.positionals.extend_from_slice(&words[i..]);
             break;
@@ -311,6 +325,72 @@ fn flag(table: &'static Table, word: &str, after: &[String], out: &mut Parsed) -
     used
 }
 
+/// Reads one word of llama.cpp's command; answers how many of the words after it belong to it.
+fn llamacpp(table: &'static Table, word: &str, after: &[String], out: &mut Parsed) -> usize {
+    let name = match word.strip_prefix("--") {
+        Some(rest) => format!("--{}", rest.replace('_', "-")),
+        None => word.to_owned(),
+    };
+    if !looks_like_flag(word) {
+        out.problems.push(Problem::Stray {
+            word: word.to_owned(),
+        });
+        return 0;
+    }
+    let (flag, negated) = match table.find(&name) {
+        Found::Flag { flag, negated, .. } => (flag, negated),
+        Found::Unknown(near) => {
+            let first = word.split(['=', ' ']).next().unwrap_or_default();
+            if first.len() < word.len() && matches!(table.find(first), Found::Flag { .. }) {
+                out.problems.push(Problem::OneWord {
+                    word: word.to_owned(),
+                });
+                return 0;
+            }
+            out.problems.push(Problem::Unknown {
+                name: word.to_owned(),
+                near,
+            });
+            return skip_values(None, after);
+        }
+        Found::Gone(_) | Found::Ambiguous(_) => {
+            out.problems.push(Problem::Unknown {
+                name: word.to_owned(),
+                near: Vec::new(),
+            });
+            return skip_values(None, after);
+        }
+    };
+    let mut given = Given {
+        flag,
+        written: word.to_owned(),
+        negated,
+        abbreviated: false,
+        values: Vec::new(),
+        field: None,
+    };
+    if flag.takes == Takes::One {
+        match after.first() {
+            None => out.problems.push(Problem::MissingValue {
+                name: word.to_owned(),
+            }),
+            Some(value) => {
+                if let Err(expected) = value::check(flag, value) {
+                    out.problems.push(Problem::BadValue {
+                        name: word.to_owned(),
+                        value: value.clone(),
+                        expected,
+                    });
+                }
+                given.values.push(value.clone());
+            }
+        }
+    }
+    let used = given.values.len();
+    out.given.push(given);
+    used
+}
+
 /// `-O3`, `-O=3` and `-O 3` of vLLM.
 fn optimisation_level(
     table: &'static Table,
@@ -354,7 +434,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::flags::{sglang, vllm};
+    use crate::engine::flags::{self, sglang, vllm};
 
     fn read(words: &[&str]) -> Parsed {
         let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
@@ -393,6 +473,41 @@ mod tests {
             read.last("--compilation-config").is_none(),
             "only a field of it was given"
         );
+    }
+
+    #[test]
+    fn llama_cpps_parser_takes_the_next_word_whatever_it_is() {
+        let read = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            parse(flags::llamacpp(), &words)
+        };
+        let good = read(&[
+            "-m",
+            "-odd.gguf",
+            "--ctx_size",
+            "8192",
+            "-nkvo",
+            "-np",
+            "4",
+            "-ctk",
+            "q8_0",
+        ]);
+        assert_eq!(good.problems, []);
+        assert_eq!(good.value("--model"), Some("-odd.gguf"));
+        assert_eq!(good.value("--ctx-size"), Some("8192"));
+        assert!(good.last("--kv-offload").unwrap().negated);
+        // The engine reads 8k as 8, which nobody means.
+        for (words, says) in [
+            (vec!["-c", "8k"], "-c takes an integer"),
+            (vec!["--ctx-size=8192"], "is one word"),
+            (vec!["-ctk", "fp8"], "-ctk takes one of f32, f16"),
+            (vec!["-m"], "takes a value, and none follows"),
+            (vec!["model.gguf"], "belongs to no flag"),
+            (vec!["--ctx-siz", "1"], "the nearest is --ctx-size"),
+        ] {
+            let problem = read(&words).problems[0].to_string();
+            assert!(problem.contains(says), "{words:?}: {problem}");
+        }
     }
 
     #[test]

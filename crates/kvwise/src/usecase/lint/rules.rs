@@ -148,6 +148,10 @@ pub fn problems(table: &'static Table, parsed: &Parsed, version: Option<&str>) -
                 let fix = "make two list items of it, or put = between flag and value".to_owned();
                 ("joined-words", Some(word), Some(fix))
             }
+            Problem::OneWord { word } => {
+                let fix = "make two words of it".to_owned();
+                ("joined-words", Some(word), Some(fix))
+            }
             Problem::Stray { .. } => ("stray-word", None, None),
             Problem::TooLong => ("too-long", None, None),
         };
