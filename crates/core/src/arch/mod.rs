@@ -11,6 +11,7 @@ mod drafter;
 pub mod family;
 pub mod model;
 pub mod parallel;
+pub mod shape;
 pub mod weight;
 
 pub use cache::{Cache, CacheKind, Heads, State};

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kvwise_core::arch::Config;
 use kvwise_core::arch::config::MAX_CONFIG_BYTES;
+use kvwise_core::arch::{Config, shape};
 use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::{Error, ErrorKind, Result, catalogue};
 
@@ -44,9 +44,11 @@ pub enum Place {
     Path(PathBuf),
     /// The hub, or a cache of it.
     Hub(hub::Origin),
+    /// Nowhere: a shape in the user's words (`layers=80,heads=64`, see [`kvwise_core::arch::shape`]).
+    Shape,
 }
 
-/// Finds a model without the hub: an existing folder or file, else a name of the built-in catalogue.
+/// Finds a model without the hub: an existing folder or file, else a shape in words, else a name of the built-in catalogue.
 ///
 /// # Errors
 /// If there is no such file and no such name, or what is there cannot be used.
@@ -146,7 +148,7 @@ fn on_hub(model: hub::HubModel) -> Found {
     }
 }
 
-/// A folder or file with this name; `None` if there is none and the name may be a model's.
+/// A folder or file with this name, or a shape; `None` if there is none and the name may be a model's.
 fn find_path(name: &str) -> Result<Option<Found>> {
     let path = Path::new(name);
     let found = |config, checkpoint| Found {
@@ -157,6 +159,12 @@ fn find_path(name: &str) -> Result<Option<Found>> {
         notes: Vec::new(),
         gguf: None,
     };
+    if !path.exists() && shape::is_shape(name) {
+        return Ok(Some(Found {
+            place: Place::Shape,
+            ..found(shape::config(name)?, None)
+        }));
+    }
     if path.is_dir() {
         let config = read_folder_config(path)?;
         return Ok(Some(found(config, folder::read(path)?)));

@@ -363,6 +363,7 @@ impl Deployment {
                 path.display().to_string()
             }
             Place::Hub(origin) => origin.to_string(),
+            Place::Shape => "a shape in words".to_owned(),
         };
         let engine = match engine_name {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
