@@ -1,5 +1,6 @@
 //! Everything of kvwise that touches files and sockets.
 
+pub mod answers;
 pub mod atomic;
 pub mod bundle;
 pub mod folders;
