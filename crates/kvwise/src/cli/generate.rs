@@ -18,6 +18,9 @@ const EXAMPLES: &str = "Examples:
   kvwise generate Qwen/Qwen3-32B --gpu h100 --tp 2 -c 64 --context 8k --output-dir out --emit k8s,compose
   kvwise generate ./my-model --gpu l40s --kv-cache-dtype fp8 --output-dir out --served-model-name mine
   kvwise generate qwen3-8b --gpu l4 --max-model-len auto --output-dir out -- --reasoning-parser qwen3
+  kvwise generate model.gguf --gpu rtx-4090 --context 8k -c 4 --cache-type-k q8_0 --output-dir out   llama.cpp
+  kvwise generate qwen3-8b --engine llamacpp --hf-repo ggml-org/Qwen3-8B-GGUF:Q4_K_M --gpu rtx-4090 --output-dir out
+  kvwise generate deepseek-ai/DeepSeek-V3 --gpu h100 --tp 8 --pp 2 --max-model-len 32k --output-dir out   two nodes
 
 Exit status: 0 written, 1 it does not fit (nothing is written; the nearest that fits is named), 2 cannot be done.";
 
@@ -45,14 +48,8 @@ pub struct Generate {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["output_dir", "force", "dry_run"], help_heading = "Files")]
     print: Option<String>,
 
-    /// Files to write, besides plan.json: command, docker, compose, k8s, profile.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "command,docker,compose,k8s,profile",
-        help_heading = "Files"
-    )]
+    /// Files to write, besides plan.json: command, docker, compose, k8s, profile [default: all that can be made].
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Files")]
     emit: Vec<String>,
 
     /// Replace files that are there already.
@@ -66,6 +63,14 @@ pub struct Generate {
     /// Container image [default: the engine's published image of the version].
     #[arg(long, value_name = "IMAGE", help_heading = "Server")]
     image: Option<String>,
+
+    /// Hub repository with GGUF files that llama.cpp is to serve: ORG/NAME or ORG/NAME:QUANT.
+    #[arg(long, value_name = "REPO", help_heading = "Server")]
+    hf_repo: Option<String>,
+
+    /// GPUs of one machine; a server that takes more gets a script to be run on each of several [default: 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Server")]
+    gpus_per_node: Option<u64>,
 
     /// Name under which clients ask for the model [default: its id, or the folder's name].
     #[arg(long, value_name = "NAME", help_heading = "Server")]
@@ -109,6 +114,8 @@ impl Generate {
             served_model_name: self.served_model_name.clone(),
             trust_remote_code: self.trust_remote_code,
             extra: self.extra.clone(),
+            hf_repo: self.hf_repo.clone(),
+            gpus_per_node: self.gpus_per_node,
         };
         let directory = self
             .output_dir
@@ -131,7 +138,7 @@ impl Generate {
                 if let Some(folder) = self.output_dir.as_ref().filter(|_| !self.dry_run) {
                     bundle::write(folder, &files, self.force)?;
                 }
-                let program = server.program().iter().map(|w| (*w).to_owned());
+                let program = server.program(false).iter().map(|w| (*w).to_owned());
                 let generated = Generated {
                     schema: SCHEMA,
                     written: !self.dry_run,

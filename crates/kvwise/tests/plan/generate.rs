@@ -103,3 +103,45 @@ fn nothing_is_written_when_it_does_not_fit_or_is_only_tried() {
     assert_eq!(bad.status.code(), Some(2));
     assert!(!folder.exists());
 }
+
+#[test]
+fn the_script_of_llama_cpp_says_what_the_plan_rests_on() {
+    let output = kvwise(&[
+        "generate",
+        "qwen3-8b",
+        "--engine",
+        "llamacpp",
+        "--hf-repo",
+        "ggml-org/Qwen3-8B-GGUF:Q4_K_M",
+        "--gpu",
+        "rtx-4090",
+        "--context",
+        "8k",
+        "-c",
+        "4",
+        "--cache-type-v",
+        "q8_0",
+        "--print",
+        "docker_command.sh",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn the_script_of_several_nodes_asks_for_rank_and_head() {
+    let output = kvwise(&[
+        "generate",
+        "deepseek-ai/DeepSeek-V3",
+        "--gpu",
+        "h100",
+        "--tp",
+        "8",
+        "--pp",
+        "2",
+        "--max-model-len",
+        "32k",
+        "--print",
+        "serve_command.sh",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}

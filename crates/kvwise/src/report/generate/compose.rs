@@ -3,7 +3,7 @@
 use kvwise_core::Result;
 
 use super::super::quote::{yaml, yaml_without_variables as value};
-use super::{MODEL_FOLDER, ModelPlace, Server, Vendor};
+use super::{MODEL_FOLDER, Server, Vendor};
 
 /// A project with one service.
 ///
@@ -11,6 +11,7 @@ use super::{MODEL_FOLDER, ModelPlace, Server, Vendor};
 /// If no container is made for these GPUs.
 pub fn compose(server: &Server) -> Result<String> {
     server.needs_containers("a Compose file")?;
+    server.needs_one_node("a Compose file")?;
     let mut out = server.comments();
     let mut line = |indent: usize, text: &str| {
         out.push_str(&" ".repeat(indent));
@@ -20,7 +21,7 @@ pub fn compose(server: &Server) -> Result<String> {
     line(0, "services:");
     line(2, &format!("{}:", server.name));
     line(4, &format!("image: {}", yaml(&server.image.reference())));
-    let program: Vec<String> = server.program().iter().map(|w| yaml(w)).collect();
+    let program: Vec<String> = server.program(true).iter().map(|w| yaml(w)).collect();
     line(4, &format!("entrypoint: [{}]", program.join(", ")));
     line(4, "command:");
     for group in server.groups(true) {
@@ -38,7 +39,7 @@ pub fn compose(server: &Server) -> Result<String> {
     line(8, "target: /root/.cache/huggingface");
     line(8, "bind:");
     line(10, "create_host_path: true");
-    if let ModelPlace::Folder(path) = &server.model {
+    if let Some(path) = server.mounted() {
         line(6, "- type: bind");
         line(8, &format!("source: {}", value(&path.to_string_lossy())));
         line(8, &format!("target: {MODEL_FOLDER}"));
@@ -52,14 +53,8 @@ pub fn compose(server: &Server) -> Result<String> {
         ),
     );
     line(4, "healthcheck:");
-    let probe = format!(
-        "import urllib.request as r; r.urlopen('http://127.0.0.1:{}/health', timeout=5)",
-        server.port
-    );
-    line(
-        6,
-        &format!("test: [\"CMD\", \"python3\", \"-c\", {}]", yaml(&probe)),
-    );
+    let probe: Vec<String> = server.probe().iter().map(|w| yaml(w)).collect();
+    line(6, &format!("test: [{}]", probe.join(", ")));
     line(6, "interval: 15s");
     line(6, "timeout: 10s");
     line(6, "retries: 4");
@@ -72,7 +67,7 @@ pub fn compose(server: &Server) -> Result<String> {
         line(4, "devices: [\"/dev/kfd\", \"/dev/dri\"]");
         line(4, "group_add: [\"video\"]");
         line(4, "security_opt: [\"seccomp=unconfined\"]");
-    } else {
+    } else if server.vendor == Vendor::Nvidia {
         line(4, "deploy:");
         line(6, "resources:");
         line(8, "reservations:");

@@ -4,7 +4,7 @@ use kvwise_core::Result;
 use kvwise_core::units::GIB;
 
 use super::super::quote::{yaml, yaml_without_variables as value};
-use super::{MODEL_FOLDER, ModelPlace, Server, Vendor};
+use super::{MODEL_FOLDER, Server, Vendor};
 
 /// Seconds between two looks of the start-up probe.
 const PROBE_PERIOD_S: u64 = 10;
@@ -22,11 +22,12 @@ impl Lines {
 }
 
 impl Server {
-    fn gpu_resource(&self) -> &'static str {
-        if self.vendor == Vendor::Amd {
-            "amd.com/gpu"
-        } else {
-            "nvidia.com/gpu"
+    /// The resource of the GPUs with their number; nothing on CPUs.
+    fn gpu_line(&self) -> Option<String> {
+        match self.vendor {
+            Vendor::Cpu => None,
+            Vendor::Amd => Some(format!("amd.com/gpu: {}", self.gpus)),
+            _ => Some(format!("nvidia.com/gpu: {}", self.gpus)),
         }
     }
 
@@ -45,9 +46,14 @@ impl Server {
         2 + self.gpus
     }
 
-    /// Host memory to ask for: each process holds some GiB of libraries and buffers, and shared memory counts too.
+    /// Host memory to ask for: each process holds some GiB of libraries and buffers, and shared memory counts too. On CPUs the
+    /// weights and the cache lie there as well.
     fn host_memory_gib(&self) -> u64 {
-        8 + 4 * self.gpus + self.shared_memory_gib()
+        let own = match self.vendor {
+            Vendor::Cpu => self.memory_bytes.div_ceil(GIB),
+            _ => 0,
+        };
+        8 + 4 * self.gpus + self.shared_memory_gib() + own
     }
 }
 
@@ -57,13 +63,14 @@ impl Server {
 /// If no container is made for these GPUs.
 pub fn manifests(server: &Server) -> Result<String> {
     server.needs_containers("a Kubernetes manifest")?;
+    server.needs_one_node("a Kubernetes manifest")?;
     let mut out = Lines(server.comments());
     let name = &server.name;
     out.0.push_str(
         "#\n# The token of the hub, where the model needs one, comes from a secret that this file only refers to:\n\
          #   kubectl create secret generic huggingface --from-literal=token=\"$HF_TOKEN\"\n",
     );
-    let hub = matches!(server.model, ModelPlace::Hub(_));
+    let hub = server.mounted().is_none();
     if hub {
         for (indent, text) in [
             (0, "apiVersion: v1".to_owned()),
@@ -144,7 +151,7 @@ fn deployment(server: &Server, hub: bool, out: &mut Lines) {
     ] {
         out.add(indent, text);
     }
-    let program: Vec<String> = server.program().iter().map(|w| yaml(w)).collect();
+    let program: Vec<String> = server.program(true).iter().map(|w| yaml(w)).collect();
     out.add(10, format!("command: [{}]", program.join(", ")));
     out.add(10, "args:");
     for group in server.groups(true) {
@@ -152,7 +159,6 @@ fn deployment(server: &Server, hub: bool, out: &mut Lines) {
             out.add(12, format!("- {}", value(&word)));
         }
     }
-    let gpus = format!("{}: {}", server.gpu_resource(), server.gpus);
     for (indent, text) in [
         (10, "env:".to_owned()),
         (12, "- name: HF_TOKEN".to_owned()),
@@ -171,9 +177,15 @@ fn deployment(server: &Server, hub: bool, out: &mut Lines) {
             format!("cpu: \"{}\"  # one a rank, scheduler and server", server.cores()),
         ),
         (14, format!("memory: {}Gi", server.host_memory_gib())),
-        (14, gpus.clone()),
-        (12, "limits:".to_owned()),
-        (14, gpus),
+    ] {
+        out.add(indent, text);
+    }
+    if let Some(gpus) = server.gpu_line() {
+        out.add(14, &gpus);
+        out.add(12, "limits:");
+        out.add(14, gpus);
+    }
+    for (indent, text) in [
         (10, "startupProbe:".to_owned()),
         (12, "httpGet: {path: /health, port: http}".to_owned()),
         (12, format!("periodSeconds: {PROBE_PERIOD_S}")),
@@ -214,12 +226,12 @@ fn deployment(server: &Server, hub: bool, out: &mut Lines) {
     out.add(12, "medium: Memory");
     out.add(12, format!("sizeLimit: {}Gi", server.shared_memory_gib()));
     out.add(8, format!("- name: {volume}"));
-    match &server.model {
-        ModelPlace::Hub(_) => {
+    match server.mounted() {
+        None => {
             out.add(10, "persistentVolumeClaim:");
             out.add(12, format!("claimName: {name}-hub"));
         }
-        ModelPlace::Folder(path) => {
+        Some(path) => {
             out.add(10, "hostPath:  # the node must have this folder");
             out.add(12, format!("path: {}", yaml(&path.to_string_lossy())));
             out.add(12, "type: Directory");
@@ -233,13 +245,14 @@ fn deployment(server: &Server, hub: bool, out: &mut Lines) {
 /// If no container is made for these GPUs.
 pub fn values(server: &Server) -> Result<String> {
     server.needs_containers("a values file")?;
+    server.needs_one_node("a values file")?;
     let mut out = Lines(server.comments());
     out.add(0, "replicaCount: 1");
     out.add(0, "image:");
     out.add(2, format!("repository: {}", yaml(&server.image.repository)));
     out.add(2, format!("tag: {}", yaml(&server.image.tag)));
     out.add(2, "pullPolicy: IfNotPresent");
-    let program: Vec<String> = server.program().iter().map(|w| yaml(w)).collect();
+    let program: Vec<String> = server.program(true).iter().map(|w| yaml(w)).collect();
     out.add(0, format!("command: [{}]", program.join(", ")));
     out.add(0, "args:");
     for group in server.groups(true) {
@@ -247,7 +260,6 @@ pub fn values(server: &Server) -> Result<String> {
             out.add(2, format!("- {}", value(&word)));
         }
     }
-    let gpu = format!("{}: {}", server.gpu_resource(), server.gpus);
     for (indent, text) in [
         (0, "env:".to_owned()),
         (2, "- name: HF_TOKEN".to_owned()),
@@ -260,9 +272,15 @@ pub fn values(server: &Server) -> Result<String> {
         (2, "requests:".to_owned()),
         (4, format!("cpu: \"{}\"", server.cores())),
         (4, format!("memory: {}Gi", server.host_memory_gib())),
-        (4, gpu.clone()),
-        (2, "limits:".to_owned()),
-        (4, gpu),
+    ] {
+        out.add(indent, text);
+    }
+    if let Some(gpu) = server.gpu_line() {
+        out.add(4, &gpu);
+        out.add(2, "limits:");
+        out.add(4, gpu);
+    }
+    for (indent, text) in [
         (0, "service:".to_owned()),
         (2, "type: ClusterIP".to_owned()),
         (2, format!("port: {}", server.port)),
@@ -280,13 +298,13 @@ pub fn values(server: &Server) -> Result<String> {
     ] {
         out.add(indent, text);
     }
-    match &server.model {
-        ModelPlace::Hub(_) => {
+    match server.mounted() {
+        None => {
             out.add(0, "cache:");
             out.add(2, format!("size: {}Gi", server.cache_gib()));
             out.add(2, "mountPath: /root/.cache/huggingface");
         }
-        ModelPlace::Folder(path) => {
+        Some(path) => {
             out.add(0, "model:");
             out.add(2, format!("hostPath: {}", yaml(&path.to_string_lossy())));
             out.add(2, format!("mountPath: {MODEL_FOLDER}"));

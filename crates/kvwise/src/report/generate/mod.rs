@@ -4,7 +4,7 @@ pub mod compose;
 pub mod k8s;
 pub mod scripts;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kvwise_core::{Error, Result};
 use serde::Serialize;
@@ -35,6 +35,17 @@ pub enum ModelPlace {
     Hub(String),
     /// In this folder, absolute.
     Folder(PathBuf),
+    /// In this GGUF file, absolute; its other parts, if it has any, lie beside it.
+    File(PathBuf),
+}
+
+/// Several machines that run one server together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Nodes {
+    /// Machines.
+    pub count: u64,
+    /// GPUs of each.
+    pub gpus_each: u64,
 }
 
 /// Maker of the GPUs; containers get at them in different ways.
@@ -45,6 +56,8 @@ pub enum Vendor {
     Nvidia,
     /// `ROCm`.
     Amd,
+    /// No GPU at all.
+    Cpu,
     /// Anything else: no containers are generated.
     Other,
 }
@@ -61,6 +74,18 @@ pub struct Image {
 impl Image {
     /// The engine's published image of this version.
     pub fn of(engine: &str, version: &str, vendor: Vendor) -> Self {
+        if engine == "llamacpp" {
+            // Images of single builds are not kept for long, so the newest is named; --image takes another.
+            return Self {
+                repository: "ghcr.io/ggml-org/llama.cpp".to_owned(),
+                tag: match vendor {
+                    Vendor::Amd => "server-rocm",
+                    Vendor::Cpu => "server",
+                    _ => "server-cuda",
+                }
+                .to_owned(),
+            };
+        }
         let repository = match (engine, vendor) {
             ("sglang", _) => "lmsysorg/sglang",
             (_, Vendor::Amd) => "vllm/vllm-openai-rocm",
@@ -110,12 +135,14 @@ impl Image {
 /// A server to be started.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Server {
-    /// `vllm` or `sglang`.
+    /// `vllm`, `sglang` or `llamacpp`.
     pub engine: &'static str,
     /// Its version.
     pub version: String,
     /// Its container image.
     pub image: Image,
+    /// Whether the user chose the image.
+    pub image_given: bool,
     /// Where the weights are.
     pub model: ModelPlace,
     /// A name that Kubernetes accepts.
@@ -124,14 +151,20 @@ pub struct Server {
     pub arguments: Vec<Argument>,
     /// Port it listens to.
     pub port: u16,
-    /// GPUs it takes.
+    /// GPUs it takes on one machine.
     pub gpus: u64,
+    /// The machines, if there are several.
+    pub nodes: Option<Nodes>,
+    /// What each of several machines is told besides, as it stands in a script.
+    pub node_words: String,
     /// Their catalogue name.
     pub gpu_name: String,
     /// Their maker.
     pub vendor: Vendor,
     /// Bytes of the weights.
     pub weights_bytes: u64,
+    /// Memory of one GPU that the engine may take, in bytes.
+    pub memory_bytes: u64,
     /// What the plan says.
     pub verdict: String,
     /// Settings worth a thought: flag, value, why.
@@ -141,10 +174,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Program and subcommand.
-    pub fn program(&self) -> &'static [&'static str] {
-        match self.engine {
-            "sglang" => &["python3", "-m", "sglang.launch_server"],
+    /// Program and subcommand, on this machine or in the engine's image.
+    pub fn program(&self, container: bool) -> &'static [&'static str] {
+        match (self.engine, container) {
+            ("sglang", _) => &["python3", "-m", "sglang.launch_server"],
+            // The folder of the image is not on its PATH (llama.cpp b11434, `.devops/cuda.Dockerfile`).
+            ("llamacpp", true) => &["/app/llama-server"],
+            ("llamacpp", false) => &["llama-server"],
             _ => &["vllm", "serve"],
         }
     }
@@ -154,8 +190,35 @@ impl Server {
         match &self.model {
             ModelPlace::Hub(id) => id.clone(),
             ModelPlace::Folder(_) if container => MODEL_FOLDER.to_owned(),
-            ModelPlace::Folder(path) => path.to_string_lossy().into_owned(),
+            ModelPlace::File(path) if container => match path.file_name() {
+                Some(name) => format!("{MODEL_FOLDER}/{}", name.to_string_lossy()),
+                None => MODEL_FOLDER.to_owned(),
+            },
+            ModelPlace::Folder(path) | ModelPlace::File(path) => path.to_string_lossy().into_owned(),
         }
+    }
+
+    /// The folder of this machine that a container needs.
+    fn mounted(&self) -> Option<&Path> {
+        match &self.model {
+            ModelPlace::Hub(_) => None,
+            ModelPlace::Folder(path) => Some(path),
+            ModelPlace::File(path) => path.parent(),
+        }
+    }
+
+    /// A command of the engine's image that succeeds when the server answers, as a list for Compose.
+    fn probe(&self) -> Vec<String> {
+        let url = format!("http://127.0.0.1:{}/health", self.port);
+        let words: Vec<String> = match self.engine {
+            "llamacpp" => vec!["curl".to_owned(), "-f".to_owned(), url],
+            _ => vec![
+                "python3".to_owned(),
+                "-c".to_owned(),
+                format!("import urllib.request as r; r.urlopen('{url}', timeout=5)"),
+            ],
+        };
+        std::iter::once("CMD".to_owned()).chain(words).collect()
     }
 
     /// The groups of words after the program: the model, then a flag with its values each.
@@ -163,12 +226,17 @@ impl Server {
         let model = self.model(container);
         let mut groups = vec![match self.engine {
             "sglang" => vec!["--model-path".to_owned(), model],
+            "llamacpp" if matches!(self.model, ModelPlace::Hub(_)) => vec!["--hf-repo".to_owned(), model],
+            "llamacpp" => vec!["--model".to_owned(), model],
             _ => vec![model],
         }];
         for argument in &self.arguments {
-            // A value that begins with a dash would be read as a flag unless it is joined.
+            // A value that begins with a dash would be read as a flag unless it is joined; llama.cpp takes it as it is, and no
+            // joined ones.
             groups.push(match argument.values.as_slice() {
-                [one] if one.starts_with('-') => vec![format!("{}={one}", argument.flag)],
+                [one] if one.starts_with('-') && self.engine != "llamacpp" => {
+                    vec![format!("{}={one}", argument.flag)]
+                }
                 values => std::iter::once(&argument.flag).chain(values).cloned().collect(),
             });
         }
@@ -188,30 +256,50 @@ impl Server {
 
     /// Says that containers are not made for these GPUs.
     fn needs_containers(&self, what: &str) -> Result<()> {
-        if self.vendor == Vendor::Other {
-            return Err(Error::unsupported(format!(
+        if self.image_given && self.nodes.is_none() && self.vendor != Vendor::Other {
+            return Ok(());
+        }
+        match (self.engine, self.vendor) {
+            (_, Vendor::Other) => Err(Error::unsupported(format!(
                 "{what} is generated for NVIDIA and AMD GPUs, and {} is neither",
                 self.gpu_name
             ))
-            .hint("give --emit command,profile"));
+            .hint("give --emit command,profile")),
+            ("sglang", Vendor::Amd) => Err(Error::unsupported(format!(
+                "{what} needs an image, and the tags of SGLang's ROCm images name the card and the ROCm version"
+            ))
+            .hint("give --image, or --emit command,profile")),
+            ("vllm" | "sglang", Vendor::Cpu) => Err(Error::unsupported(format!(
+                "{what} needs an image, and none that serves on CPUs is known to be published for every version"
+            ))
+            .hint("give --image, or --emit command,profile")),
+            _ => Ok(()),
         }
-        if self.engine == "sglang" && self.vendor == Vendor::Amd {
-            return Err(Error::unsupported(
-                "the tags of SGLang's ROCm images name the card and the ROCm version, so none is chosen",
-            )
-            .hint("give --image, or --emit command,profile"));
+    }
+
+    /// Says that this file starts a server of one machine only.
+    fn needs_one_node(&self, what: &str) -> Result<()> {
+        match self.nodes {
+            None => Ok(()),
+            Some(nodes) => Err(Error::unsupported(format!(
+                "{what} is generated for one machine, and this server takes {} of {} GPUs",
+                nodes.count, nodes.gpus_each
+            ))
+            .hint("run serve_command.sh or docker_command.sh on each of them: --emit command,docker,profile")
+            .hint("give --gpus-per-node if a machine has more GPUs")),
         }
-        Ok(())
     }
 
     /// Lines that say what the files are, without the comment sign.
     pub fn heading(&self) -> Vec<String> {
         let mut lines = vec![
             format!(
-                "{} {} for {} on {} x {}, written by kvwise {}.",
+                "{} {} for {} on {}{} x {}, written by kvwise {}.",
                 self.engine,
                 self.version,
                 self.model(false),
+                self.nodes
+                    .map_or_else(String::new, |n| format!("{} nodes of ", n.count)),
                 self.gpus,
                 self.gpu_name,
                 env!("CARGO_PKG_VERSION")

@@ -1,4 +1,5 @@
-//! Which flags a server needs, and why: what differs from the engine's defaults, and nothing else.
+//! Which flags a server needs, and why: what differs from the engine's defaults, and nothing else. Here vLLM's, and what all
+//! engines share.
 
 use kvwise_core::engine::flags::{self, meaning::meaning, parse::parse};
 use kvwise_core::engine::vllm::{Gpu, KvDtype, Rules};
@@ -57,9 +58,9 @@ const VLLM_FLAGS: [&str; 25] = [
 ];
 
 /// The deployment as it will be started: more requests at once than the engine runs by default need its bound raised, and that
-/// changes the plan.
+/// changes the plan; llama.cpp's context and slots are said in full.
 pub fn prepared(deployment: &Deployment) -> Result<Deployment> {
-    let mut out = deployment.clone();
+    let mut out = super::llamacpp::prepared(deployment)?;
     let asked = deployment.concurrency.iter().copied().max().unwrap_or(1);
     let vllm = deployment
         .engine
@@ -182,103 +183,8 @@ fn quantization(resolved: &Resolved, given: &str) -> Result<Option<String>> {
     }
 }
 
-/// Fields of a deployment and the flags of SGLang 0.5.23 that say the same.
-const SGLANG_FLAGS: [(&str, &str); 18] = [
-    ("revision", "--revision"),
-    ("tensor_parallel_size", "--tp-size"),
-    ("pipeline_parallel_size", "--pp-size"),
-    ("data_parallel_size", "--dp-size"),
-    ("dtype", "--dtype"),
-    ("quantization", "--quantization"),
-    ("kv_cache_dtype", "--kv-cache-dtype"),
-    ("max_model_len", "--context-length"),
-    ("mem_fraction_static", "--mem-fraction-static"),
-    ("page_size", "--page-size"),
-    ("block_size", "--page-size"),
-    ("chunked_prefill_size", "--chunked-prefill-size"),
-    ("max_running_requests", "--max-running-requests"),
-    ("max_num_seqs", "--max-running-requests"),
-    ("enforce_eager", "--disable-cuda-graph"),
-    ("no_enable_prefix_caching", "--disable-radix-cache"),
-    ("attention_backend", "--attention-backend"),
-    ("enable_lora", "--enable-lora"),
-];
-
-/// The arguments of SGLang's server after the model.
-pub fn sglang(deployment: &Deployment, plan: &Plan) -> Result<Vec<Argument>> {
-    let table = flags::sglang();
-    let said = serde_json::to_value(deployment).unwrap_or_default();
-    let set = |field: &str| {
-        said.get(field)
-            .filter(|v| !v.is_null() && **v != Value::Bool(false))
-            .cloned()
-    };
-    for field in [
-        "speculative_config",
-        "num_gpu_blocks_override",
-        "kv_cache_memory_bytes",
-        "decode_context_parallel_size",
-        "disable_hybrid_kv_cache_manager",
-        "gpu_memory_utilization",
-        "max_num_batched_tokens",
-    ] {
-        if set(field).is_some() {
-            return Err(Error::input(format!(
-                "--{} is a flag of vLLM and has no counterpart that is generated for sglang",
-                field.replace('_', "-")
-            ))
-            .hint("leave it out, or give SGLang's own flag after --"));
-        }
-    }
-    let mut out: Vec<Argument> = Vec::new();
-    for (field, name) in SGLANG_FLAGS {
-        let Some(given) = set(field) else { continue };
-        let Some(flag) = table.get(name) else {
-            return Err(Error::unsupported(format!(
-                "{name} is no flag of SGLang {}",
-                table.version
-            )));
-        };
-        let text = super::plain(&given);
-        let values = match (field, given) {
-            (_, Value::Bool(_)) => Vec::new(),
-            ("max_model_len", _) => match &plan.kv_cache {
-                Some(kv) => vec![kv.max_model_len.to_string()],
-                None => continue,
-            },
-            ("kv_cache_dtype", _) => vec![match text.as_str() {
-                "fp8" | "fp8_e4m3fn" => "fp8_e4m3".to_owned(),
-                "bf16" => "bfloat16".to_owned(),
-                _ => text,
-            }],
-            ("dtype", _) => vec![super::plain(
-                plan.inputs.get(field).unwrap_or(&Value::String(text)),
-            )],
-            ("quantization", _) if text == "auto" || text == "none" => continue,
-            _ => vec![text],
-        };
-        if flag.is_default(&values, false) || out.iter().any(|a| a.flag == name) {
-            continue;
-        }
-        out.push(Argument {
-            why: why(deployment, plan, field, name, "sglang"),
-            flag: name.to_owned(),
-            values,
-        });
-    }
-    if deployment.enable_expert_parallel {
-        let ranks = deployment.tensor_parallel_size.unwrap_or(1);
-        out.push(Argument {
-            flag: "--ep-size".to_owned(),
-            values: vec![ranks.to_string()],
-            why: why(deployment, plan, "enable_expert_parallel", "--ep-size", "sglang"),
-        });
-    }
-    Ok(out)
-}
-
 /// Why a flag is there: what it means, and what the plan would be without it.
-fn why(deployment: &Deployment, plan: &Plan, field: &str, flag: &str, engine: &str) -> String {
+pub(super) fn why(deployment: &Deployment, plan: &Plan, field: &str, flag: &str, engine: &str) -> String {
     let mut parts: Vec<String> = meaning(engine, flag).map(str::to_owned).into_iter().collect();
     match field {
         "no_enable_prefix_caching" => parts = vec!["prefix caching was switched off".to_owned()],
@@ -315,7 +221,11 @@ pub fn frontend(engine: &str, order: &Order, served_name: Option<&str>, out: &mu
     };
     if let Some(name) = served_name {
         push(
-            "--served-model-name",
+            if engine == "llamacpp" {
+                "--alias"
+            } else {
+                "--served-model-name"
+            },
             vec![name.to_owned()],
             "the name that clients ask for, wherever the folder lies",
         );
@@ -327,11 +237,11 @@ pub fn frontend(engine: &str, order: &Order, served_name: Option<&str>, out: &mu
             "the model brings its own code, which was allowed to run",
         );
     }
-    if engine == "sglang" {
+    if engine != "vllm" {
         push(
             "--host",
             vec!["0.0.0.0".to_owned()],
-            "SGLang listens to this machine alone unless told otherwise",
+            "the server listens to this machine alone unless told otherwise",
         );
     }
     if let Some(port) = order.port {
@@ -352,11 +262,7 @@ fn planned(field: &str) -> bool {
 
 /// The user's own words, read by the engine's rules; a flag that is there already is an error.
 pub fn extra(engine: &str, words: &[String], chosen: &[Argument]) -> Result<Vec<Argument>> {
-    let table = if engine == "sglang" {
-        flags::sglang()
-    } else {
-        flags::vllm()
-    };
+    let table = super::table(engine);
     let parsed = parse(table, words);
     if let Some(problem) = parsed.problems.first() {
         return Err(Error::input(format!("after --: {problem}")));

@@ -1,13 +1,17 @@
 //! Generating: plan, choose the flags, check them against the engine's parser, and make the files; nothing is written here.
 
 mod command;
+mod llamacpp;
 mod nearest;
+mod nodes;
+mod sglang;
 
 use std::path::PathBuf;
 
-use kvwise_core::engine::flags::{self, parse::parse};
+use kvwise_core::arch::shape;
+use kvwise_core::engine::flags::{self, Table, parse::parse};
 use kvwise_core::plan::{self, Plan};
-use kvwise_core::{Error, Result, hardware};
+use kvwise_core::{Error, ErrorKind, Result, hardware};
 use kvwise_io::bundle::BundleFile;
 use kvwise_io::plan_profile;
 
@@ -66,7 +70,7 @@ impl Artifact {
 pub struct Order {
     /// The deployment.
     pub deployment: Deployment,
-    /// Files to make; the plan is always among them.
+    /// Files to make; the plan is always among them. Empty for all that can be made, with a warning about others.
     pub emit: Vec<Artifact>,
     /// Port of the server.
     pub port: Option<u16>,
@@ -78,7 +82,14 @@ pub struct Order {
     pub trust_remote_code: bool,
     /// Further words for the engine, checked like the others.
     pub extra: Vec<String>,
+    /// Hub repository with the GGUF files that llama.cpp is to serve (`ORG/NAME` or `ORG/NAME:QUANT`).
+    pub hf_repo: Option<String>,
+    /// GPUs of one machine; a server that needs more spans several. `None` for [`GPUS_PER_NODE`].
+    pub gpus_per_node: Option<u64>,
 }
+
+/// GPUs of the usual server.
+pub const GPUS_PER_NODE: u64 = 8;
 
 /// What came of an order.
 #[derive(Debug)]
@@ -113,31 +124,23 @@ pub fn generate(order: &Order) -> Result<Outcome> {
     if !plan.feasibility.fits {
         return Ok(Outcome::DoesNotFit { plan: Box::new(plan) });
     }
-    let server = server(order, &deployment, &resolved, &plan)?;
+    let mut server = server(order, &deployment, &resolved, &plan)?;
     check(&server)?;
     let mut files = Vec::new();
-    for (_, artifact) in Artifact::ALL.iter().filter(|(_, a)| order.emit.contains(a)) {
-        match artifact {
-            Artifact::Command => files.push(file("serve_command.sh", report::scripts::serve(&server), true)),
-            Artifact::Docker => {
-                files.push(file("docker_command.sh", report::scripts::docker(&server)?, true));
+    for (_, artifact) in Artifact::ALL {
+        if !order.emit.is_empty() && !order.emit.contains(&artifact) {
+            continue;
+        }
+        match made(artifact, &server, &deployment) {
+            Ok(more) => files.extend(more),
+            // What was not asked for by name may be missing.
+            Err(e) if order.emit.is_empty() && e.kind() == ErrorKind::Unsupported => {
+                let warning = format!("left out: {e}");
+                if !server.warnings.contains(&warning) {
+                    server.warnings.push(warning);
+                }
             }
-            Artifact::Compose => files.push(file(
-                "docker-compose.yaml",
-                report::compose::compose(&server)?,
-                false,
-            )),
-            Artifact::K8s => {
-                files.push(file("k8s.yaml", report::k8s::manifests(&server)?, false));
-                files.push(file("values.yaml", report::k8s::values(&server)?, false));
-            }
-            Artifact::Profile => {
-                files.push(file(
-                    "profile.yaml",
-                    plan_profile::to_text(&deployment.to_profile()?)?,
-                    false,
-                ));
-            }
+            Err(e) => return Err(e),
         }
     }
     files.push(file("plan.json", crate::report::json_text(&plan)?, false));
@@ -145,6 +148,28 @@ pub fn generate(order: &Order) -> Result<Outcome> {
         plan: Box::new(plan),
         server: Box::new(server),
         files,
+    })
+}
+
+/// The files of one kind.
+fn made(artifact: Artifact, server: &Server, deployment: &Deployment) -> Result<Vec<BundleFile>> {
+    Ok(match artifact {
+        Artifact::Command => vec![file("serve_command.sh", report::scripts::serve(server), true)],
+        Artifact::Docker => vec![file("docker_command.sh", report::scripts::docker(server)?, true)],
+        Artifact::Compose => vec![file(
+            "docker-compose.yaml",
+            report::compose::compose(server)?,
+            false,
+        )],
+        Artifact::K8s => vec![
+            file("k8s.yaml", report::k8s::manifests(server)?, false),
+            file("values.yaml", report::k8s::values(server)?, false),
+        ],
+        Artifact::Profile => vec![file(
+            "profile.yaml",
+            plan_profile::to_text(&deployment.to_profile()?)?,
+            false,
+        )],
     })
 }
 
@@ -162,23 +187,35 @@ fn server(
     resolved: &super::deployment::Resolved,
     plan: &Plan,
 ) -> Result<Server> {
-    let model = place(deployment, plan)?;
+    let model = place(order, deployment, plan)?;
     let version = plan.engine.version.clone().unwrap_or_default();
     let served_name = order.served_model_name.clone().or_else(|| match &model {
         // In a container the folder has another path; clients keep asking by the name of the folder.
         ModelPlace::Folder(path) => path.file_name().map(|n| n.to_string_lossy().into_owned()),
+        ModelPlace::File(path) => path.file_stem().map(|n| n.to_string_lossy().into_owned()),
         ModelPlace::Hub(_) => None,
     });
     let mut arguments = match plan.engine.name {
         "vllm" => command::vllm(deployment, resolved, plan)?,
-        "sglang" => command::sglang(deployment, plan)?,
+        "sglang" => sglang::sglang(deployment, resolved, plan)?,
+        "llamacpp" => llamacpp::llamacpp(deployment, plan, matches!(model, ModelPlace::Hub(_)))?,
         other => {
             return Err(
                 Error::unsupported(format!("no server is started for the engine {other}"))
-                    .hint("give --engine vllm or --engine sglang"),
+                    .hint("give --engine vllm, sglang or llamacpp"),
             );
         }
     };
+    if order.trust_remote_code && plan.engine.name == "llamacpp" {
+        return Err(Error::input(
+            "--trust-remote-code means nothing to llama.cpp: a GGUF file brings no code",
+        )
+        .hint("leave it out"));
+    }
+    let nodes = nodes::nodes(deployment, plan, order.gpus_per_node.unwrap_or(GPUS_PER_NODE))?;
+    if let Some(nodes) = &nodes {
+        arguments.push(nodes::argument(nodes));
+    }
     command::frontend(plan.engine.name, order, served_name.as_deref(), &mut arguments);
     let extra = command::extra(plan.engine.name, &order.extra, &arguments)?;
     arguments.extend(extra);
@@ -205,15 +242,22 @@ fn server(
         model,
         name: report::resource_name(&plan.model.name),
         arguments,
-        port: order.port.unwrap_or(if plan.engine.name == "sglang" {
-            30_000
-        } else {
-            8000
+        port: order.port.unwrap_or(match plan.engine.name {
+            "sglang" => 30_000,
+            "llamacpp" => 8080,
+            _ => 8000,
         }),
-        gpus: plan.gpu.count,
+        node_words: nodes
+            .as_ref()
+            .map(|_| nodes::own_words(plan.engine.name))
+            .unwrap_or_default(),
+        gpus: nodes.map_or(plan.gpu.count, |n| n.gpus_each),
+        nodes,
+        image_given: order.image.is_some(),
         gpu_name: plan.gpu.name.clone(),
         vendor,
         weights_bytes: plan.weights.total_bytes,
+        memory_bytes: plan.memory.budget_bytes,
         verdict: plan.verdict.clone(),
         consider,
         warnings: plan.feasibility.warnings.clone(),
@@ -225,7 +269,19 @@ fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// The flags of an engine for which servers are started.
+fn table(engine: &str) -> &'static Table {
+    flags::of(engine).unwrap_or_else(flags::vllm)
+}
+
 fn vendor(deployment: &Deployment) -> Vendor {
+    if deployment
+        .gpu
+        .as_deref()
+        .is_some_and(|g| g.eq_ignore_ascii_case("cpu"))
+    {
+        return Vendor::Cpu;
+    }
     let compute = deployment
         .gpu
         .as_deref()
@@ -240,14 +296,31 @@ fn vendor(deployment: &Deployment) -> Vendor {
 }
 
 /// Where the weights are.
-fn place(deployment: &Deployment, plan: &Plan) -> Result<ModelPlace> {
+fn place(order: &Order, deployment: &Deployment, plan: &Plan) -> Result<ModelPlace> {
     let Some(given) = &deployment.model else {
         return Err(Error::input(
             "a number of parameters alone cannot be served: give the model",
         ));
     };
     let path = PathBuf::from(given);
-    if path.is_dir() {
+    let llamacpp = plan.engine.name == "llamacpp";
+    if let Some(repo) = &order.hf_repo {
+        if !llamacpp {
+            return Err(Error::input(format!(
+                "--hf-repo names GGUF files for llama.cpp, and the engine is {}",
+                plan.engine.name
+            ))
+            .hint("leave it out, or give --engine llamacpp"));
+        }
+        return hub_repository(repo);
+    }
+    if llamacpp && !path.is_file() {
+        return Err(Error::input(format!(
+            "llama.cpp serves GGUF files, and {given} is a checkpoint of another kind"
+        ))
+        .hint("give the .gguf file as the model, or a hub repository with such files: --hf-repo ORG/NAME-GGUF:Q4_K_M"));
+    }
+    if path.is_dir() || path.is_file() {
         let absolute = std::path::absolute(&path)
             .map_err(|e| Error::io(format!("{given}: cannot tell the absolute path: {e}")))?;
         if absolute.to_str().is_none() {
@@ -255,28 +328,50 @@ fn place(deployment: &Deployment, plan: &Plan) -> Result<ModelPlace> {
                 "{}: the path is not UTF-8, so no manifest can hold it",
                 path.display()
             ))
-            .hint("rename the folder, or link to it"));
+            .hint("rename it, or link to it"));
         }
-        return Ok(ModelPlace::Folder(absolute));
-    }
-    if path.is_file() {
+        if llamacpp {
+            return Ok(ModelPlace::File(absolute));
+        }
+        if path.is_dir() {
+            return Ok(ModelPlace::Folder(absolute));
+        }
         return Err(Error::input(format!(
             "{given} is a single file, and {} serves a folder with its weights and tokenizer or a hub id",
             plan.engine.name
         ))
         .hint("give the folder of the checkpoint, or the name of the model on the hub"));
     }
+    if shape::is_shape(given) {
+        return Err(
+            Error::input("a shape in words is no checkpoint that could be served").hint("give the model"),
+        );
+    }
     // The catalogue's own spelling: the name that the hub knows.
     Ok(ModelPlace::Hub(plan.model.name.clone()))
 }
 
+/// A repository of the hub as llama.cpp takes it, `ORG/NAME` or `ORG/NAME:QUANT`.
+fn hub_repository(text: &str) -> Result<ModelPlace> {
+    let plain = |part: &str| {
+        let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('-') && part.chars().all(letters)
+    };
+    let (name, quant) = text.split_once(':').unwrap_or((text, "Q4_K_M"));
+    match name.split_once('/') {
+        Some((org, repo)) if plain(org) && plain(repo) && plain(quant) => {
+            Ok(ModelPlace::Hub(text.to_owned()))
+        }
+        _ => Err(Error::input(format!(
+            "--hf-repo is \"{text}\", expected ORG/NAME or ORG/NAME:QUANT"
+        ))
+        .hint("example: --hf-repo ggml-org/Qwen3-8B-GGUF:Q4_K_M")),
+    }
+}
+
 /// Reads the command back by the engine's own rules before anything is written.
 fn check(server: &Server) -> Result<()> {
-    let table = if server.engine == "sglang" {
-        flags::sglang()
-    } else {
-        flags::vllm()
-    };
+    let table = table(server.engine);
     for container in [false, true] {
         let parsed = parse(table, &server.words(container));
         if let Some(problem) = parsed.problems.first() {
