@@ -1,27 +1,33 @@
 //! `kvwise recommend`: the deployment worth running for a model, a traffic and objectives.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
-use kvwise_sim::simulate::{Lengths, Slo, closed_loop, open_loop};
+use kvwise_sim::simulate::{Lengths, closed_loop, open_loop};
 use kvwise_sim::trace::Trace;
 
 use super::output::{Format, Output, json};
+use super::traffic::SloArgs;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::deployment::Deployment;
 use crate::usecase::recommend::bench::{Load, Objectives};
 use crate::usecase::recommend::prices::Prices;
-use crate::usecase::recommend::{Objective, Question, recommend};
+use crate::usecase::recommend::{Mode, Objective, Question, recommend};
 
 const EXAMPLES: &str = "Examples:
   kvwise recommend llama-3.1-8b --workload input=1000,output=200,rate=4 --slo-ttft-ms 1000 --slo-tpot-ms 50
   kvwise recommend qwen3-32b --workload input=4000,output=400,concurrency=64 --slo-tpot-ms 40 --gpus-from h100,h200
   kvwise recommend llama-3.1-70b --workload trace.jsonl --slo-ttft-ms 2000 --price h100=2.10 --price h200=2.90
   kvwise recommend qwen3-8b --workload input=500,output=300,rate=20 --slo-tpot-ms 30 --objective throughput --budget 10
+  kvwise recommend qwen3-8b --workload input=512,output=256,concurrency=16,mode=latency --slo-ttft-ms 500
+  kvwise recommend qwen3-32b --workload trace.jsonl --slo-tpot-ms 40 --thorough --resume answers.jsonl
 
 A workload is a trace in any format of `kvwise trace`, or input=N,output=N with rate=R or concurrency=N, and optionally
-ratio=R (shortest length as a share of the longest), burstiness=S (1 is Poisson), requests=N.
+ratio=R (shortest length as a share of the longest), burstiness=S (1 is Poisson), requests=N, and with concurrency=N also
+mode=throughput|latency|balanced, which adds the sequences and tokens of a step that `kvwise plan --mode` recommends.
+Every number and kind of GPU is tried with tensor-, pipeline- and (for experts) data-parallel ranks; sequences and tokens of a
+step, block size and the model's own drafter are changed one at a time, with --thorough in every combination.
 Exit status: 0 something holds the objectives, 1 nothing does, 2 cannot be answered.";
 
 /// Words for [`Objective`].
@@ -54,26 +60,11 @@ pub struct Recommend {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
     seed: u64,
 
-    /// Limit on the time to first token, milliseconds.
-    #[arg(
-        long,
-        value_name = "MS",
-        allow_negative_numbers = true,
-        help_heading = "Objectives"
-    )]
-    slo_ttft_ms: Option<f64>,
-
-    /// Limit on the time per output token, milliseconds.
-    #[arg(
-        long,
-        value_name = "MS",
-        allow_negative_numbers = true,
-        help_heading = "Objectives"
-    )]
-    slo_tpot_ms: Option<f64>,
+    #[command(flatten)]
+    slo: SloArgs,
 
     /// Percentile at which the limits hold: 50, 90 or 99.
-    #[arg(long, value_name = "P", default_value_t = 90, help_heading = "Objectives")]
+    #[arg(long, value_name = "P", default_value_t = 99, help_heading = "Objectives")]
     slo_percentile: u8,
 
     /// What is best.
@@ -105,6 +96,18 @@ pub struct Recommend {
     #[arg(long, help_heading = "Hardware")]
     allow_fp8: bool,
 
+    /// Try every combination of settings, not one change at a time; takes minutes.
+    #[arg(long, help_heading = "Search")]
+    thorough: bool,
+
+    /// Keep what was simulated in this file, and go on from there if it is there already.
+    #[arg(long, value_name = "FILE", help_heading = "Search")]
+    resume: Option<PathBuf>,
+
+    /// Probability that a drafted token is accepted, given that all before it were [default: 0.7, assumed].
+    #[arg(long, value_name = "P", help_heading = "Search")]
+    acceptance_rate: Option<f64>,
+
     #[command(flatten)]
     output: Output,
 }
@@ -115,17 +118,16 @@ impl Recommend {
     /// # Errors
     /// If the question cannot be answered or the answer cannot be written.
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
-        let limits = [
-            ("--slo-ttft-ms", self.slo_ttft_ms),
-            ("--slo-tpot-ms", self.slo_tpot_ms),
-            ("--budget", self.budget),
-        ];
-        for (flag, limit) in limits {
-            if limit.is_some_and(|x| !(x.is_finite() && x > 0.0)) {
-                return Err(Error::input(format!("{flag} must be a positive number")));
-            }
+        let slo = self.slo.slo()?;
+        if self.budget.is_some_and(|x| !(x.is_finite() && x > 0.0)) {
+            return Err(Error::input("--budget must be a positive number"));
         }
-        if self.slo_ttft_ms.is_none() && self.slo_tpot_ms.is_none() {
+        if let Some(p) = self.acceptance_rate.filter(|p| !(0.0..=1.0).contains(p)) {
+            return Err(Error::input(format!(
+                "--acceptance-rate is {p}, expected a number from 0 to 1"
+            )));
+        }
+        if slo.ttft_ms.is_none() && slo.tpot_ms.is_none() {
             return Err(
                 Error::input("which objective? give --slo-ttft-ms, --slo-tpot-ms or both")
                     .hint("example: --slo-ttft-ms 1000 --slo-tpot-ms 50"),
@@ -137,7 +139,7 @@ impl Recommend {
                 self.slo_percentile
             )));
         }
-        let (trace, load) = self.traffic()?;
+        let (trace, load, mode) = self.traffic()?;
         let question = Question {
             base: Deployment {
                 model: Some(self.model.clone()),
@@ -146,10 +148,7 @@ impl Recommend {
             trace,
             load,
             objectives: Objectives {
-                slo: Slo {
-                    ttft_ms: self.slo_ttft_ms,
-                    tpot_ms: self.slo_tpot_ms,
-                },
+                slo,
                 percentile: self.slo_percentile,
             },
             objective: match self.objective {
@@ -162,6 +161,10 @@ impl Recommend {
             max_gpus: self.max_gpus,
             budget_usd_per_hour: self.budget,
             allow_fp8: self.allow_fp8,
+            mode,
+            thorough: self.thorough,
+            acceptance: self.acceptance_rate,
+            resume: self.resume.clone(),
         };
         let report = recommend(&question)?;
         let text = match self.output.format(printer) {
@@ -178,7 +181,7 @@ impl Recommend {
         })
     }
 
-    fn traffic(&self) -> Result<(Trace, Load)> {
+    fn traffic(&self) -> Result<(Trace, Load, Option<Mode>)> {
         let path = Path::new(&self.workload);
         if path.exists() || self.workload == "-" {
             let trace = kvwise_io::trace::open(path, &kvwise_io::trace::ReadOptions::default())?.trace;
@@ -187,7 +190,7 @@ impl Recommend {
                 Some(n) => Load::Closed(n),
                 None => Load::Open,
             };
-            return Ok((trace, load));
+            return Ok((trace, load, None));
         }
         if !self.workload.contains('=') {
             return Err(
@@ -200,13 +203,14 @@ impl Recommend {
 }
 
 /// Traffic from `input=1000,output=200,rate=4`.
-fn spec(text: &str, concurrency: Option<u32>, seed: u64) -> Result<(Trace, Load)> {
+fn spec(text: &str, concurrency: Option<u32>, seed: u64) -> Result<(Trace, Load, Option<Mode>)> {
     let (mut input, mut output, mut rate, mut at_once, mut requests) = (None, None, None, concurrency, None);
-    let (mut ratio, mut burstiness) = (1.0, 1.0);
+    let (mut ratio, mut burstiness, mut mode) = (1.0, 1.0, None);
     for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let wrong = || {
-            Error::input(format!("--workload: \"{part}\" is not understood"))
-                .hint("known: input=N, output=N, rate=R, concurrency=N, ratio=R, burstiness=S, requests=N")
+            Error::input(format!("--workload: \"{part}\" is not understood")).hint(
+                "known: input=N, output=N, rate=R, concurrency=N, ratio=R, burstiness=S, requests=N, mode=M",
+            )
         };
         let (key, value) = part.split_once('=').ok_or_else(wrong)?;
         let count = || value.parse::<u32>().ok().filter(|&n| n > 0).ok_or_else(wrong);
@@ -225,6 +229,13 @@ fn spec(text: &str, concurrency: Option<u32>, seed: u64) -> Result<(Trace, Load)
             "requests" => requests = Some(count()?),
             "ratio" => ratio = number()?,
             "burstiness" => burstiness = number()?,
+            "mode" => {
+                mode = Some(Mode::named(value).ok_or_else(|| {
+                    Error::input(format!(
+                        "--workload: mode is \"{value}\", expected throughput, latency or balanced"
+                    ))
+                })?);
+            }
             _ => return Err(wrong()),
         }
     }
@@ -237,13 +248,16 @@ fn spec(text: &str, concurrency: Option<u32>, seed: u64) -> Result<(Trace, Load)
         ratio,
     };
     match (rate, at_once) {
+        (Some(_), None) if mode.is_some() => Err(Error::input(
+            "--workload: mode sets sequences and tokens by the requests at once: give concurrency=N",
+        )),
         (Some(rate), None) => {
             let trace = open_loop(lengths, requests.unwrap_or(600), rate, burstiness, seed)?;
-            Ok((trace, Load::Open))
+            Ok((trace, Load::Open, None))
         }
         (None, Some(n)) => {
             let requests = requests.unwrap_or_else(|| n.saturating_mul(6).clamp(200, 2000));
-            Ok((closed_loop(lengths, requests, seed)?, Load::Closed(n)))
+            Ok((closed_loop(lengths, requests, seed)?, Load::Closed(n), mode))
         }
         (Some(_), Some(_)) => Err(Error::input(
             "--workload: rate and concurrency are two kinds of traffic: give one",

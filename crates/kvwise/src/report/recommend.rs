@@ -146,7 +146,11 @@ impl Recommendation {
                 "$ kvwise generate {} --gpu {} {} --output-dir deploy",
                 super::quote::shell(&self.model),
                 best.gpu,
-                best.flags.join(" ")
+                best.flags
+                    .iter()
+                    .map(|word| super::quote::shell(word))
+                    .collect::<Vec<_>>()
+                    .join(" ")
             );
             wrap(&mut out, &generate, "    ");
         }
@@ -177,6 +181,8 @@ impl Recommendation {
                         && !f.starts_with("--k")
                         && !f.starts_with("--max-num")
                         && !f.starts_with("--enable")
+                        && !f.starts_with("--block")
+                        && !f.starts_with("--spec")
                 })
                 .collect();
             if !unusual.is_empty() {

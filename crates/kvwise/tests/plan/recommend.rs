@@ -1,6 +1,6 @@
 //! `kvwise recommend` from the outside.
 
-use super::kvwise;
+use super::{kvwise, kvwise_table};
 
 const SMALL: [&str; 9] = [
     "recommend",
@@ -38,6 +38,37 @@ fn the_same_question_has_the_same_answer_and_own_prices_count() {
     assert_eq!(value["explanation"].as_array().unwrap().len(), 3);
     let dear: serde_json::Value = serde_json::from_str(&with(&["l40s,h100", "--price", "l40s=50"])).unwrap();
     assert_eq!(dear["recommended"]["gpu"], "h100");
+}
+
+#[test]
+fn the_answer_for_people_begins_with_three_sentences_and_the_command() {
+    let mut args = SMALL.to_vec();
+    args.extend(["l40s,h100", "--max-gpus", "2"]);
+    insta::assert_snapshot!(String::from_utf8(kvwise_table(&args).stdout).unwrap());
+}
+
+#[test]
+fn a_stopped_search_goes_on_and_modes_need_requests_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("answers.jsonl");
+    let mut args = SMALL.to_vec();
+    args.extend(["h100", "--max-gpus", "1", "--resume", file.to_str().unwrap()]);
+    let first = kvwise(&args);
+    assert_eq!(first.status.code(), Some(0), "{first:?}");
+    let kept = std::fs::read(&file).unwrap();
+    assert_eq!(kvwise(&args).stdout, first.stdout);
+    assert_eq!(std::fs::read(&file).unwrap(), kept, "nothing was simulated again");
+    std::fs::write(&file, "my notes\n").unwrap();
+    let refused = kvwise(&args);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not a file of answers"));
+    args[3] = "input=400,output=40,rate=3,mode=latency";
+    let no = kvwise(&args);
+    assert_eq!(no.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&no.stderr).contains("give concurrency=N"),
+        "{no:?}"
+    );
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use kvwise_core::Result;
+use kvwise_io::answers::Answers;
 use kvwise_sim::simulate::{Arrivals, Percentiles, Slo};
-use kvwise_sim::trace::Trace;
+use kvwise_sim::trace::{Prompt, Trace};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::super::served::Serving;
-use super::super::simulate::simulate;
+use super::super::served::{Prepared, Served, Serving, prepare};
+use super::super::simulate::simulate_served;
 use super::super::traffic::Workload;
 use super::search::Bench;
 use super::space::Candidate;
@@ -46,7 +49,7 @@ impl Objectives {
 }
 
 /// What one replica did under its share.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Time to first token at the percentile.
     pub ttft_ms: f64,
@@ -102,12 +105,88 @@ pub struct Simulated<'a> {
     first: Trace,
     load: Load,
     objectives: Objectives,
+    acceptance: f64,
+    served: Vec<OnceLock<Result<Box<Served>, String>>>,
     answers: Mutex<HashMap<Key, Measured>>,
+    kept: Option<Answers<Kept>>,
+}
+
+/// Measured times as the bits of the floats, so that a search that goes on finds exactly what it would have found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    times: [u64; 3],
+    keeps_up: bool,
+    rejected: u64,
+    refused: Option<String>,
+}
+
+impl Kept {
+    fn of(m: &Measured) -> Self {
+        Self {
+            times: [m.ttft_ms, m.tpot_ms, m.output_tokens_per_s].map(f64::to_bits),
+            keeps_up: m.keeps_up,
+            rejected: m.rejected,
+            refused: m.refused.clone(),
+        }
+    }
+
+    fn measured(&self) -> Measured {
+        let [ttft_ms, tpot_ms, output_tokens_per_s] = self.times.map(f64::from_bits);
+        Measured {
+            ttft_ms,
+            tpot_ms,
+            output_tokens_per_s,
+            keeps_up: self.keeps_up,
+            rejected: self.rejected,
+            refused: self.refused.clone(),
+        }
+    }
+}
+
+/// Everything about a question that its answers depend on besides the candidate and its share, as one word.
+pub fn about(trace: &Trace, load: Load, objectives: Objectives, acceptance: f64) -> String {
+    let mut hash = Sha256::new();
+    let mut put = |text: String| {
+        hash.update(text.len().to_le_bytes());
+        hash.update(text);
+    };
+    // The limits decide nothing that is kept: they are compared with the kept times.
+    put(format!(
+        "kvwise {} {load:?} p{} {:x}",
+        env!("CARGO_PKG_VERSION"),
+        objectives.percentile,
+        acceptance.to_bits()
+    ));
+    for i in 0..trace.len() {
+        put(format!(
+            "{} {} {:?} {}",
+            trace.input_len(i),
+            trace.output_len(i),
+            trace.arrival(i).map(f64::to_bits),
+            trace.priority(i)
+        ));
+        match trace.prompt(i) {
+            Prompt::Unknown => {}
+            Prompt::Tokens(tokens) => put(format!("{tokens:?}")),
+            Prompt::Blocks(path) => put(format!("{:?}", path.iter().collect::<Vec<u32>>())),
+        }
+    }
+    hash.finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl<'a> Simulated<'a> {
-    /// A bench for this traffic.
-    pub fn new(candidates: &'a [Candidate], trace: &'a Trace, load: Load, objectives: Objectives) -> Self {
+    /// A bench for this traffic; drafted tokens are accepted with a probability of `acceptance`.
+    pub fn new(
+        candidates: &'a [Candidate],
+        trace: &'a Trace,
+        load: Load,
+        objectives: Objectives,
+        acceptance: f64,
+    ) -> Self {
         let order = trace
             .arrival_order()
             .unwrap_or_else(|| (0..trace.request_count()).collect());
@@ -118,8 +197,26 @@ impl<'a> Simulated<'a> {
             first,
             load,
             objectives,
+            acceptance,
+            served: candidates.iter().map(|_| OnceLock::new()).collect(),
             answers: Mutex::new(HashMap::new()),
+            kept: None,
         }
+    }
+
+    /// The same with the answers of an earlier search, to which new ones are added.
+    pub fn with_answers(mut self, kept: Answers<Kept>) -> Self {
+        self.kept = Some(kept);
+        self
+    }
+
+    /// A candidate with its share as a word that means the same in every run.
+    fn name(&self, (candidate, share, all): Key) -> String {
+        let deployment = serde_json::to_string(&self.candidates[candidate].deployment).unwrap_or_default();
+        let digest = Sha256::digest(deployment);
+        let mut name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        name.push_str(&format!("-{share:x}-{}", u8::from(all)));
+        name
     }
 
     /// Simulations that were run.
@@ -139,10 +236,26 @@ impl<'a> Simulated<'a> {
         {
             return known;
         }
-        let measured = self.run(candidate, share, all).unwrap_or_else(|e| Measured {
-            refused: Some(e.to_string()),
-            ..Measured::default()
-        });
+        let name = self.kept.as_ref().map(|_| self.name(key));
+        let earlier = self
+            .kept
+            .as_ref()
+            .zip(name.as_ref())
+            .and_then(|(kept, name)| kept.get(name));
+        let measured = match earlier {
+            Some(kept) => kept.measured(),
+            None => {
+                let measured = self.run(candidate, share, all).unwrap_or_else(|e| Measured {
+                    refused: Some(e.to_string()),
+                    ..Measured::default()
+                });
+                if let (Some(kept), Some(name)) = (&self.kept, &name) {
+                    // A full disk costs the chance to go on, not the answer.
+                    let _ = kept.keep(name, &Kept::of(&measured));
+                }
+                measured
+            }
+        };
         if let Ok(mut answers) = self.answers.lock() {
             answers.insert(key, measured.clone());
         }
@@ -157,12 +270,20 @@ impl<'a> Simulated<'a> {
                 concurrency: portion(n, share),
             },
         };
-        let deployment = &self.candidates[candidate].deployment;
         let workload = Workload {
             trace: Cow::Borrowed(trace),
             arrivals,
         };
-        let outcome = simulate(deployment, &Serving::default(), &workload, self.objectives.slo)?;
+        let served = match self.served[candidate].get_or_init(|| self.prepared(candidate)) {
+            Ok(served) => served,
+            Err(reason) => {
+                return Ok(Measured {
+                    refused: Some(reason.clone()),
+                    ..Measured::default()
+                });
+            }
+        };
+        let outcome = simulate_served(served, &workload, self.objectives.slo)?;
         let summary = &outcome.summary;
         // A queue that is still short when the last request arrives was served as fast as it filled.
         let keeps_up = self.load != Load::Open || {
@@ -189,6 +310,20 @@ impl<'a> Simulated<'a> {
             rejected: summary.rejected,
             refused: outcome.refused,
         })
+    }
+
+    /// The candidate ready to be simulated, or why it would not start.
+    fn prepared(&self, candidate: usize) -> Result<Box<Served>, String> {
+        let deployment = &self.candidates[candidate].deployment;
+        let serving = Serving {
+            acceptance_rate: deployment.speculative_config.as_ref().map(|_| self.acceptance),
+            ..Serving::default()
+        };
+        match prepare(deployment, &serving) {
+            Ok(Prepared::Ready(served)) => Ok(served),
+            Ok(Prepared::Refused(_, reason)) => Err(reason),
+            Err(e) => Err(e.to_string()),
+        }
     }
 }
 

@@ -5,14 +5,19 @@ pub mod prices;
 pub mod search;
 pub mod space;
 
+use std::path::PathBuf;
+
 use kvwise_core::units::grouped;
 use kvwise_core::{Error, Result, hardware};
-use kvwise_sim::trace::Trace;
+use kvwise_io::answers::Answers;
+use kvwise_sim::trace::{Content, Trace};
 
 use bench::{Load, Measured, Objectives, Simulated};
 use prices::Prices;
+use rayon::prelude::*;
 pub use search::Objective;
-use search::{Fate, Limits, Size, Solution, order, search};
+use search::{Bench, Fate, Limits, Size, Solution, equals, order, search};
+pub use space::{ASSUMED_ACCEPTANCE, Mode};
 use space::{Candidate, Choice};
 
 use super::deployment::Deployment;
@@ -22,6 +27,8 @@ use crate::report::recommend::{Deployed, Recommendation, SCHEMA, Searched, Workl
 const MAX_REQUESTS: usize = 2000;
 /// Lengths are rounded up to this many tokens.
 const LENGTH_STEP: u64 = 256;
+/// Solutions as good as the best of which the one with the most room is taken.
+const MOST_EQUALS: usize = 12;
 /// Multiples of the traffic that are tried for the sensitivity: up to about 16.
 const SENSITIVITY_STEPS: u32 = 57;
 
@@ -48,6 +55,14 @@ pub struct Question {
     pub budget_usd_per_hour: Option<f64>,
     /// Whether 8-bit weights and caches may be made.
     pub allow_fp8: bool,
+    /// What the traffic is served for, by the names of an earlier planner.
+    pub mode: Option<Mode>,
+    /// Every combination of settings instead of one change at a time.
+    pub thorough: bool,
+    /// Probability that a drafted token is accepted; `None` for [`ASSUMED_ACCEPTANCE`].
+    pub acceptance: Option<f64>,
+    /// File of answers of an earlier search, to which new ones are added.
+    pub resume: Option<PathBuf>,
 }
 
 /// Searches, confirms and explains.
@@ -88,8 +103,16 @@ pub fn recommend(question: &Question) -> Result<Recommendation> {
     let choice = Choice {
         base,
         gpus,
+        max_gpus: question.max_gpus,
         allow_fp8: question.allow_fp8,
         longest,
+        concurrency: match question.load {
+            Load::Closed(n) => Some(u64::from(n)),
+            Load::Open => None,
+        },
+        shared_prefixes: !matches!(trace.content(), Content::None),
+        mode: question.mode,
+        thorough: question.thorough,
     };
     let (candidates, unfit) = space::candidates(&choice)?;
     let sizes = candidates
@@ -105,8 +128,23 @@ pub fn recommend(question: &Question) -> Result<Recommendation> {
         gpus: question.max_gpus,
         usd_per_hour: question.budget_usd_per_hour.unwrap_or(f64::INFINITY),
     };
-    let bench = Simulated::new(&candidates, &trace, question.load, question.objectives);
+    let acceptance = question.acceptance.unwrap_or(ASSUMED_ACCEPTANCE);
+    let mut bench = Simulated::new(
+        &candidates,
+        &trace,
+        question.load,
+        question.objectives,
+        acceptance,
+    );
+    if let Some(path) = &question.resume {
+        let about = bench::about(&trace, question.load, question.objectives, acceptance);
+        bench = bench.with_answers(Answers::open(path, &about)?);
+    }
     let (fates, best) = search(question.objective, limits, &sizes, &bench);
+    let best = best.map(|best| {
+        let equals = equals(question.objective, &sizes, &fates, &best, MOST_EQUALS);
+        roomiest(&equals, &bench)
+    });
     Ok(Answer {
         question,
         trace: &trace,
@@ -139,6 +177,43 @@ fn model_len(base: &Deployment, gpus: &[String], longest: u64) -> Result<u64> {
         Some(most) if longest <= most => rounded.min(most),
         _ => rounded,
     })
+}
+
+/// Of solutions that are equally good, the one that holds the largest multiple of the traffic; among these the first, which
+/// changes the fewest settings.
+fn roomiest(equals: &[Solution], bench: &Simulated) -> Solution {
+    let room: Vec<u32> = equals
+        .par_iter()
+        .map(|s| {
+            let share = |step: u32| s.factor * growth(step) / s.replicas as f64;
+            if !bench.holds_for_sure(s.candidate, share(0)) {
+                return 0;
+            }
+            1 + largest(|step| bench.holds(s.candidate, share(step)))
+        })
+        .collect();
+    let most = room.iter().copied().max().unwrap_or(0);
+    let first = room.iter().position(|&r| r == most).unwrap_or(0);
+    equals[first]
+}
+
+/// The multiple of a step of 5 %.
+fn growth(step: u32) -> f64 {
+    1.05_f64.powi(i32::try_from(step).unwrap_or(i32::MAX))
+}
+
+/// The largest step that holds, 0 if none does.
+fn largest(holds: impl Fn(u32) -> bool) -> u32 {
+    let (mut yes, mut no) = (0, SENSITIVITY_STEPS);
+    while no - yes > 1 {
+        let middle = yes + (no - yes) / 2;
+        if holds(middle) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    yes
 }
 
 /// Everything that is known when the search has ended.
@@ -201,21 +276,11 @@ impl Answer<'_> {
 
     /// The largest multiple of the traffic, in steps of 5 %, that the solution holds.
     fn sensitivity(&self, s: &Solution) -> f64 {
-        use search::Bench;
-        let factor = |step: u32| s.factor * 1.05_f64.powi(i32::try_from(step).unwrap_or(i32::MAX));
-        let (mut yes, mut no) = (0, SENSITIVITY_STEPS);
-        while no - yes > 1 {
-            let middle = yes + (no - yes) / 2;
-            if self
-                .bench
-                .holds_for_sure(s.candidate, factor(middle) / s.replicas as f64)
-            {
-                yes = middle;
-            } else {
-                no = middle;
-            }
-        }
-        factor(yes)
+        let factor = |step: u32| s.factor * growth(step);
+        factor(largest(|step| {
+            self.bench
+                .holds_for_sure(s.candidate, factor(step) / s.replicas as f64)
+        }))
     }
 
     fn option(&self, s: &Solution, all: bool, why_not: String) -> Deployed {
@@ -367,7 +432,10 @@ impl Answer<'_> {
                     best.factor - s.factor
                 )
             }
-            _ => "is as good, with more flags or more replicas".to_owned(),
+            _ if s.replicas != best.replicas => {
+                format!("costs as much, with {} replicas", grouped(s.replicas))
+            }
+            _ => "costs as much, with less room for more traffic".to_owned(),
         }
     }
 
@@ -424,7 +492,7 @@ impl Answer<'_> {
                 a.ttft_ms.is_some() && !a.why_not.contains("misses") && !a.why_not.contains("instead of")
             }) {
                 Some(next) => format!(
-                    "It is the best of {} deployments that start by {}; the next, {} x {}, {}.",
+                    "It is the best of {} deployments by {}; the next, {} x {}, {}.",
                     self.candidates.len(),
                     match q.objective {
                         Objective::Cost => "cost",
@@ -436,7 +504,7 @@ impl Answer<'_> {
                     next.why_not
                 ),
                 None => format!(
-                    "Of {} deployments that start it is the only kind that holds the objectives.",
+                    "Of {} deployments it is the only kind that holds the objectives.",
                     self.candidates.len()
                 ),
             },
@@ -447,8 +515,24 @@ impl Answer<'_> {
             .measure(best.candidate, factor * 1.05 / best.replicas as f64, true)
             .misses(q.objectives)
             .unwrap_or_else(|| "nothing, as far as was tried".to_owned());
+        let drafted = self.candidates[best.candidate]
+            .setting
+            .drafted
+            .map_or_else(String::new, |n| {
+                format!(
+                    " That {n} drafted token{} a step {} accepted with a probability of {} is {}.",
+                    if n == 1 { "" } else { "s" },
+                    if n == 1 { "is" } else { "are" },
+                    q.acceptance.unwrap_or(ASSUMED_ACCEPTANCE),
+                    if q.acceptance.is_some() {
+                        "your figure"
+                    } else {
+                        "assumed"
+                    }
+                )
+            });
         out.push(format!(
-            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}."
+            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}.{drafted}"
         ));
         out
     }
@@ -462,20 +546,23 @@ fn flags(deployment: &Deployment) -> Vec<String> {
             out.extend([flag.to_owned(), value]);
         }
     };
+    let size = |n: Option<u64>| n.filter(|&n| n > 1).map(|n| n.to_string());
+    put("--tensor-parallel-size", size(deployment.tensor_parallel_size));
     put(
-        "--tensor-parallel-size",
-        deployment
-            .tensor_parallel_size
-            .filter(|&n| n > 1)
-            .map(|n| n.to_string()),
+        "--pipeline-parallel-size",
+        size(deployment.pipeline_parallel_size),
     );
+    put("--data-parallel-size", size(deployment.data_parallel_size));
     put("--max-model-len", deployment.max_model_len.clone());
     put("--quantization", deployment.quantization.clone());
     put("--kv-cache-dtype", deployment.kv_cache_dtype.clone());
+    put("--max-num-seqs", deployment.max_num_seqs.map(|n| n.to_string()));
     put(
         "--max-num-batched-tokens",
         deployment.max_num_batched_tokens.clone(),
     );
+    put("--block-size", deployment.block_size.map(|n| n.to_string()));
+    put("--speculative-config", deployment.speculative_config.clone());
     if deployment.enable_expert_parallel {
         out.push("--enable-expert-parallel".to_owned());
     }

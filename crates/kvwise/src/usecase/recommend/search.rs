@@ -117,6 +117,39 @@ pub fn order(objective: Objective, sizes: &[Size], a: &Solution, b: &Solution) -
         .unwrap_or_else(|| a.candidate.cmp(&b.candidate))
 }
 
+/// The solutions that are as good as the best in everything that the objective counts, the best itself first; at most `most`.
+pub fn equals(
+    objective: Objective,
+    sizes: &[Size],
+    fates: &[Fate],
+    best: &Solution,
+    most: usize,
+) -> Vec<Solution> {
+    let same = |s: &Solution| {
+        let ordered = order(
+            objective,
+            sizes,
+            &Solution {
+                candidate: best.candidate,
+                ..*s
+            },
+            best,
+        );
+        let size = |i: usize| sizes[i];
+        ordered.is_eq()
+            && size(s.candidate).gpus == size(best.candidate).gpus
+            && size(s.candidate)
+                .usd_per_hour
+                .total_cmp(&size(best.candidate).usd_per_hour)
+                .is_eq()
+    };
+    let others = fates.iter().filter_map(|fate| match fate {
+        Fate::Holds(s) if s.candidate != best.candidate && same(s) => Some(*s),
+        _ => None,
+    });
+    std::iter::once(*best).chain(others).take(most).collect()
+}
+
 /// How every candidate fares, and the best that holds on all requests.
 pub fn search(
     objective: Objective,
@@ -189,14 +222,17 @@ fn one(objective: Objective, limits: Limits, size: Size, i: usize, bench: &impl 
             factor: factor(yes),
         });
     }
-    // Doubling first: most candidates need few replicas.
+    // One replica is often enough, and often all of them are not; else doubling, since most candidates need few.
     let (mut no, mut yes) = (0, 1);
-    while yes < most && !holds(yes, 1.0) {
-        no = yes;
-        yes = (yes * 2).min(most);
-    }
-    if yes == most && !holds(most, 1.0) {
-        return Fate::Misses { replicas: most };
+    if !holds(1, 1.0) {
+        if most == 1 || !holds(most, 1.0) {
+            return Fate::Misses { replicas: most };
+        }
+        (no, yes) = (1, 2.min(most));
+        while yes < most && !holds(yes, 1.0) {
+            no = yes;
+            yes = (yes * 2).min(most);
+        }
     }
     while yes - no > 1 {
         let middle = no + (yes - no) / 2;
@@ -348,6 +384,35 @@ mod tests {
                 prop_assert!(s.factor >= 1.0 - 1e-9);
             }
         }
+    }
+
+    #[test]
+    fn equals_cost_the_same_and_take_as_many_gpus_and_replicas() {
+        let size = |gpus, usd_per_hour| Size { gpus, usd_per_hour };
+        let sizes = [
+            size(2, 4.0),
+            size(2, 4.0),
+            size(1, 2.0),
+            size(2, 5.0),
+            size(2, 4.0),
+        ];
+        let held = |candidate, replicas| {
+            Fate::Holds(Solution {
+                candidate,
+                replicas,
+                factor: 1.0,
+            })
+        };
+        let fates = [held(0, 1), held(1, 1), held(2, 2), held(3, 1), held(4, 2)];
+        let best = Solution {
+            candidate: 1,
+            replicas: 1,
+            factor: 1.0,
+        };
+        let found = equals(Objective::Cost, &sizes, &fates, &best, 9);
+        let names: Vec<usize> = found.iter().map(|s| s.candidate).collect();
+        assert_eq!(names, [1, 0]);
+        assert_eq!(equals(Objective::Cost, &sizes, &fates, &best, 1).len(), 1);
     }
 
     #[test]
