@@ -1,6 +1,9 @@
 //! `kvwise compare`: models, GPUs, contexts, engines and cache types in one table.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
+use kvwise_core::arch::shape;
 use kvwise_core::units::parse_count;
 use kvwise_core::{Error, Result, catalogue};
 
@@ -16,6 +19,9 @@ const EXAMPLES: &str = "Examples:
   kvwise compare deepseek-ai/DeepSeek-V3 --gpu h200 --kv-cache-dtype auto,fp8 --context 8k
   kvwise compare llama-2-70b --view fragmentation                                  with and without paging
   kvwise compare all --gpu h100 --context 8k --format csv                          the whole catalogue
+  kvwise compare qwen3-8b --engine vllm,sglang,llamacpp --gpu h100 --context 8k    engines side by side
+  kvwise compare llama-2-70b --shape layers=80,heads=64,kv-heads=4 --context 8k    and a model that is only an idea
+  kvwise compare qwen3-8b qwen3-32b --gpu h100 --context 2k,8k,32k --svg room.svg  as a picture
 
 Exit status: 0 something fits (or no GPU was asked about), 1 nothing does, 2 cannot be answered.";
 
@@ -35,8 +41,13 @@ enum ViewWord {
 #[command(after_help = EXAMPLES)]
 pub struct Compare {
     /// Models: names, folders, or `all` for the whole catalogue.
-    #[arg(value_name = "MODEL", required = true)]
+    #[arg(value_name = "MODEL", required_unless_present = "shape")]
     models: Vec<String>,
+
+    /// A model that is only an idea: layers=80,heads=64,kv-heads=8,head-dim=128 and, if given, hidden, intermediate, vocab,
+    /// context, window, experts, experts-per-token; may be given several times.
+    #[arg(long, value_name = "SIZES", help_heading = "Compared")]
+    shape: Vec<String>,
 
     /// Kinds of GPU (see `kvwise gpus`).
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Compared")]
@@ -52,7 +63,7 @@ pub struct Compare {
     )]
     context: Vec<String>,
 
-    /// Engines: vllm, generic.
+    /// Engines: vllm, sglang, llamacpp, generic.
     #[arg(
         long,
         value_name = "NAME",
@@ -98,6 +109,10 @@ pub struct Compare {
     #[arg(long, value_enum, help_heading = "Output")]
     view: Option<ViewWord>,
 
+    /// Write a picture of the contexts beside the answer: requests that fit, or bytes of one request.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    svg: Option<PathBuf>,
+
     #[command(flatten)]
     output: Output,
 }
@@ -129,7 +144,7 @@ impl Compare {
         }
         let models = match self.models.as_slice() {
             [one] if one == "all" => catalogue::all().map(|entry| entry.id.to_owned()).collect(),
-            given => given.to_vec(),
+            given => [given, &self.shapes()?].concat(),
         };
         let contexts = self
             .context
@@ -179,9 +194,26 @@ impl Compare {
             Format::Csv => comparison.grid().csv(),
             Format::Markdown => comparison.grid().markdown(),
         };
+        if let Some(path) = &self.svg {
+            let chart = comparison.chart().ok_or_else(|| {
+                Error::input(
+                    "--svg draws what depends on the context, and the view of fragmentation does not",
+                )
+                .hint("leave it out, or give --view models or capacity")
+            })?;
+            printer.data_to(Some(path), &chart.svg(1000, 560)?)?;
+        }
         self.output.write(printer, &text)?;
         let yes = view != View::Capacity || comparison.rows.iter().any(|r| r.fits);
         Ok(if yes { ExitStatus::Success } else { ExitStatus::No })
+    }
+
+    /// The shapes, checked, so that a mistake is not taken for the name of a model.
+    fn shapes(&self) -> Result<Vec<String>> {
+        for text in &self.shape {
+            shape::config(text).map_err(|e| e.at("--shape"))?;
+        }
+        Ok(self.shape.clone())
     }
 }
 

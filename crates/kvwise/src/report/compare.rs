@@ -4,6 +4,7 @@ use kvwise_core::units::{gib, grouped, human_bytes};
 use serde::Serialize;
 
 use super::table::{Align, Grid};
+use crate::plot::{LineChart, Series};
 
 /// Version of [`Comparison`].
 pub const SCHEMA: &str = "kvwise.compare/1";
@@ -229,6 +230,57 @@ impl Comparison {
         grid
     }
 
+    /// Contexts against what the table shows of them, one line a row; `None` where nothing depends on the context.
+    pub fn chart(&self) -> Option<LineChart> {
+        let capacity = self.view == View::Capacity;
+        if self.view == View::Fragmentation {
+            return None;
+        }
+        let mut columns = self.differing();
+        columns.retain(|(name, _)| *name != "GPU" || capacity);
+        let series: Vec<Series> = self
+            .rows
+            .iter()
+            .filter(|row| row.fits || !capacity)
+            .map(|row| {
+                let mut name = short(&row.model);
+                for (_, of) in &columns {
+                    name.push_str(&format!(", {}", of(row)));
+                }
+                let cells = row.contexts.iter().filter(|c| c.accepted || !capacity);
+                let points = cells.map(|c| {
+                    let y = if capacity {
+                        c.max_concurrency as f64
+                    } else {
+                        gib(c.request_bytes_per_gpu)
+                    };
+                    (c.context as f64, y)
+                });
+                Series {
+                    name,
+                    points: points.collect(),
+                }
+            })
+            .collect();
+        let largest = series
+            .iter()
+            .flat_map(|s| &s.points)
+            .map(|p| p.1)
+            .fold(0.0, f64::max);
+        Some(LineChart {
+            title: if capacity {
+                "Requests that fit at once".to_owned()
+            } else {
+                "KV cache of one request".to_owned()
+            },
+            x_label: "tokens of a request".to_owned(),
+            y_label: if capacity { "requests" } else { "GiB" }.to_owned(),
+            x_log: true,
+            y_max: if largest > 0.0 { largest * 1.05 } else { 1.0 },
+            series,
+        })
+    }
+
     /// For a terminal: the table, and what its signs mean.
     pub fn text(&self) -> String {
         let mut out = self.grid().text();
@@ -256,5 +308,6 @@ impl Comparison {
 
 /// The name without its organisation.
 fn short(model: &str) -> String {
+    // A shape has no organisation.
     model.rsplit('/').next().unwrap_or(model).to_owned()
 }

@@ -101,7 +101,7 @@ fn row(question: &Question, known: &Known, mut deployment: Deployment) -> Result
     deployment.concurrency = vec![1];
     let mut last = None;
     for &tp in &question.tensor_parallel_sizes {
-        deployment.tensor_parallel_size = Some(tp);
+        set_gpus(&mut deployment, tp);
         let plan = match deployment
             .resolve_among(known)
             .and_then(|r| plan::assess(&r.request(false)))
@@ -124,6 +124,20 @@ fn row(question: &Question, known: &Known, mut deployment: Deployment) -> Result
         return Err(Error::input("--tensor-parallel-size has no value"));
     };
     described(question, &plan, fits)
+}
+
+/// The deployment on so many GPUs, in its engine's way.
+fn set_gpus(deployment: &mut Deployment, gpus: u64) {
+    // llama.cpp gives layers to GPUs and knows no ranks.
+    if deployment
+        .engine
+        .as_deref()
+        .is_some_and(|e| e.starts_with("llama"))
+    {
+        deployment.gpus = Some(gpus);
+    } else {
+        deployment.tensor_parallel_size = Some(gpus);
+    }
 }
 
 /// Whether the engine starts and holds a request of the first context.

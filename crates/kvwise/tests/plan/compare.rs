@@ -156,3 +156,87 @@ fn nonsense_is_named() {
         );
     }
 }
+
+#[test]
+fn a_shape_is_compared_like_a_model_and_may_stand_alone() {
+    let (value, status) = json(&[
+        "compare",
+        "llama-2-70b",
+        "--shape",
+        "layers=80,heads=64,kv-heads=8,intermediate=28672",
+        "--context",
+        "4096",
+    ]);
+    assert_eq!(status, 0);
+    let rows = value["rows"].as_array().unwrap();
+    for field in ["kv_bytes_per_token", "params", "layers"] {
+        assert_eq!(rows[0][field], rows[1][field], "{field}");
+    }
+    let (value, status) = json(&[
+        "compare",
+        "--shape",
+        "layers=80,heads=8,dim=128",
+        "--context",
+        "8192",
+    ]);
+    // The book's own example: 320 KB a token.
+    assert_eq!(
+        (status, value["rows"][0]["kv_bytes_per_token"].as_u64()),
+        (0, Some(320 * 1024))
+    );
+    let wrong = kvwise(&["compare", "--shape", "layers=80,heads=0"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("--shape: the shape's heads is \"0\""));
+    // A shape can be planned, but not served.
+    let (plan, _) = json(&["plan", "layers=32,heads=32", "--gpu", "h100"]);
+    assert_eq!(plan["model"]["source"], "a shape in words");
+    let serve = kvwise(&[
+        "generate",
+        "layers=32,heads=32",
+        "--gpu",
+        "h100",
+        "--print",
+        "plan.json",
+    ]);
+    assert!(
+        String::from_utf8_lossy(&serve.stderr).contains("no checkpoint"),
+        "{serve:?}"
+    );
+}
+
+#[test]
+fn engines_stand_side_by_side_and_a_picture_shows_them() {
+    let root = tempfile::tempdir().unwrap();
+    let picture = root.path().join("room.svg");
+    let (value, status) = json(&[
+        "compare",
+        "qwen3-8b",
+        "--engine",
+        "vllm,sglang,llamacpp",
+        "--gpu",
+        "h100",
+        "--context",
+        "4096,16384",
+        "--svg",
+        picture.to_str().unwrap(),
+    ]);
+    assert_eq!(status, 0);
+    let engines: Vec<&str> = value["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            assert_eq!(row["fits"], true, "{row}");
+            row["engine"].as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(engines, ["vllm", "sglang", "llamacpp"]);
+    let svg = std::fs::read_to_string(&picture).unwrap();
+    assert!(
+        svg.starts_with("<svg") && svg.contains("llamacpp"),
+        "{}",
+        &svg[..200]
+    );
+    let nothing = kvwise(&["compare", "qwen3-8b", "--view", "fragmentation", "--svg", "x.svg"]);
+    assert_eq!(nothing.status.code(), Some(2));
+}
