@@ -7,6 +7,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::curve::Semantics;
 
 use super::deployment::{CacheFlags, cache_block};
+use super::output::preferred_among;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::curve::{CurveQuestion, Held, Room, answer};
@@ -65,7 +66,13 @@ pub struct CurveArgs {
     deployment: CacheFlags,
 
     /// How to answer [default: table on a terminal, json elsewhere; by the name of FILE].
-    #[arg(long, value_enum, help_heading = "Output")]
+    #[arg(
+        long,
+        value_enum,
+        env = "KVWISE_FORMAT",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
     format: Option<CurveFormat>,
 
     /// Write the answer to this file, whole or not at all.
@@ -172,6 +179,7 @@ fn default_format(output: Option<&std::path::Path>, printer: Printer) -> CurveFo
         Some("svg") => CurveFormat::Svg,
         Some("html" | "htm") => CurveFormat::Html,
         Some("txt") => CurveFormat::Table,
+        None if preferred_among::<CurveFormat>().is_some() => preferred_among().unwrap_or(CurveFormat::Json),
         None if printer.stdout_is_terminal() => CurveFormat::Table,
         _ => CurveFormat::Json,
     }

@@ -9,7 +9,7 @@ use kvwise_sim::demo::fragmentation::{FragmentationQuestion, Lengths};
 use kvwise_sim::demo::sharing::Scenario;
 use serde::Serialize;
 
-use super::output::json;
+use super::output::{json, preferred_among};
 use crate::printer::{ExitStatus, Printer};
 use crate::report::sheet::Sheet;
 use crate::usecase::demo;
@@ -21,7 +21,13 @@ pub struct DemoArgs {
     command: DemoCommand,
 
     /// How to print the answer [default: table on a terminal, json elsewhere].
-    #[arg(long, value_enum, global = true)]
+    #[arg(
+        long,
+        value_enum,
+        global = true,
+        env = "KVWISE_FORMAT",
+        hide_env_values = true
+    )]
     format: Option<Format>,
 
     /// Write to this file instead of stdout.
@@ -242,12 +248,15 @@ pub fn run(args: &DemoArgs, printer: Printer) -> Result<ExitStatus> {
 }
 
 fn print(args: &DemoArgs, printer: Printer, report: &impl Serialize, sheet: &Sheet) -> Result<ExitStatus> {
-    let default = if args.output.is_none() && printer.stdout_is_terminal() {
-        Format::Table
-    } else {
-        Format::Json
+    let default = || match &args.output {
+        None => preferred_among().unwrap_or(if printer.stdout_is_terminal() {
+            Format::Table
+        } else {
+            Format::Json
+        }),
+        Some(_) => Format::Json,
     };
-    let text = match args.format.unwrap_or(default) {
+    let text = match args.format.unwrap_or_else(default) {
         Format::Table => sheet.text(),
         Format::Json => json(report)?,
         Format::Csv => sheet.csv(),

@@ -87,10 +87,14 @@ impl Output {
 
 /// The format of the user's settings; the environment is read with the flags.
 fn preferred() -> Format {
+    preferred_among::<Format>().unwrap_or(Format::Json)
+}
+
+/// The format of the user's settings among those that a command has.
+pub fn preferred_among<T: ValueEnum>() -> Option<T> {
     settings::current()
         .value(Key::Format)
-        .and_then(|(name, _)| Format::from_str(name, true).ok())
-        .unwrap_or(Format::Json)
+        .and_then(|(name, _)| T::from_str(name, true).ok())
 }
 
 /// Pretty JSON with a final newline.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Align, Grid, html_text};
+use super::text::wrap;
 
 /// A titled table with remarks below.
 #[derive(Debug, Clone)]
@@ -40,7 +41,8 @@ impl Sheet {
     pub fn text(&self) -> String {
         let mut text = format!("{}\n\n{}", self.title, self.grid.text());
         for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
+            text.push('\n');
+            wrap(&mut text, note, "");
         }
         text
     }

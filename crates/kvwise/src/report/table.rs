@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 /// Widest table in columns.
 pub const WIDTH: u16 = 80;
@@ -40,8 +40,40 @@ impl Grid {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// For a terminal, at most [`WIDTH`] columns wide.
+    /// For a terminal, at most [`WIDTH`] columns wide; words are broken only where no column could be wider.
     pub fn text(&self) -> String {
+        let out = self.arranged(&[]);
+        let whole = |text: &str| text.split_whitespace().all(|word| out.contains(word));
+        if self.columns.iter().all(|(name, _)| whole(name))
+            && self.rows.iter().flatten().all(|cell| whole(cell))
+        {
+            return out;
+        }
+        let longest = |text: &str| {
+            text.split_whitespace()
+                .map(|w| w.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths = |cells: bool| -> Vec<u16> {
+            (0..self.columns.len())
+                .map(|i| {
+                    let own = self.rows.iter().filter(|_| cells).filter_map(|row| row.get(i));
+                    let words = own.map(String::as_str).chain([self.columns[i].0.as_str()]);
+                    u16::try_from(words.map(longest).max().unwrap_or(0)).unwrap_or(u16::MAX)
+                })
+                .collect()
+        };
+        // All words whole, else those of the headings, else as it comes.
+        [true, false]
+            .map(widths)
+            .into_iter()
+            .find(|widths| widths.iter().map(|&w| u32::from(w) + 1).sum::<u32>() <= u32::from(WIDTH))
+            .map_or(out.clone(), |widths| self.arranged(&widths))
+    }
+
+    /// The table with each column at least so wide.
+    fn arranged(&self, least: &[u16]) -> String {
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -54,6 +86,10 @@ impl Grid {
         for (i, (_, align)) in self.columns.iter().enumerate() {
             if let Some(column) = table.column_mut(i) {
                 column.set_padding((0, 1));
+                if let Some(&width) = least.get(i) {
+                    // The bound counts the padding.
+                    column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
+                }
                 column.set_cell_alignment(match align {
                     Align::Left => CellAlignment::Left,
                     Align::Right => CellAlignment::Right,
@@ -165,6 +201,38 @@ mod tests {
         assert_eq!(
             grid().markdown(),
             "| name | bytes |\n| :-- | --: |\n| a, \"b\" | 12 |\n"
+        );
+    }
+
+    #[test]
+    fn words_stay_whole_where_they_fit() {
+        let names = [
+            "scenario",
+            "requests",
+            "reservation",
+            "preemptions",
+            "internal",
+            "external",
+            "running",
+        ];
+        let columns: Vec<(&str, Align)> = names.iter().map(|n| (*n, Align::Left)).collect();
+        let mut grid = Grid::new(&columns);
+        grid.row(["a conversation of many turns and words ".repeat(3)]);
+        let text = grid.text();
+        for word in names.iter().chain(&["conversation"]) {
+            assert!(text.contains(word), "{word} in\n{text}");
+        }
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= usize::from(WIDTH))
+        );
+        // A word that fits nowhere is broken all the same.
+        grid.row(["x".repeat(200)]);
+        let text = grid.text();
+        assert!(text.contains("preemptions"), "{text}");
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= usize::from(WIDTH))
         );
     }
 
