@@ -44,7 +44,7 @@ def main():
         subprocess.run([python, "-c", MAKE_MODEL, model], check=True, stderr=subprocess.DEVNULL)
         out = os.path.join(root, "out")
         subprocess.run(
-            [arguments.kvwise, "generate", model, "--gpu", "h100", "--max-model-len", "1k", "--max-num-seqs", "8",
+            [arguments.kvwise, "generate", model, "--gpu", "cpu", "--gpu-memory", "16GiB", "--max-model-len", "1k", "--max-num-seqs", "8",
              "--block-size", "32", "--enforce-eager", "--port", str(port), "--output-dir", out],
             check=True, stdout=subprocess.DEVNULL,
         )

@@ -108,7 +108,7 @@ def main():
     read = reader(engine)
     listed = json.loads(subprocess.run([kvwise, "models", "--format", "json"], capture_output=True, check=True).stdout)
     ids = [model["id"] for model in listed["models"]]
-    accepted, refused, unfit, errors = 0, [], 0, []
+    accepted, refused, unfit, unplanned, errors = 0, [], 0, collections.Counter(), []
     with tempfile.TemporaryDirectory() as root:
         root = pathlib.Path(root)
         for name in ("vllm", "docker", "python3", "llama-server"):
@@ -129,7 +129,12 @@ def main():
                     unfit += 1
                     continue
                 if run.returncode != 0:
-                    errors.append((model, settings, run.stderr.strip().splitlines()[0]))
+                    why = run.stderr.strip().splitlines()[0]
+                    # What the planner does not know of an engine is said, and no mistake of a command.
+                    if any(said in why for said in ("is not planned", "is not known", "not supported")):
+                        unplanned[why] += 1
+                    else:
+                        errors.append((model, settings, why))
                     continue
                 bare = words(folder / "serve_command.sh", environment)
                 contained = words(folder / "docker_command.sh", environment)
@@ -146,9 +151,11 @@ def main():
         print("refused:", given, why)
     for (why, settings), count in collections.Counter((why, tuple(s)) for _, s, why in errors).most_common():
         print(f"error, {count} times with {' '.join(settings)}:", why)
+    for why, count in unplanned.most_common():
+        print(f"not planned, {count} times:", why)
     print(
         f"{engine}: {len(ids)} models x {len(SETTINGS[engine])} settings: {accepted} commands accepted, {len(refused)} refused, "
-        f"{unfit} do not fit, {len(errors)} errors"
+        f"{unfit} do not fit, {sum(unplanned.values())} not planned, {len(errors)} errors"
     )
     return 1 if refused or errors or accepted == 0 else 0
 

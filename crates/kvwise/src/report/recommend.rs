@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::table::{Align, Grid};
-use super::text::wrap;
+use super::text::{command, wrap};
 
 /// Version of [`Recommendation`].
 pub const SCHEMA: &str = "kvwise.recommendation/1";
@@ -142,17 +142,19 @@ impl Recommendation {
         }
         if let Some(best) = &self.recommended {
             out.push('\n');
-            let generate = format!(
-                "$ kvwise generate {} --gpu {} {} --output-dir deploy",
-                super::quote::shell(&self.model),
-                best.gpu,
-                best.flags
-                    .iter()
-                    .map(|word| super::quote::shell(word))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            );
-            wrap(&mut out, &generate, "    ");
+            let flags = best.flags.iter().map(|word| super::quote::shell(word));
+            let words: Vec<String> = ["$", "kvwise", "generate"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([
+                    super::quote::shell(&self.model),
+                    "--gpu".to_owned(),
+                    best.gpu.clone(),
+                ])
+                .chain(flags)
+                .chain(["--output-dir", "deploy"].map(str::to_owned))
+                .collect();
+            command(&mut out, &words, "    ");
         }
         out.push('\n');
         let mut grid = Grid::new(&[

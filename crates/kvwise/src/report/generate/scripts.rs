@@ -108,11 +108,11 @@ pub fn docker(server: &Server) -> Result<String> {
     Ok(out)
 }
 
-/// The program apart from its first arguments: images of different versions have different entry points, so it is named.
+/// The program apart from its first arguments, which begin with a blank: images of different versions have different entry points, so it is named.
 fn entry(server: &Server) -> (&'static str, String) {
     let (first, rest) = server
         .program(true)
         .split_first()
         .expect("every engine has a program");
-    (first, rest.iter().map(|word| format!(" {word}")).collect())
+    (first, rest.iter().flat_map(|word| [" ", word]).collect())
 }

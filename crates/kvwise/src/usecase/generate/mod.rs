@@ -127,21 +127,23 @@ pub fn generate(order: &Order) -> Result<Outcome> {
     let mut server = server(order, &deployment, &resolved, &plan)?;
     check(&server)?;
     let mut files = Vec::new();
-    for (_, artifact) in Artifact::ALL {
+    let mut left_out: Vec<(&str, Error)> = Vec::new();
+    for (word, artifact) in Artifact::ALL {
         if !order.emit.is_empty() && !order.emit.contains(&artifact) {
             continue;
         }
         match made(artifact, &server, &deployment) {
             Ok(more) => files.extend(more),
             // What was not asked for by name may be missing.
-            Err(e) if order.emit.is_empty() && e.kind() == ErrorKind::Unsupported => {
-                let warning = format!("left out: {e}");
-                if !server.warnings.contains(&warning) {
-                    server.warnings.push(warning);
-                }
-            }
+            Err(e) if order.emit.is_empty() && e.kind() == ErrorKind::Unsupported => left_out.push((word, e)),
             Err(e) => return Err(e),
         }
+    }
+    if let Some((_, why)) = left_out.first() {
+        let words: Vec<&str> = left_out.iter().map(|(word, _)| *word).collect();
+        server
+            .warnings
+            .push(format!("no files for {}: {why}", words.join(", ")));
     }
     files.push(file("plan.json", crate::report::json_text(&plan)?, false));
     Ok(Outcome::Files {

@@ -246,7 +246,7 @@ fn a_server_of_two_nodes_gets_one_script_for_both_and_no_manifest_of_one() {
         server
             .warnings
             .iter()
-            .any(|w| w.contains("generated for one machine")),
+            .any(|w| w.contains("no files for compose, k8s") && w.contains("for one machine")),
         "{:?}",
         server.warnings
     );

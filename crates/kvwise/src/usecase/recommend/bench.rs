@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Mutex, OnceLock};
 
 use kvwise_core::Result;
@@ -171,11 +172,18 @@ pub fn about(trace: &Trace, load: Load, objectives: Objectives, acceptance: f64)
             Prompt::Blocks(path) => put(format!("{:?}", path.iter().collect::<Vec<u32>>())),
         }
     }
+    word(hash)
+}
+
+/// The first 16 bytes of a digest as text.
+fn word(hash: Sha256) -> String {
     hash.finalize()
         .iter()
         .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 impl<'a> Simulated<'a> {
@@ -205,6 +213,7 @@ impl<'a> Simulated<'a> {
     }
 
     /// The same with the answers of an earlier search, to which new ones are added.
+    #[must_use]
     pub fn with_answers(mut self, kept: Answers<Kept>) -> Self {
         self.kept = Some(kept);
         self
@@ -213,10 +222,8 @@ impl<'a> Simulated<'a> {
     /// A candidate with its share as a word that means the same in every run.
     fn name(&self, (candidate, share, all): Key) -> String {
         let deployment = serde_json::to_string(&self.candidates[candidate].deployment).unwrap_or_default();
-        let digest = Sha256::digest(deployment);
-        let mut name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        name.push_str(&format!("-{share:x}-{}", u8::from(all)));
-        name
+        let candidate = word(Sha256::new().chain_update(deployment));
+        format!("{candidate}-{share:x}-{}", u8::from(all))
     }
 
     /// Simulations that were run.
@@ -242,19 +249,18 @@ impl<'a> Simulated<'a> {
             .as_ref()
             .zip(name.as_ref())
             .and_then(|(kept, name)| kept.get(name));
-        let measured = match earlier {
-            Some(kept) => kept.measured(),
-            None => {
-                let measured = self.run(candidate, share, all).unwrap_or_else(|e| Measured {
-                    refused: Some(e.to_string()),
-                    ..Measured::default()
-                });
-                if let (Some(kept), Some(name)) = (&self.kept, &name) {
-                    // A full disk costs the chance to go on, not the answer.
-                    let _ = kept.keep(name, &Kept::of(&measured));
-                }
-                measured
+        let measured = if let Some(kept) = earlier {
+            kept.measured()
+        } else {
+            let measured = self.run(candidate, share, all).unwrap_or_else(|e| Measured {
+                refused: Some(e.to_string()),
+                ..Measured::default()
+            });
+            if let (Some(kept), Some(name)) = (&self.kept, &name) {
+                // A full disk costs the chance to go on, not the answer.
+                let _ = kept.keep(name, &Kept::of(&measured));
             }
+            measured
         };
         if let Ok(mut answers) = self.answers.lock() {
             answers.insert(key, measured.clone());

@@ -435,7 +435,7 @@ impl Answer<'_> {
             _ if s.replicas != best.replicas => {
                 format!("costs as much, with {} replicas", grouped(s.replicas))
             }
-            _ => "costs as much, with less room for more traffic".to_owned(),
+            _ => "costs as much and holds no more traffic".to_owned(),
         }
     }
 

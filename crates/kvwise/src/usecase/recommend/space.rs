@@ -10,6 +10,7 @@ use kvwise_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::super::deployment::Deployment;
+use super::super::lookup::Known;
 
 /// Tensor-, pipeline- and data-parallel sizes of a shape, and on what it makes sense.
 const PARALLEL: [(u64, u64, u64, Sense); 18] = [
@@ -286,19 +287,21 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
         .model()
         .is_some_and(|m| m.mtp_modules().is_ok_and(|modules| !modules.is_empty()));
     // Whole experts make a difference only where some of the parameters rest.
-    let experts = plan::plan(&resolved.request(false)).is_ok_and(|p| p.model.params_active < p.model.params);
+    let experts =
+        plan::assess(&resolved.request(false)).is_ok_and(|p| p.model.params_active < p.model.params);
     let all: Vec<Shape> = all
         .into_iter()
         .filter(|shape| experts || !shape.expert_parallel)
         .collect();
     let settings = settings(choice, drafts);
+    let known = Known::default();
     let planned: Vec<Result<(), String>> = all
         .par_iter()
         .map(|shape| {
             let plan = shape
                 .deployment
-                .resolve()
-                .and_then(|r| plan::plan(&r.request(false)))
+                .resolve_among(&known)
+                .and_then(|r| plan::assess(&r.request(false)))
                 .map_err(|e| e.to_string())?;
             if plan.feasibility.fits {
                 Ok(())
