@@ -192,7 +192,7 @@ fn a_shape_is_compared_like_a_model_and_may_stand_alone() {
     assert_eq!(plan["model"]["source"], "a shape in words");
     let serve = kvwise(&[
         "generate",
-        "layers=32,heads=32",
+        "layers=32,heads=32,context=4k",
         "--gpu",
         "h100",
         "--print",

@@ -8,6 +8,7 @@ mod flags;
 mod generate;
 mod gpus;
 mod hub;
+mod lint;
 mod output;
 mod recommend;
 mod size;

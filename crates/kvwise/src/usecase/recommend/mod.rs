@@ -29,6 +29,8 @@ const MAX_REQUESTS: usize = 2000;
 const LENGTH_STEP: u64 = 256;
 /// Solutions as good as the best of which the one with the most room is taken.
 const MOST_EQUALS: usize = 12;
+/// A time to first token that nobody means to accept without having said so.
+const LONG_WAIT_MS: f64 = 10_000.0;
 /// Multiples of the traffic that are tried for the sensitivity: up to about 16.
 const SENSITIVITY_STEPS: u32 = 57;
 
@@ -531,8 +533,15 @@ impl Answer<'_> {
                     }
                 )
             });
+        // A queue that nobody limits may be as long as the traffic.
+        let unlimited = match (q.objectives.slo.ttft_ms, r.ttft_ms) {
+            (None, Some(ttft)) if ttft > LONG_WAIT_MS => {
+                " Nothing limits the time to first token: --slo-ttft-ms does.".to_owned()
+            }
+            _ => String::new(),
+        };
         out.push(format!(
-            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}.{drafted}"
+            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}.{drafted}{unlimited}"
         ));
         out
     }
