@@ -10,21 +10,12 @@ use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// Nemotron-H (vLLM 0.32.0, `nemotron_h.py`): one mixer a layer, a Mamba-2, attention, feed-forward or experts.
+/// Puzzle models give each layer's sizes in `block_configs`, over those of the file; state layers keep to the file's.
 pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let hidden = t.hidden()?;
-    let mut attention = Attention::read(t)?;
-    attention.path = "mixer";
-    // The class does not look at `attention_bias`.
-    if c.get("block_configs").is_some() {
-        // Their per-layer sizes are resolved by code that comes with the checkpoint.
-        return Err(Error::input(format!(
-            "{} gives layers sizes of their own, which this version does not read for Nemotron-H",
-            c.name("block_configs")
-        )));
-    }
-    let attend = t.window()?.map_or(Attend::Full, Attend::Sliding);
-    let letters = nemotron_h_pattern(t)?;
+    let blocks = blocks(t)?;
+    let letters = nemotron_h_pattern(t, blocks.as_deref())?;
     // Files without a state layer need not describe one.
     let mixer = if letters.contains(&'M') {
         let mixer = nemotron_h_mixer(t)?;
@@ -33,53 +24,113 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     } else {
         None
     };
-    let widths = match c.get("intermediate_size") {
-        Some(serde_json::Value::Array(_)) => c.u64s("intermediate_size")?.unwrap_or_default(),
-        _ => vec![c.dim_or("intermediate_size", 0)?],
-    };
-    let experts = if letters.contains(&'E') {
-        Some(nemotron_h_experts(t, hidden)?)
-    } else {
-        None
-    };
+    let alike = |kind: char| blocks.is_none() && letters.contains(&kind);
+    let attention = alike('*').then(|| attention(t, hidden)).transpose()?;
+    let experts = alike('E').then(|| nemotron_h_experts(t, hidden)).transpose()?;
     let mut dense_layers = 0;
     let mut layers = Vec::with_capacity(letters.len());
-    for kind in letters {
-        let mut layer = Layer::default();
-        match kind {
-            'M' => {
-                if let Some((mixer, weights)) = &mixer {
-                    layer.caches.push(mixer.cache());
-                    layer.weights.clone_from(weights);
-                }
-            }
-            '*' => {
-                layer.caches.push(attention.cache(attend));
-                layer.weights = attention.weights(hidden);
-            }
-            'E' => {
-                if let Some(weights) = &experts {
-                    layer.weights.clone_from(weights);
-                }
-            }
+    for (i, kind) in letters.into_iter().enumerate() {
+        let own = blocks.as_ref().and_then(|blocks| blocks.get(i));
+        let own = own.unwrap_or(t);
+        let mut layer = match kind {
+            'M' => match &mixer {
+                Some((mixer, weights)) => Layer {
+                    caches: vec![mixer.cache()],
+                    weights: weights.clone(),
+                },
+                None => Layer::default(),
+            },
+            '*' => match &attention {
+                Some(layer) => layer.clone(),
+                None => self::attention(own, hidden)?,
+            },
+            'E' => Layer {
+                caches: Vec::new(),
+                weights: match &experts {
+                    Some(weights) => weights.clone(),
+                    None => nemotron_h_experts(own, hidden)?,
+                },
+            },
             _ => {
-                let width = *widths.get(dense_layers).or(widths.first()).unwrap_or(&0);
+                let width = width(own, dense_layers)?;
                 dense_layers += 1;
                 let mlp = Mlp {
                     path: "mixer",
                     width,
                     gated: false,
-                    bias: c.flag("mlp_bias", false)?,
+                    bias: own.config.flag("mlp_bias", false)?,
                 };
-                layer.weights = mlp.weights(hidden);
+                Layer {
+                    caches: Vec::new(),
+                    weights: mlp.weights(hidden),
+                }
             }
-        }
+        };
         layer.weights.push(Weight::norm("norm", hidden));
         layers.push(layer);
     }
     let mut decoder = finish(t, layers, t.tied()?)?;
     decoder.mtp_layers = c.dim_or("num_nextn_predict_layers", 0)?;
     Ok(decoder)
+}
+
+/// An attention layer. The class does not look at `attention_bias`.
+fn attention(t: &Text, hidden: u64) -> Result<Layer> {
+    let mut attention = Attention::read(t)?;
+    attention.path = "mixer";
+    let attend = t.window()?.map_or(Attend::Full, Attend::Sliding);
+    Ok(Layer {
+        caches: vec![attention.cache(attend)],
+        weights: attention.weights(hidden),
+    })
+}
+
+/// Width of the `i`th dense layer: one for all, or a list.
+fn width(t: &Text, i: usize) -> Result<u64> {
+    Ok(match t.config.get("intermediate_size") {
+        Some(serde_json::Value::Array(_)) => {
+            let list = t.config.u64s("intermediate_size")?.unwrap_or_default();
+            list.get(i).or(list.first()).copied().unwrap_or(0)
+        }
+        _ => t.config.dim_or("intermediate_size", 0)?,
+    })
+}
+
+/// The file as each layer sees it, where `block_configs` has an entry for each.
+fn blocks(t: &Text) -> Result<Option<Vec<Text>>> {
+    let c = &t.config;
+    let Some(list) = c.array("block_configs")? else {
+        return Ok(None);
+    };
+    if list.is_empty() || list.len() as u64 > super::text::MAX_LAYERS {
+        return Err(Error::input(format!(
+            "{} has {} entries, expected 1 to {}",
+            c.name("block_configs"),
+            list.len(),
+            super::text::MAX_LAYERS
+        )));
+    }
+    list.iter()
+        .map(|block| {
+            let serde_json::Value::Object(block) = block else {
+                return Err(Error::input(format!(
+                    "{} has an entry that is no object",
+                    c.name("block_configs")
+                )));
+            };
+            let mut map = c.map().clone();
+            map.remove("block_configs");
+            for (key, value) in block.iter().filter(|(_, value)| !value.is_null()) {
+                map.insert(key.clone(), value.clone());
+            }
+            Ok(Text {
+                class: t.class.clone(),
+                top: t.top.clone(),
+                config: c.with_map(map),
+            })
+        })
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 fn first_dim(t: &Text, keys: &[&str]) -> Result<u64> {
@@ -119,8 +170,9 @@ fn nemotron_h_mixer(t: &Text) -> Result<Mamba2> {
     })
 }
 
-/// One letter a layer: `M` state, `*` attention, `E` experts, `-` feed-forward.
-fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
+/// One letter a layer: `M` state, `*` attention, `E` experts, `-` feed-forward; of Puzzle models the kinds of `blocks`
+/// where the file has no pattern.
+fn nemotron_h_pattern(t: &Text, blocks: Option<&[Text]>) -> Result<Vec<char>> {
     let c = &t.config;
     let wrong = |kind: &str| {
         Error::input(format!(
@@ -128,16 +180,20 @@ fn nemotron_h_pattern(t: &Text) -> Result<Vec<char>> {
             c.name("layers_block_type")
         ))
     };
+    let letter = |kind: &str| match kind {
+        "mamba" | "linear_attention" => Ok('M'),
+        "attention" | "full_attention" => Ok('*'),
+        "moe" => Ok('E'),
+        "mlp" => Ok('-'),
+        other => Err(wrong(other)),
+    };
     if let Some(list) = kinds(t, &["layers_block_type", "layer_types"])? {
-        return list
+        return list.iter().map(|kind| letter(kind)).collect();
+    }
+    if let Some(blocks) = blocks.filter(|_| c.get("hybrid_override_pattern").is_none()) {
+        return blocks
             .iter()
-            .map(|kind| match *kind {
-                "mamba" | "linear_attention" => Ok('M'),
-                "attention" | "full_attention" => Ok('*'),
-                "moe" => Ok('E'),
-                "mlp" => Ok('-'),
-                other => Err(wrong(other)),
-            })
+            .map(|block| letter(block.config.str("block_type")?.unwrap_or_default()))
             .collect();
     }
     if t.model_type()? == "cosmos3_edge_text" && c.get("hybrid_override_pattern").is_none() {

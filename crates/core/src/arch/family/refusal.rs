@@ -94,19 +94,95 @@ const NOT_DISPATCHED: &[(&str, &str)] = &[
         "BartForConditionalGeneration",
         "its decoder takes no position_ids",
     ),
+    ("BigBirdPegasusForCausalLM", "its decoder takes no position_ids"),
+    (
+        "BigBirdPegasusForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    ("BlenderbotForCausalLM", "its decoder takes no position_ids"),
+    (
+        "BlenderbotForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    ("BlenderbotSmallForCausalLM", "its decoder takes no position_ids"),
+    (
+        "BlenderbotSmallForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
     (
         "DiffLlamaForCausalLM",
         "layer 0 does not go through the Transformers attention interface",
     ),
     (
+        "IdeficsForVisionText2Text",
+        "layer 0 dispatches attention from more than one module",
+    ),
+    (
+        "LongT5ForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    (
+        "M2M100ForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    ("MBartForCausalLM", "its decoder takes no position_ids"),
+    ("MT5ForConditionalGeneration", "its decoder takes no position_ids"),
+    ("MarianForCausalLM", "its decoder takes no position_ids"),
+    ("MarianMTModel", "its decoder takes no position_ids"),
+    (
         "MiniMaxForCausalLM",
         "layer 1 (linear_attention) does not go through the Transformers attention interface",
+    ),
+    (
+        "MoonshineForConditionalGeneration",
+        "layer 0 dispatches attention from more than one module",
+    ),
+    (
+        "NllbMoeForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    ("PLBartForCausalLM", "its decoder takes no position_ids"),
+    (
+        "PLBartForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    ("PegasusForCausalLM", "its decoder takes no position_ids"),
+    (
+        "PegasusForConditionalGeneration",
+        "its decoder takes no position_ids",
     ),
     (
         "RecurrentGemmaForCausalLM",
         "layer 0 does not go through the Transformers attention interface",
     ),
+    ("SeamlessM4TForSpeechToText", "its decoder takes no position_ids"),
+    ("SeamlessM4TForTextToText", "its decoder takes no position_ids"),
+    (
+        "SeamlessM4Tv2ForSpeechToText",
+        "its decoder takes no position_ids",
+    ),
+    ("SeamlessM4Tv2ForTextToText", "its decoder takes no position_ids"),
+    (
+        "Speech2TextForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    (
+        "SwitchTransformersForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
     ("T5ForConditionalGeneration", "its decoder takes no position_ids"),
+    (
+        "UMT5ForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    (
+        "UdopForConditionalGeneration",
+        "its decoder takes no position_ids",
+    ),
+    (
+        "WhisperForCausalLM",
+        "layer 0 dispatches attention from more than one module",
+    ),
     (
         "ZambaForCausalLM",
         "layer 0 (linear_attention) does not go through the Transformers attention interface",
@@ -143,11 +219,22 @@ const UNKNOWN: &[&str] = &[
     "XLNetLMHeadModel",
 ];
 
-/// Classes of the registry that vLLM 0.32.0 cannot build, whatever the machine, and the error it stops with.
-const BROKEN: &[(&str, &str)] = &[(
-    "InternS1ProForConditionalGeneration",
-    "'InternS1ProForConditionalGeneration' object has no attribute 'model_config'",
-)];
+/// Classes that vLLM 0.32.0 takes and cannot build, whatever the machine, and the error it stops with.
+const BROKEN: &[(&str, &str)] = &[
+    (
+        "BltForCausalLM",
+        "'BltConfig' object has no attribute 'num_hidden_layers'",
+    ),
+    ("GitForCausalLM", "KeyError: 'vllm'"),
+    (
+        "InternS1ProForConditionalGeneration",
+        "'InternS1ProForConditionalGeneration' object has no attribute 'model_config'",
+    ),
+    (
+        "PI0ForConditionalGeneration",
+        "'PI0Config' object has no attribute 'num_hidden_layers'",
+    ),
+];
 
 /// Why vLLM 0.32.0 refuses a class; `None` if it is not known to, and only has no reader here.
 pub(crate) fn reason(class: &str) -> Option<String> {
