@@ -123,6 +123,7 @@ fn specification(kind: &CacheKind) -> String {
         }
         CacheKind::Chunked { heads: h, chunk } => format!("{} {chunk}", heads("chunked", h)),
         CacheKind::Latent { width, .. } => format!("latent 1 {width} 0"),
+        CacheKind::SlidingLatent { width, window } => format!("sliding latent 1 {width} 0 {window}"),
         CacheKind::Indexer { bytes_per_token, .. } => format!("latent 1 {bytes_per_token} 0"),
         CacheKind::PooledIndexer {
             bytes_per_entry,

@@ -55,6 +55,13 @@ pub enum CacheKind {
         /// Whether a sparse indexer selects the tokens (DeepSeek-V3.2), which decides backend and fp8 layout.
         sparse: bool,
     },
+    /// One latent vector of each of the last `window` tokens, replicated on every tensor-parallel rank (Dots3).
+    SlidingLatent {
+        /// Elements of the latent.
+        width: u64,
+        /// Tokens in the window.
+        window: u64,
+    },
     /// Key cache of a sparse-attention indexer, one uint8 vector a token.
     Indexer {
         /// Bytes of one entry (`index_head_dim + index_head_dim / 128 * 4`).

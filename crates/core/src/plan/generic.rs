@@ -111,6 +111,9 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
         }
         CacheKind::Chunked { heads: h, chunk } => heads(h, context.min(*chunk)),
         CacheKind::Latent { width, .. } => width.checked_mul(element_bytes)?.checked_mul(context),
+        CacheKind::SlidingLatent { width, window } => width
+            .checked_mul(element_bytes)?
+            .checked_mul(context.min(*window)),
         CacheKind::Indexer { bytes_per_token, .. } => bytes_per_token.checked_mul(context),
         CacheKind::PooledIndexer {
             bytes_per_entry,
@@ -406,6 +409,7 @@ fn generic_groups(model: &Model, max_len: u64, tp: u64, element: u64) -> Result<
             CacheKind::Sliding { window, .. } => (format!("sliding {window}"), true),
             CacheKind::Chunked { chunk, .. } => (format!("chunked {chunk}"), true),
             CacheKind::Latent { .. } => ("latent".to_owned(), true),
+            CacheKind::SlidingLatent { window, .. } => (format!("sliding latent {window}"), true),
             CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. } => ("indexer".to_owned(), true),
             CacheKind::Ring { .. } => ("ring".to_owned(), false),
             CacheKind::Compressed { ratio, .. } => (format!("compressed {ratio}"), true),

@@ -44,7 +44,16 @@ pub(crate) fn llama_like(t: &Text) -> Result<Decoder> {
         "smollm3" => d.attends = qwen::windows(t)?,
         _ => {}
     }
-    d.build()
+    let mut decoder = d.build()?;
+    if t.model_type()? == "helium" {
+        // Its output projection is square whatever the heads' size.
+        for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+            if weight.name == "self_attn.o_proj" {
+                *weight = Weight::row("self_attn.o_proj", Role::Attention, d.hidden, d.hidden);
+            }
+        }
+    }
+    Ok(decoder)
 }
 
 /// Jais-2: no gate, biases, layer norms with a shift.

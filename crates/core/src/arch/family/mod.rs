@@ -8,6 +8,7 @@ mod deepseek_v4;
 pub(crate) mod defaults;
 mod delta;
 pub mod dense;
+mod dots3;
 mod eagle;
 mod ernie_vl;
 mod gemma;

@@ -11,6 +11,10 @@ use crate::{Error, Result};
 /// If the list of layers is wrong.
 pub(crate) fn windows(t: &Text) -> Result<Vec<Attend>> {
     let layers = t.layers()?;
+    if t.model_type()? == "qwen3_omni_moe_text" {
+        // This class keeps the window whatever `use_sliding_window` says.
+        return Ok(vec![t.attend_of_all()?; usize::try_from(layers).unwrap_or(0)]);
+    }
     let window = t
         .window()?
         .filter(|_| matches!(t.config.bool("use_sliding_window"), Ok(Some(true))));

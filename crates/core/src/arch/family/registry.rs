@@ -5,9 +5,9 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, deepseek_v4, delta, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt, hy_v4, hybrid,
-    k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream, nemotron_h,
-    pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
+    deepseek, deepseek_v4, delta, dots3, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt, hy_v4,
+    hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream,
+    nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
 };
 use crate::Result;
 
@@ -438,6 +438,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["DeepseekV4ForCausalLM"], Own(deepseek_v4::v4)),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
+    (&["Dots3NoteForCausalLM"], Own(dots3::dots3)),
     (
         &["Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"],
         Own(glm5_next::glm5_next),

@@ -31,6 +31,9 @@ const TIED_BY_EITHER: [&str; 13] = [
     "video_llama_3",
 ];
 
+/// Wrappers whose language model's own `tie_word_embeddings` counts (vLLM 0.32.0, `idefics3.py`, which SmolVLM shares).
+const TIED_BY_TEXT: [&str; 2] = ["idefics3", "smolvlm"];
+
 /// A model's configuration as a family reads it: class defaults filled in, the language model's part found.
 #[derive(Debug, Clone)]
 pub struct Text {
@@ -107,8 +110,10 @@ impl Text {
     /// If `tie_word_embeddings` is not a boolean.
     pub fn inner(&self, class: &str) -> Result<Self> {
         let mut map = self.config.map().clone();
-        if let Some(tied) = self.top.bool("tie_word_embeddings")? {
-            let kind = self.top.str("model_type")?.unwrap_or_default();
+        let kind = self.top.str("model_type")?.unwrap_or_default();
+        if let Some(tied) = self.top.bool("tie_word_embeddings")?
+            && !TIED_BY_TEXT.contains(&kind)
+        {
             let either = TIED_BY_EITHER.contains(&kind) && self.tied()?;
             map.insert("tie_word_embeddings".to_owned(), Value::from(tied || either));
         }

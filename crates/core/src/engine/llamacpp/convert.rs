@@ -118,6 +118,7 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
                     });
                 }
                 CacheKind::Latent { sparse: true, .. }
+                | CacheKind::SlidingLatent { .. }
                 | CacheKind::Indexer { .. }
                 | CacheKind::PooledIndexer { .. }
                 | CacheKind::Ring { .. } => {

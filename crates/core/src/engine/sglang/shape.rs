@@ -272,6 +272,7 @@ fn not_planned(kind: &CacheKind) -> Option<&'static str> {
     match kind {
         CacheKind::Compressed { .. } => Some("compressed attention (DeepSeek-V4)"),
         CacheKind::ConvWindow { .. } => Some("windows of convolutions"),
+        CacheKind::SlidingLatent { .. } => Some("windows of latents"),
         CacheKind::PooledIndexer { .. } | CacheKind::Ring { .. } => Some("indexers over pools of tokens"),
         CacheKind::Cross(_) => Some("cross attention"),
         CacheKind::Indexer { kernel_block, .. } if *kernel_block != 64 => Some("MiniMax's sparse attention"),

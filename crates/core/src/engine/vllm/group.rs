@@ -23,7 +23,7 @@ pub struct Group {
 pub enum MemoryOrder {
     /// Layer by layer.
     LayerOutermost,
-    /// Block by block, all layers' pages of a block side by side (DeepSeek-V4, GLM-5-Next, Qwen4-Exp).
+    /// Block by block, all layers' pages of a block side by side (DeepSeek-V4, Dots3, GLM-5-Next, Qwen4-Exp).
     BlockOutermost,
 }
 

@@ -277,7 +277,7 @@ impl<'a> Planner<'a> {
             ..
         } = published;
         retain_behind_windows(&mut specs, retained);
-        let order = if kinds.compressed || kinds.ring {
+        let order = if kinds.compressed || kinds.packed {
             MemoryOrder::BlockOutermost
         } else {
             MemoryOrder::LayerOutermost

@@ -55,6 +55,12 @@ enum Part {
         served: usize,
         kv_dtype: KvDtype,
     },
+    SlidingLatent {
+        width: u64,
+        window: u64,
+        served: usize,
+        kv_dtype: KvDtype,
+    },
     Indexer {
         bytes: u64,
         pool: u64,
@@ -383,6 +389,33 @@ impl<'a> Publisher<'a> {
                     served: Some(self.fixed(demand, backend)),
                 })
             }
+            CacheKind::SlidingLatent { width, window } => {
+                // The class brings a backend of its own, made of Triton's; `fp8_ds_mla` is plain fp8 to it.
+                let kv_dtype = match self.requested {
+                    KvDtype::Fp8DsMla => KvDtype::Fp8,
+                    other => other,
+                };
+                let demand = Demand {
+                    latent: true,
+                    sparse: false,
+                    head_size: *width,
+                    nope: 0,
+                    rope: 0,
+                    query_heads: self.query_heads,
+                    kv_heads: 1,
+                    cross: false,
+                    kv_dtype,
+                    block_size: self.settings.block_size,
+                    dcp: self.settings.decode_context_parallel_size,
+                    pool: 1,
+                };
+                Ok(Part::SlidingLatent {
+                    width: *width,
+                    window: *window,
+                    served: self.fixed(demand, Backend::TritonMla),
+                    kv_dtype,
+                })
+            }
             CacheKind::PooledIndexer {
                 bytes_per_entry,
                 pool,
@@ -523,6 +556,7 @@ impl<'a> Publisher<'a> {
                 Part::State(shape) => alignment.state_bytes = alignment.state_bytes.max(shape.bytes()?),
                 Part::Indexer { .. }
                 | Part::Ring { .. }
+                | Part::SlidingLatent { .. }
                 | Part::Compressed { .. }
                 | Part::ConvWindow { .. } => {}
             }

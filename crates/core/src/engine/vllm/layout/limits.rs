@@ -32,7 +32,8 @@ pub(super) struct Kinds {
     pub(super) cross: bool,
     pub(super) latent: bool,
     pub(super) compressed: bool,
-    pub(super) ring: bool,
+    /// Whether pages of several sizes lie side by side in a block.
+    pub(super) packed: bool,
     pub(super) chunked: bool,
 }
 
@@ -44,7 +45,7 @@ impl Kinds {
             cross: false,
             latent: false,
             compressed: false,
-            ring: false,
+            packed: false,
             chunked: false,
         };
         for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
@@ -56,7 +57,10 @@ impl Kinds {
                     (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
                 }
                 CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),
-                CacheKind::Ring { .. } => kinds.ring = true,
+                CacheKind::Ring { .. } => kinds.packed = true,
+                CacheKind::SlidingLatent { .. } => {
+                    (kinds.attention, kinds.latent, kinds.packed) = (true, true, true);
+                }
                 CacheKind::Full(_)
                 | CacheKind::Sliding { .. }
                 | CacheKind::Indexer { .. }

@@ -66,6 +66,20 @@ impl Publisher<'_> {
                 spec.stride = stride(*backend, kernels, content, kv_dtype, self.gpu);
                 specs.push(spec);
             }
+            Part::SlidingLatent {
+                width,
+                window,
+                served,
+                kv_dtype,
+            } => {
+                let Served { demand, backend } = &self.served[served];
+                let kernels = backend.kernel_blocks(self.gpu, demand);
+                let content = kv_dtype.latent_bytes(width)?;
+                let kind = SpecKind::SlidingLatent { window, extra: 0 };
+                let mut spec = latent(kind, block_size, width, content, kv_dtype);
+                spec.stride = stride(*backend, kernels, content, kv_dtype, self.gpu);
+                specs.push(spec);
+            }
             Part::Indexer { bytes, pool, served } => {
                 let mut spec = latent(
                     SpecKind::Latent { indexer: true },
