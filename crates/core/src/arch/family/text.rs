@@ -31,7 +31,7 @@ const TIED_BY_EITHER: [&str; 13] = [
     "video_llama_3",
 ];
 
-/// Wrappers whose language model's own `tie_word_embeddings` counts (vLLM 0.32.0, `idefics3.py`, which SmolVLM shares).
+/// Wrappers whose language model's own `tie_word_embeddings` counts (vLLM 0.32.0, `idefics3.py`, which `SmolVLM` shares).
 const TIED_BY_TEXT: [&str; 2] = ["idefics3", "smolvlm"];
 
 /// A model's configuration as a family reads it: class defaults filled in, the language model's part found.
