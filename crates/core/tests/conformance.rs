@@ -1,7 +1,7 @@
 //! vLLM 0.32.0's own answers against ours: every golden row is equal, or a known difference with its reason.
 //!
-//! `golden/vllm_rows.jsonl` holds what vLLM's own code computed for `golden/vllm_configs.jsonl` (see
-//! `golden/README.md`). `golden/known_differences.tsv` lists what is not equal and why. With
+//! `golden/vllm_rows.jsonl` holds what vLLM's own code computed for `golden/vllm_configs.jsonl`, the files `towers_*` the
+//! same for wrappers with towers (see `golden/README.md`). `golden/known_differences.tsv` lists what is not equal and why. With
 //! `KVWISE_WRITE_CONFORMANCE=1` the table of the documentation is written anew.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +13,14 @@ use kvwise_core::dtype::Dtype;
 use kvwise_core::engine::vllm::{Backend, Gpu, KvDtype, Layout, MaxModelLen, Settings, layout};
 use serde_json::Value;
 
-const ROWS: &str = include_str!("golden/vllm_rows.jsonl");
-const CONFIGS: &str = include_str!("golden/vllm_configs.jsonl");
+const ROWS: &str = concat!(
+    include_str!("golden/vllm_rows.jsonl"),
+    include_str!("golden/towers_rows.jsonl")
+);
+const CONFIGS: &str = concat!(
+    include_str!("golden/vllm_configs.jsonl"),
+    include_str!("golden/towers_configs.jsonl")
+);
 const KNOWN: &str = include_str!("golden/known_differences.tsv");
 const PAGE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -185,7 +191,8 @@ fn settings(args: &Value, model: &Model) -> Settings {
 
 fn group_kind(wrapper: &str) -> &'static str {
     match wrapper {
-        "FullAttention" => "full_attention",
+        // R-SWA (Unlimited-OCR) gives blocks back during decoding; it is sized as full attention is.
+        "FullAttention" | "RSWA" => "full_attention",
         "SlidingWindow" => "sliding_window",
         "Mamba" => "mamba",
         "MLAAttention" => "mla_attention",

@@ -7,7 +7,10 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 const ROWS: &str = include_str!("data/architectures.jsonl");
-const WITH_TOWERS: &str = include_str!("golden/vllm_configs.jsonl");
+const WITH_TOWERS: &str = concat!(
+    include_str!("golden/vllm_configs.jsonl"),
+    include_str!("golden/towers_configs.jsonl")
+);
 
 /// One configuration of each class: the first that the table has.
 fn configs() -> Vec<(String, Map<String, Value>)> {
@@ -87,7 +90,10 @@ const TEXT: [&str; 3] = ["text_config", "llm_config", "thinker_config"];
 /// The file and the parts of it whose fields take wrong values: the language model's, or the file itself where
 /// nothing is nested, and each tower's.
 fn parts(map: &Map<String, Value>) -> Vec<Option<String>> {
-    let nested = |key: &&String| key.ends_with("_config") && map[*key].is_object();
+    let named = |key: &str| {
+        key.ends_with("_config") || matches!(key, "audio_encoder_conf" | "decoder" | "encoder" | "head")
+    };
+    let nested = |key: &&String| named(key) && map[*key].is_object();
     let parts: Vec<Option<String>> = map.keys().filter(nested).cloned().map(Some).collect();
     let has_text = TEXT.iter().any(|key| map.get(*key).is_some_and(Value::is_object));
     let own = (!has_text).then_some(None);

@@ -128,6 +128,27 @@ pub(crate) fn vl2(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
+/// DeepSeek-OCR, its second version and Unlimited-OCR (vLLM 0.32.0, `deepseek_ocr.py`, `deepseek_ocr2.py`): vectors
+/// between views, and in the first also between lines, count to the language model.
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn ocr(t: &Text) -> Result<Decoder> {
+    let mut decoder = v2(t)?;
+    let width = match t.top.sub("projector_config")? {
+        Some(projector) => projector.dim_or("n_embed", 2048)?,
+        None => t.hidden()?,
+    };
+    let vectors = if t.class == "DeepseekOCR2ForCausalLM" {
+        1
+    } else {
+        2
+    };
+    let view = Weight::tensor("view_seperator", Role::Embedding, &[width], None).times(vectors);
+    decoder.outside.push(super::dense::part(Place::Every, vec![view]));
+    Ok(decoder)
+}
+
 /// A.X-K1: DeepSeek with a norm after the feed-forward part (vLLM 0.32.0, `AXK1.py`).
 ///
 /// # Errors

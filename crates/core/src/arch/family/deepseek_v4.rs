@@ -134,6 +134,8 @@ pub(crate) fn v4(t: &Text) -> Result<Decoder> {
     let moe = moe.shared("ffn.shared_experts", shared);
     let hashed = t.config.dim_or("num_hash_layers", 0)?;
     let corrected = t.config.str("topk_method")? == Some("noaux_tc");
+    // With images every router has a second vector of scores, and hashed layers route too.
+    let sees = t.config.u64("vision_n_layers")?.unwrap_or(0) > 0;
     let streams = t.config.dim("hc_mult")?;
     let vocab = t.vocab()?;
     let mix = (2 + streams) * streams;
@@ -162,12 +164,16 @@ pub(crate) fn v4(t: &Text) -> Result<Decoder> {
         let mut weights: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
         weights.extend(sizes.attention(ratio));
         let hash = (i as u64) < hashed;
-        let moe = if corrected && !hash {
+        let moe = if corrected && (!hash || sees) {
             moe.clone().corrected("gate.e_score_correction_bias")
         } else {
             moe.clone()
         };
         weights.extend(moe.weights(hidden));
+        if sees {
+            let bias = Weight::tensor("ffn.gate.bias_vl", Role::Router, &[moe.experts], None);
+            weights.push(bias.of(Dtype::F32));
+        }
         if hash {
             // The experts of every token, by its id.
             weights.push(

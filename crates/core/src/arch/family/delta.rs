@@ -1,11 +1,11 @@
 //! Models that mix attention with gated delta nets, Kimi delta attention or lightning attention.
 
-use super::dense::{Decoder, Dense, Mlp, Norm, QkNorm};
+use super::dense::{Decoder, Dense, Mlp, Norm, QkNorm, part};
 use super::kimi::kda_cache;
 use super::mla::Mla;
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::{Cache, CacheKind, Layer, Role, State, Weight};
+use crate::arch::{Cache, CacheKind, Layer, Place, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -21,6 +21,10 @@ fn state_dtype(t: &Text, key: &str) -> Result<Option<Dtype>> {
         }),
     }
 }
+
+/// Beginnings of the classes whose files say which type their states have; all others' are those of the model
+/// (vLLM 0.32.0, `MODELS_CONFIG_MAP` in `vllm/model_executor/models/config.py`).
+const OWN_STATE_DTYPE: [&str; 2] = ["Qwen3_5", "Qwen4Exp"];
 
 /// A gated delta net (vLLM 0.32.0, `layers/mamba/gdn/`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +52,12 @@ impl DeltaNet {
             k_dim,
             v_dim: c.dim_or("linear_value_head_dim", 2 * k_dim)?,
             kernel: c.dim("linear_conv_kernel_dim")?,
-            ssm: state_dtype(t, "mamba_ssm_dtype")?,
+            ssm: match t.file_class()? {
+                class if OWN_STATE_DTYPE.iter().any(|own| class.starts_with(own)) => {
+                    state_dtype(t, "mamba_ssm_dtype")?
+                }
+                _ => None,
+            },
         })
     }
 
@@ -199,6 +208,34 @@ pub(crate) fn qwen(t: &Text) -> Result<Decoder> {
         Ok(())
     })?;
     decoder.mtp_layers = c.dim_or("mtp_num_hidden_layers", c.dim_or("num_nextn_predict_layers", 0)?)?;
+    Ok(decoder)
+}
+
+/// Intern-S2 Mobius (vLLM 0.32.0, `interns2_mobius.py`): Qwen3.5 with a shared expert in each layer, and a few blocks
+/// of routed experts that all layers go through in turn.
+pub(crate) fn mobius(t: &Text) -> Result<Decoder> {
+    let hidden = t.hidden()?;
+    let blocks = t.config.dim("num_blocks")?;
+    let mut decoder = qwen(t)?;
+    let routed = |w: &Weight| matches!(w.role, Role::Router | Role::Experts);
+    let mut meta = Vec::new();
+    for layer in &mut decoder.layers {
+        meta = layer
+            .weights
+            .iter()
+            .filter(|w| routed(w))
+            .cloned()
+            .collect::<Vec<_>>();
+        layer.weights.retain(|w| !routed(w));
+        if t.config.flag("layer_scale", false)? {
+            layer.weights.push(Weight::norm("layer_scale", hidden).times(2));
+        }
+    }
+    let meta = meta.into_iter().map(|mut w| {
+        w.name = w.name.replacen("mlp", "model.meta_mlp.0", 1);
+        w.times(blocks)
+    });
+    decoder.outside.push(part(Place::Every, meta.collect()));
     Ok(decoder)
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn llama_like(t: &Text) -> Result<Decoder> {
     match t.model_type()? {
         "cwm" if t.layer_types()?.is_none() => d.attends = t.attends_where(|i| i.is_multiple_of(4))?,
         // The class has these norms whatever `use_qk_norm` says.
-        "hunyuan_v1_dense" => d.attention.qk_norm = QkNorm::Head(Norm::Scale),
+        "hunyuan_v1_dense" | "hunyuan_vl_text" => d.attention.qk_norm = QkNorm::Head(Norm::Scale),
         "smollm3" => d.attends = qwen::windows(t)?,
         _ => {}
     }

@@ -85,9 +85,32 @@ pub(crate) fn with_projector(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
+/// Voxtral Realtime (vLLM 0.32.0, `voxtral_realtime.py`): Voxtral with an embedding of time that holds no parameters.
+pub(crate) fn voxtral_realtime(t: &Text) -> Result<Decoder> {
+    if let Some(audio) = t.top.sub("audio_config")?
+        && audio.flag("is_causal", false)?
+    {
+        return Err(crate::Error::not_found(format!(
+            "{} is true: a causal encoder keeps a cache of its own, which is not described here yet",
+            audio.name("is_causal")
+        )));
+    }
+    super::language_model(t)
+}
+
+/// Granite-4-Vision's language model (vLLM 0.32.0, `granite4_vision.py`): Granite's decoder whatever class the nested
+/// configuration names, and one vector for line ends.
+pub(crate) fn granite4_vision(t: &Text) -> Result<Decoder> {
+    let decoder = super::decoder(&t.inner("GraniteForCausalLM")?, 1)?;
+    newline_beside(t, decoder)
+}
+
 /// LLaVA-NeXT's language model: the wrapper keeps one vector for line ends of images beside it.
 pub(crate) fn with_image_newline(t: &Text) -> Result<Decoder> {
-    let mut decoder = super::language_model(t)?;
+    newline_beside(t, super::language_model(t)?)
+}
+
+fn newline_beside(t: &Text, mut decoder: Decoder) -> Result<Decoder> {
     let newline = Weight::tensor("image_newline", Role::Tower, &[t.hidden()?], None);
     decoder.outside.push(part(Place::Every, vec![newline]));
     Ok(decoder)

@@ -3,6 +3,7 @@
 //! A row of the registry names the classes and the function that reads them. [`Text`] finds the language model's
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
+mod crossing;
 mod deepseek;
 mod deepseek_v4;
 pub(crate) mod defaults;

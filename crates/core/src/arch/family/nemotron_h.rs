@@ -145,7 +145,14 @@ fn nemotron_h_mixer(t: &Text) -> Result<Mamba2> {
         .checked_mul(head_dim)
         .filter(|&n| n <= crate::arch::config::MAX_DIMENSION)
         .ok_or_else(|| Error::overflow("mamba_num_heads times mamba_head_dim"))?;
+    // Other wrappers' states have the model's type, whatever the file says (`MODELS_CONFIG_MAP` in
+    // `vllm/model_executor/models/config.py`).
+    let told = matches!(
+        t.file_class()?.as_str(),
+        "NemotronHForCausalLM" | "NemotronHPuzzleForCausalLM" | "NemotronH_Nano_VL_V2"
+    );
     let ssm = match c.str("mamba_ssm_cache_dtype")? {
+        _ if !told => None,
         None => Some(Dtype::F32),
         Some("auto") => None,
         Some(name) => Some(Dtype::parse(name).ok_or_else(|| {

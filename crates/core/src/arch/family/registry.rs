@@ -5,9 +5,9 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    deepseek, deepseek_v4, delta, dots3, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt, hy_v4,
-    hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo, moondream,
-    nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
+    crossing, deepseek, deepseek_v4, delta, dots3, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt,
+    hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo,
+    moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
 };
 use crate::Result;
 
@@ -155,8 +155,25 @@ const ROWS: &[(&[&str], Reader)] = &[
             "Qwen3_5MoeForConditionalGeneration",
             "MiniCPMV4_6ForConditionalGeneration",
             "MiniCPMV4_7ForConditionalGeneration",
+            "InternS2PreviewForConditionalGeneration",
         ],
         Own(delta::qwen),
+    ),
+    (&["InternS2MobiusForConditionalGeneration"], Own(delta::mobius)),
+    (
+        &[
+            "Emu3ForConditionalGeneration",
+            "HunYuanVLForConditionalGeneration",
+        ],
+        Own(generic::llama_like),
+    ),
+    (
+        &["VibeVoiceAsrForConditionalGeneration"],
+        Inner(Some("Qwen2ForCausalLM")),
+    ),
+    (
+        &["BailingMoeV3VLForConditionalGeneration"],
+        Inner(Some("BailingMoeV3ForCausalLM")),
     ),
     (&["OlmoHybridForCausalLM"], Own(delta::olmo)),
     (&["KimiLinearForCausalLM"], Own(kimi::kimi)),
@@ -173,6 +190,11 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(delta::bailing),
     ),
     (&["WhisperForConditionalGeneration"], Own(whisper::whisper)),
+    (
+        &["NemotronParseForConditionalGeneration"],
+        Own(crossing::nemotron_parse),
+    ),
+    (&["CohereAsrForConditionalGeneration"], Own(crossing::cohere_asr)),
     (&["HrmTextForCausalLM"], Own(special::hrm)),
     (&["IQuestLoopCoderForCausalLM"], Own(special::loopcoder)),
     (&["DeciLMForCausalLM"], Own(special::nas)),
@@ -210,7 +232,6 @@ const ROWS: &[(&[&str], Reader)] = &[
     (
         &[
             "Cohere2VisionForConditionalGeneration",
-            "Granite4VisionForConditionalGeneration",
             "GraniteSpeechForConditionalGeneration",
             "GraniteSpeechPlusForConditionalGeneration",
             "Idefics3ForConditionalGeneration",
@@ -247,6 +268,7 @@ const ROWS: &[(&[&str], Reader)] = &[
         ],
         Inner(None),
     ),
+    (&["VoxtralRealtimeGeneration"], Own(llama::voxtral_realtime)),
     (
         &[
             "LlavaNextForConditionalGeneration",
@@ -257,6 +279,10 @@ const ROWS: &[(&[&str], Reader)] = &[
     (
         &["BeeForConditionalGeneration", "RForConditionalGeneration"],
         Own(llama::with_projector),
+    ),
+    (
+        &["Granite4VisionForConditionalGeneration"],
+        Own(llama::granite4_vision),
     ),
     (&["Blip2ForConditionalGeneration"], Own(llama::with_query_tokens)),
     (&["MiniCPMV", "MiniCPMO"], Own(llama::minicpm_v)),
@@ -293,6 +319,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     ),
     (
         &[
+            "FunASRForConditionalGeneration",
             "FunAudioChatForConditionalGeneration",
             "IsaacForConditionalGeneration",
             "KeyeForConditionalGeneration",
@@ -320,6 +347,7 @@ const ROWS: &[(&[&str], Reader)] = &[
             "Qwen2_5OmniForConditionalGeneration",
             "AudioFlamingo3ForConditionalGeneration",
             "BagelForConditionalGeneration",
+            "FireRedASR2ForConditionalGeneration",
             "DotsOCRForCausalLM",
             "MiDashengLMModel",
             "MoonshotKimiaForCausalLM",
@@ -404,7 +432,11 @@ const ROWS: &[(&[&str], Reader)] = &[
         Own(minimax::m3),
     ),
     (
-        &["MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"],
+        &[
+            "MiMoV2FlashForCausalLM",
+            "MiMoV2ForCausalLM",
+            "MiMoV2OmniForCausalLM",
+        ],
         Own(mimo_v2::flash),
     ),
     (
@@ -425,9 +457,6 @@ const ROWS: &[(&[&str], Reader)] = &[
             "DeepseekV2ForCausalLM",
             "DeepseekV3ForCausalLM",
             "DeepseekV32ForCausalLM",
-            "DeepseekOCRForCausalLM",
-            "DeepseekOCR2ForCausalLM",
-            "UnlimitedOCRForCausalLM",
             "GlmMoeDsaForCausalLM",
             "KimiVLForConditionalGeneration",
             "KimiK25ForConditionalGeneration",
@@ -435,7 +464,18 @@ const ROWS: &[(&[&str], Reader)] = &[
         ],
         Own(deepseek::v2),
     ),
-    (&["DeepseekV4ForCausalLM"], Own(deepseek_v4::v4)),
+    (
+        &[
+            "DeepseekOCRForCausalLM",
+            "DeepseekOCR2ForCausalLM",
+            "UnlimitedOCRForCausalLM",
+        ],
+        Own(deepseek::ocr),
+    ),
+    (
+        &["DeepseekV4ForCausalLM", "DeepseekV4ForConditionalGeneration"],
+        Own(deepseek_v4::v4),
+    ),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
     (&["Dots3NoteForCausalLM"], Own(dots3::dots3)),

@@ -57,6 +57,8 @@ const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
     ("Qwen3NextForCausalLM", &[Role::Embedding, Role::Head]),
     ("Qwen3_5ForCausalLM", &[Role::Embedding]),
     ("Qwen3_5ForConditionalGeneration", &[Role::Embedding]),
+    ("InternS2MobiusForConditionalGeneration", &[Role::Embedding]),
+    ("InternS2PreviewForConditionalGeneration", &[Role::Embedding]),
     ("Qwen3_5MoeForCausalLM", &[Role::Embedding]),
     ("Qwen3_5MoeForConditionalGeneration", &[Role::Embedding]),
 ];

@@ -82,6 +82,13 @@ impl Text {
                 config,
             });
         }
+        if let Some(config) = super::crossing::text(class, &top)? {
+            return Ok(Self {
+                class: class.to_owned(),
+                top,
+                config,
+            });
+        }
         let mut config = top.clone();
         // Thinkers nest twice (thinker_config.text_config).
         for _ in 0..3 {
@@ -122,6 +129,17 @@ impl Text {
             top: self.top.clone(),
             config: self.config.with_map(map),
         })
+    }
+
+    /// The class that the file itself asks for, whatever its language model's is: some of the engine's rules look at
+    /// nothing else. A class that pools is the one it is made of.
+    ///
+    /// # Errors
+    /// If `architectures` is not a list of strings.
+    pub fn file_class(&self) -> Result<String> {
+        let listed = self.top.strs("architectures")?;
+        let class = listed.and_then(|list| list.first().copied());
+        Ok(super::pooling::resolve(class.unwrap_or(&self.class)).0)
     }
 
     /// `model_type` of the language model.

@@ -30,43 +30,47 @@ fn mlp(width: u64) -> Mlp {
     }
 }
 
+/// A layer of width `width` that attends to itself, then to an encoder's output, then feeds `inner` forward; with
+/// biases and shifts everywhere (vLLM 0.32.0, `WhisperDecoderLayer` in `whisper.py`).
+pub(crate) fn crossing_layer(width: u64, heads: u64, inner: u64) -> Layer {
+    let own = attention("self_attn", width, heads);
+    let cross = attention("encoder_attn", width, heads);
+    let mut weights = own.weights(width);
+    weights.extend([
+        Weight::column("encoder_attn.q_proj", Role::Attention, width, &[width]).bias(true),
+        Weight::column("encoder_attn.kv_proj", Role::Attention, width, &[width, width]).bias(true),
+        Weight::row("encoder_attn.out_proj", Role::Attention, width, width).bias(true),
+    ]);
+    weights.extend(mlp(inner).weights(width));
+    weights.extend(
+        [
+            "self_attn_layer_norm",
+            "encoder_attn_layer_norm",
+            "final_layer_norm",
+        ]
+        .iter()
+        .filter_map(|name| Norm::ScaleAndShift.weights(name, width)),
+    );
+    Layer {
+        caches: vec![
+            own.cache(Attend::Full),
+            Cache {
+                name: "encoder_attn.attn".to_owned(),
+                kind: CacheKind::Cross(cross.cached()),
+            },
+        ],
+        weights,
+    }
+}
+
 /// Whisper (vLLM 0.32.0, `whisper.py`): the token embedding is whole on every rank, without padding, and is the
 /// head too.
 pub(crate) fn whisper(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let width = t.first_dim(&["d_model", "hidden_size"])?;
     let heads = c.dim("decoder_attention_heads")?;
-    let own = attention("self_attn", width, heads);
-    let cross = attention("encoder_attn", width, heads);
-    let feed = mlp(c.dim("decoder_ffn_dim")?);
+    let layer = crossing_layer(width, heads, c.dim("decoder_ffn_dim")?);
     let norm = |name: &str| Norm::ScaleAndShift.weights(name, width);
-    let layer = || {
-        let mut weights = own.weights(width);
-        weights.push(Weight::column("encoder_attn.q_proj", Role::Attention, width, &[width]).bias(true));
-        weights
-            .push(Weight::column("encoder_attn.kv_proj", Role::Attention, width, &[width, width]).bias(true));
-        weights.push(Weight::row("encoder_attn.out_proj", Role::Attention, width, width).bias(true));
-        weights.extend(feed.weights(width));
-        weights.extend(
-            [
-                "self_attn_layer_norm",
-                "encoder_attn_layer_norm",
-                "final_layer_norm",
-            ]
-            .iter()
-            .filter_map(|name| norm(name)),
-        );
-        Layer {
-            caches: vec![
-                own.cache(Attend::Full),
-                Cache {
-                    name: "encoder_attn.attn".to_owned(),
-                    kind: CacheKind::Cross(cross.cached()),
-                },
-            ],
-            weights,
-        }
-    };
     let rows = |name: &str, rows: u64| Weight::tensor(name, Role::Embedding, &[rows, width], None);
     let outside = vec![
         part(Place::Every, vec![rows("model.decoder.embed_tokens", t.vocab()?)]),
@@ -86,7 +90,7 @@ pub(crate) fn whisper(t: &Text) -> Result<Decoder> {
     Ok(Decoder {
         layers_path: "model.decoder.layers".to_owned(),
         layers: (0..t.count_of_layers(&["decoder_layers"])?)
-            .map(|_| layer())
+            .map(|_| layer.clone())
             .collect(),
         outside,
         kv_heads: Some(heads),

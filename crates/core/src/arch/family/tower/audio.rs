@@ -2,7 +2,7 @@
 
 use super::super::text::Text;
 use super::blocks::{
-    Blocks, column, convolution, factor, factor_or, layer_norm, plain, repeated, row, whole,
+    Blocks, column, convolution, factor, factor_or, layer_norm, plain, repeated, row, two_channels, whole,
 };
 use super::qformer::qformer;
 use crate::Result;
@@ -243,17 +243,12 @@ pub(super) fn gemma4(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
     let heads = audio.dim("num_attention_heads")?;
     let head_dim = hidden.checked_div(heads).unwrap_or(0);
     let kernel = factor(audio, "conv_kernel_size")?;
-    let channels = audio.u64s("subsampling_conv_channels")?.unwrap_or_default();
-    let (first, second) = match channels.as_slice() {
-        [first, second] if first.max(second) < &(1 << 20) => (*first, *second),
-        _ => {
-            return Err(crate::Error::input(format!(
-                "{} has {} numbers of channels, expected two below a million",
-                audio.name("subsampling_conv_channels"),
-                channels.len()
-            )));
-        }
-    };
+    let (first, second) = two_channels(audio, "subsampling_conv_channels")?.ok_or_else(|| {
+        crate::Error::input(format!(
+            "{} is missing from the configuration",
+            audio.name("subsampling_conv_channels")
+        ))
+    })?;
     let out = audio.dim_or("output_proj_dims", 1536)?;
     let name = |part: &str| format!("audio_tower.layers.0.{part}");
     let linear = |part: &str, inputs, outputs| whole(name(part), inputs, outputs).bias(false);

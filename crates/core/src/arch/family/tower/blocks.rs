@@ -120,6 +120,17 @@ pub(super) fn factor_or(c: &Config, key: &str, default: u64) -> Result<u64> {
     bounded(c, key, c.dim_or(key, default)?)
 }
 
+/// A small size by which something is divided, with its default: 0 is an error.
+pub(super) fn divisor_or(c: &Config, key: &str, default: u64) -> Result<u64> {
+    match factor_or(c, key, default)? {
+        0 => Err(crate::Error::input(format!(
+            "{} is 0, expected a positive number",
+            c.name(key)
+        ))),
+        n => Ok(n),
+    }
+}
+
 /// The product of a list of small sizes, 2 by 2 where it is missing.
 pub(super) fn area(c: &Config, key: &str) -> Result<u64> {
     let list = c.u64s(key)?.unwrap_or_else(|| vec![2, 2]);
@@ -156,4 +167,63 @@ pub(super) fn square(vision: &Config, key: &str) -> Result<u64> {
             n => Ok(n),
         },
     }
+}
+
+/// A number of channels, below a million, so that products of two stay inside of 64 bits.
+pub(super) fn channels(c: &Config, key: &str, default: u64) -> Result<u64> {
+    match c.dim_or(key, default)? {
+        n if n < MAX_SIDE => Ok(n),
+        n => Err(crate::Error::input(format!(
+            "{} is {n}, expected a number of channels below {MAX_SIDE}",
+            c.name(key)
+        ))),
+    }
+}
+
+/// A list of two numbers of channels, `None` where it is missing.
+pub(super) fn two_channels(c: &Config, key: &str) -> Result<Option<(u64, u64)>> {
+    match c.u64s(key)?.as_deref() {
+        None => Ok(None),
+        Some([first, second]) if first.max(second) < &MAX_SIDE => Ok(Some((*first, *second))),
+        Some(list) => Err(crate::Error::input(format!(
+            "{} has {} numbers of channels, expected two below {MAX_SIDE}",
+            c.name(key),
+            list.len()
+        ))),
+    }
+}
+
+/// A small length that files write as one number or as two, height and width.
+pub(super) fn pair(c: &Config, key: &str, default: u64) -> Result<(u64, u64)> {
+    match c.get(key) {
+        Some(serde_json::Value::Array(_)) => match c.u64s(key)?.as_deref() {
+            Some(&[high, wide]) if high > 0 && wide > 0 => {
+                Ok((bounded(c, key, high)?, bounded(c, key, wide)?))
+            }
+            _ => Err(crate::Error::input(format!(
+                "{} holds no usable size, expected a number or a list of two",
+                c.name(key)
+            ))),
+        },
+        _ => divisor_or(c, key, default).map(|n| (n, n)),
+    }
+}
+
+/// Patches that a `downsample_ratio` (one half where missing) joins: its inverse, rounded, squared.
+pub(super) fn merged_by_ratio(c: &Config) -> Result<u64> {
+    let ratio = c.f64("downsample_ratio")?.unwrap_or(0.5);
+    let side = (1.0 / ratio).round();
+    if !(1.0..=64.0).contains(&side) {
+        return Err(crate::Error::input(format!(
+            "{} is {ratio}, expected a ratio from 1/64 to 1",
+            c.name("downsample_ratio")
+        )));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked: from 1 to 64"
+    )]
+    let side = side as u64;
+    Ok(side * side)
 }

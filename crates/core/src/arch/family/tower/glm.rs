@@ -8,10 +8,12 @@ use super::blocks::{
 use crate::Result;
 use crate::arch::{Config, Role, Weight};
 
-/// GLM-4.1V, GLM-4.5V and GLM-OCR (vLLM 0.32.0, `glm4_1v.py`, `glm_ocr.py`): patches are joined by a convolution and
-/// go through a gated merger. GLM-OCR has biases and norms of queries and keys, and no learned positions.
+/// GLM-4.1V, GLM-4.5V, GLM-OCR and GLM-5-Next (vLLM 0.32.0, `glm4_1v.py`, `glm_ocr.py`,
+/// `vllm/models/glm5next/common/multimodal.py`): patches are joined by a convolution and go through a gated merger.
+/// GLM-OCR and GLM-5-Next have biases and norms of queries and keys, and no learned positions.
 pub(super) fn glm4v(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
-    let ocr = t.class == "GlmOcrForConditionalGeneration";
+    let next = t.class == "Glm5NextForConditionalGeneration";
+    let ocr = next || t.class == "GlmOcrForConditionalGeneration";
     let hidden = vision.dim("hidden_size")?;
     let heads = vision.dim("num_heads")?;
     let head_dim = hidden.checked_div(heads).unwrap_or(0);
@@ -27,7 +29,11 @@ pub(super) fn glm4v(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     } else {
         out
     };
-    let context = vision.dim("intermediate_size")?;
+    let context = vision.dim(if next {
+        "projection_intermediate_size"
+    } else {
+        "intermediate_size"
+    })?;
     let name = |part: &str| format!("visual.blocks.0.{part}");
     let mut layer = vec![
         Weight::qkv(name("attn.qkv"), hidden, heads, heads, head_dim).bias(bias),

@@ -5,17 +5,25 @@
 
 mod audio;
 mod blocks;
+mod deepencoder;
+mod gemma3n;
+mod generic;
 mod glm;
 mod intern;
+mod kanana;
+mod library;
 mod minicpm;
 mod molmo;
 mod moonvit;
+mod openvla;
 mod other;
 mod pixtral;
 mod qformer;
 mod qwen;
+mod radio;
 mod siglip;
 mod single;
+mod speech;
 mod step;
 
 use super::text::Text;
@@ -39,6 +47,9 @@ const ROWS: &[Row] = &[
             "Qwen3_5MoeForConditionalGeneration",
             "Qwen4ExpForConditionalGeneration",
             "Cosmos3ForConditionalGeneration",
+            "CohereCompassForConditionalGeneration",
+            "InternS2PreviewForConditionalGeneration",
+            "InternS2MobiusForConditionalGeneration",
         ],
         &[("vision_config", qwen::qwen3_vl)],
     ),
@@ -58,8 +69,135 @@ const ROWS: &[Row] = &[
         &[("vision_config", qwen::qwen2_vl)],
     ),
     (
-        &["Qwen2_5_VLForConditionalGeneration"],
+        &[
+            "Qwen2_5_VLForConditionalGeneration",
+            "OpenCUAForConditionalGeneration",
+        ],
         &[("vision_config", qwen::qwen2_5_vl)],
+    ),
+    (
+        &["HCXVisionV2ForCausalLM"],
+        &[("vision_config", qwen::hyperclovax)],
+    ),
+    (
+        &["OpenPanguVLForConditionalGeneration"],
+        &[("vision_config", qwen::openpangu)],
+    ),
+    (
+        &["BailingMoeV3VLForConditionalGeneration"],
+        &[("vision_config", qwen::bailing)],
+    ),
+    (&["Emu3ForConditionalGeneration"], &[("vq_config", generic::emu3)]),
+    (
+        &["HunYuanVLForConditionalGeneration"],
+        &[("vision_config", generic::hunyuan_vl)],
+    ),
+    (
+        &["VibeVoiceAsrForConditionalGeneration"],
+        &[
+            ("acoustic_tokenizer_encoder_config", generic::vibevoice_acoustic),
+            ("semantic_tokenizer_encoder_config", generic::vibevoice_semantic),
+        ],
+    ),
+    (
+        &["MiMoV2OmniForCausalLM"],
+        &[
+            ("vision_config", qwen::mimo),
+            ("audio_config", speech::mimo_audio),
+        ],
+    ),
+    (
+        &["LlavaOnevision2ForConditionalGeneration"],
+        &[("vision_config", qwen::llava_onevision2)],
+    ),
+    (
+        &["KananaVForConditionalGeneration"],
+        &[("vision_config", kanana::kanana)],
+    ),
+    (
+        &["DeepseekOCRForCausalLM", "UnlimitedOCRForCausalLM"],
+        &[("vision_config", deepencoder::ocr)],
+    ),
+    (
+        &["DeepseekOCR2ForCausalLM"],
+        &[("vision_config", deepencoder::ocr2)],
+    ),
+    (
+        &["DeepseekV4ForConditionalGeneration"],
+        &[("", other::deepseek_v4)],
+    ),
+    (
+        &["IsaacForConditionalGeneration"],
+        &[("vision_config", siglip::isaac)],
+    ),
+    (
+        &["Granite4VisionForConditionalGeneration"],
+        &[("vision_config", siglip::granite4_vision)],
+    ),
+    (
+        &["Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"],
+        &[("vit_config", siglip::ovis2_5)],
+    ),
+    (&["OpenVLAForActionPrediction"], &[("", openvla::openvla)]),
+    (
+        &[
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+            "NemotronH_Super_Omni_Reasoning_V3",
+            "NemotronH_Omni_Reasoning_V3",
+        ],
+        &[
+            ("vision_config", radio::nano_nemotron),
+            ("sound_config", radio::parakeet),
+        ],
+    ),
+    (
+        &["Llama_Nemotron_Nano_VL"],
+        &[("vision_config", radio::llama_nemotron)],
+    ),
+    (
+        &["NemotronParseForConditionalGeneration"],
+        &[("encoder", radio::nemotron_parse)],
+    ),
+    (
+        &["Gemma3nForConditionalGeneration"],
+        &[
+            ("vision_config", gemma3n::vision),
+            ("audio_config", gemma3n::audio),
+        ],
+    ),
+    (
+        &["Gemma4UnifiedForConditionalGeneration"],
+        &[
+            ("vision_config", other::gemma4_unified),
+            ("audio_config", other::gemma4_unified_audio),
+        ],
+    ),
+    (
+        &["FunAudioChatForConditionalGeneration"],
+        &[("audio_config", speech::funaudiochat)],
+    ),
+    (
+        &["MossTranscribeDiarizeForConditionalGeneration"],
+        &[("audio_config", speech::moss_transcribe)],
+    ),
+    (&["MossAudioModel"], &[("audio_config", speech::moss_audio)]),
+    (
+        &["MiDashengLMModel"],
+        &[("audio_encoder_config", speech::midasheng)],
+    ),
+    (&["MoonshotKimiaForCausalLM"], &[("", speech::kimi_audio)]),
+    (
+        &["FunASRForConditionalGeneration"],
+        &[("audio_encoder_conf", speech::funasr)],
+    ),
+    (
+        &["FireRedASR2ForConditionalGeneration"],
+        &[("audio_encoder_conf", speech::fireredasr2)],
+    ),
+    (
+        &["CohereAsrForConditionalGeneration"],
+        &[("encoder", speech::cohere_asr)],
     ),
     (
         &["Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"],
@@ -78,7 +216,7 @@ const ROWS: &[Row] = &[
     ),
     (&["UltravoxModel"], &[("audio_config", audio::ultravox)]),
     (
-        &["VoxtralForConditionalGeneration"],
+        &["VoxtralForConditionalGeneration", "VoxtralRealtimeGeneration"],
         &[("audio_config", audio::voxtral)],
     ),
     (
@@ -99,6 +237,10 @@ const ROWS: &[Row] = &[
     (
         &["Gemma4ForConditionalGeneration"],
         &[("vision_config", other::gemma4), ("audio_config", audio::gemma4)],
+    ),
+    (
+        &["DiffusionGemmaForBlockDiffusion"],
+        &[("vision_config", other::gemma4)],
     ),
     (
         &["MiniMaxM3SparseForConditionalGeneration"],
@@ -240,6 +382,7 @@ const ROWS: &[Row] = &[
             "Glm4vForConditionalGeneration",
             "Glm4vMoeForConditionalGeneration",
             "GlmOcrForConditionalGeneration",
+            "Glm5NextForConditionalGeneration",
         ],
         &[("vision_config", glm::glm4v)],
     ),
@@ -278,6 +421,16 @@ const ROWS: &[Row] = &[
     ),
     (&["Phi3VForCausalLM"], &[("", single::phi3v)]),
     (&["Phi4MMForCausalLM"], &[("", single::phi4mm)]),
+];
+
+/// Classes whose towers the engine builds with `--language-model-only` too (vLLM 0.32.0: their model files mark no
+/// module as a tower, nor does the generic backend find one in them).
+const BUILT_ALWAYS: [&str; 5] = [
+    "Emu3ForConditionalGeneration",
+    "FunASRForConditionalGeneration",
+    "Gemma4UnifiedForConditionalGeneration",
+    "HunYuanVLForConditionalGeneration",
+    "VibeVoiceAsrForConditionalGeneration",
 ];
 
 /// Parts of a file that describe a tower.
@@ -322,10 +475,6 @@ pub(crate) fn unread(class: &str, file: &Config) -> Option<&'static str> {
     ) {
         return None;
     }
-    // Its encoder is described in a folder of its own beside the file.
-    if class == "MoonshotKimiaForCausalLM" {
-        return Some("whisper-large-v3/config.json");
-    }
     let read = parts(class);
     if read.iter().any(|(key, _)| key.is_empty()) {
         return None;
@@ -345,7 +494,7 @@ pub(crate) fn read(class: &str, t: &Text) -> Result<Vec<Outside>> {
         if let Some(part) = part(&t.top, key)? {
             all.push(Outside {
                 place: Place::Every,
-                tower: true,
+                tower: !BUILT_ALWAYS.contains(&class),
                 weights: reader(t, &part)?,
             });
         }
@@ -367,7 +516,7 @@ mod tests {
         );
         assert_eq!(
             unread("IsaacForConditionalGeneration", &both),
-            Some("vision_config")
+            Some("audio_config")
         );
         assert_eq!(unread("Phi4MultimodalForCausalLM", &both), None);
         assert_eq!(unread("LlamaForCausalLM", &file("{}")), None);

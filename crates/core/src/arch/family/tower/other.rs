@@ -1,9 +1,10 @@
 //! Towers that one family uses alone.
 
 use super::super::text::Text;
-use super::blocks::{Blocks, CHANNELS, factor, factor_or, layer_norm, plain};
+use super::blocks::{Blocks, CHANNELS, factor, factor_or, layer_norm, plain, repeated};
 use crate::Result;
 use crate::arch::{Config, Role, Weight};
+use crate::dtype::Dtype;
 
 /// Llama-4 (vLLM 0.32.0, `mllama4.py`).
 pub(super) fn llama4(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
@@ -79,6 +80,92 @@ pub(super) fn gemma4(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     ])
 }
 
+/// Gemma-4 Unified (vLLM 0.32.0, `gemma4_unified.py`): patches go into the language model through one divided
+/// projection; the class builds it with `--language-model-only` too.
+pub(super) fn gemma4_unified(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let patch = match vision.get("model_patch_size") {
+        Some(_) => factor(vision, "model_patch_size")?,
+        None => factor_or(vision, "patch_size", 16)? * factor_or(vision, "pooling_kernel_size", 3)?,
+    };
+    let pixels = patch * patch * CHANNELS;
+    let width = vision.dim_or("mm_embed_dim", 3840)?;
+    let name = |part: &str| format!("vision_embedder.{part}");
+    let role = Role::Tower;
+    Ok(vec![
+        layer_norm(&name("patch_ln1"), pixels),
+        Weight::column(name("patch_dense"), role, pixels, &[width]).bias(true),
+        layer_norm(&name("patch_ln2"), width),
+        plain(
+            &name("pos_embedding"),
+            &[vision.dim_or("mm_posemb_size", 1120)?, 2, width],
+        ),
+        layer_norm(&name("pos_norm"), width),
+        Weight::replicated("embed_vision.embedding_projection", role, width, &[t.hidden()?]),
+    ])
+}
+
+/// The sound of Gemma-4 Unified: one projection.
+pub(super) fn gemma4_unified_audio(t: &Text, audio: &Config) -> Result<Vec<Weight>> {
+    let width = audio.dim_or("audio_embed_dim", 640)?;
+    let name = "embed_audio.embedding_projection";
+    Ok(vec![Weight::replicated(name, Role::Tower, width, &[t.hidden()?])])
+}
+
+/// DeepSeek-V4 with images (vLLM 0.32.0, `vllm/models/deepseek_v4/common/vision.py`): layers with gates,
+/// norms as the file's type although they are made in 32 bits, an aligner over joined patches, and a vector in 32 bits
+/// for each kind of place in the text. The keys lie in the file itself; no layers are no tower.
+pub(super) fn deepseek_v4(t: &Text, file: &Config) -> Result<Vec<Weight>> {
+    /// Start, end, end of a line, padding.
+    const MARKS: u64 = 4;
+    if file.u64("vision_n_layers")?.unwrap_or(0) == 0 {
+        return Ok(Vec::new());
+    }
+    let layers = file.dim("vision_n_layers")?;
+    let hidden = file.dim("vision_dim")?;
+    let heads = file.dim("vision_n_heads")?;
+    let width = file.dim("vision_inter_dim")?;
+    let patch = factor(file, "vision_patch_size")?;
+    let side = factor(file, "vision_downsample_ratio")?;
+    let text = t.hidden()?;
+    let joined = hidden * side * side;
+    let name = |part: &str| format!("vision.blocks.0.{part}");
+    let role = Role::Tower;
+    let divided = |w: Weight| w.whole_unless_divides(heads);
+    let mut all = vec![
+        Weight::replicated(
+            "vision.patch_embed.proj",
+            role,
+            CHANNELS * patch * patch,
+            &[hidden],
+        )
+        .bias(true),
+        plain("vision.norm", &[hidden]),
+        divided(Weight::column("aligner.w1", role, joined, &[text]).bias(true)),
+        divided(Weight::row("aligner.w2", role, text, text).bias(true)),
+        plain("image_start", &[text]).of(Dtype::F32).times(MARKS),
+    ];
+    all.extend(repeated(
+        layers,
+        [
+            divided(
+                Weight::qkv(
+                    name("attn.wqkv"),
+                    hidden,
+                    heads,
+                    heads,
+                    hidden.checked_div(heads).unwrap_or(0),
+                )
+                .bias(true),
+            ),
+            divided(Weight::row(name("attn.wo"), role, hidden, hidden).bias(true)),
+            divided(Weight::column(name("mlp.w1"), role, hidden, &[width, width])),
+            divided(Weight::row(name("mlp.w2"), role, width, hidden)),
+            plain(&name("norm"), &[hidden]).times(2),
+        ],
+    ));
+    Ok(all.into_iter().map(Weight::unquantized).collect())
+}
+
 /// MiniMax-M3 (vLLM 0.32.0, `vllm/models/minimax_m3/common/vision_tower.py`).
 pub(super) fn minimax_m3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     let hidden = vision.dim("hidden_size")?;
@@ -127,4 +214,33 @@ pub(super) fn minimax_m3(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     ];
     all.extend(blocks.weights());
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(layers: u64) -> u64 {
+        let file = format!(
+            r#"{{"hidden_size": 32, "vision_n_layers": {layers}, "vision_dim": 64, "vision_n_heads": 4,
+                "vision_inter_dim": 128, "vision_patch_size": 14, "vision_downsample_ratio": 3}}"#
+        );
+        let file = Config::parse(file.as_bytes()).unwrap();
+        let text = Text::find("DeepseekV4ForConditionalGeneration", &file).unwrap();
+        let all = deepseek_v4(&text, &file).unwrap();
+        all.iter().map(|w| w.elements().unwrap()).sum()
+    }
+
+    #[test]
+    fn a_file_of_deepseek_v4_without_vision_layers_has_no_tower() {
+        assert_eq!(seen(0), 0);
+    }
+
+    #[test]
+    fn the_tower_of_deepseek_v4_has_the_elements_that_its_modules_declare() {
+        let layer = (64 * 192 + 192) + (64 * 64 + 64) + 64 * 256 + 128 * 64 + 2 * 64;
+        let aligner = (9 * 64 * 32 + 32) + (32 * 32 + 32);
+        let ends = (3 * 14 * 14 * 64 + 64) + 64 + 4 * 32;
+        assert_eq!(seen(2), 2 * layer + aligner + ends);
+    }
 }

@@ -2,10 +2,11 @@
 
 use super::super::text::Text;
 use super::blocks::{
-    Blocks, CHANNELS, column, convolution, factor, factor_or, layer_norm, merged, plain, row, side, square,
-    whole,
+    Blocks, CHANNELS, column, convolution, factor, factor_or, layer_norm, merged, plain, repeated, row, side,
+    square, whole,
 };
 use super::pixtral::pixtral_hf;
+use super::qformer::qformer;
 use crate::Result;
 use crate::arch::{Config, Role, Weight};
 
@@ -270,6 +271,87 @@ pub(super) fn keye(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     all.push(layer_norm("mlp_AR.pre_norm", normed));
     all.push(column("mlp_AR.linear_1", joined, joined));
     all.push(row("mlp_AR.linear_2", joined, t.hidden()?));
+    Ok(all)
+}
+
+/// Isaac (vLLM 0.32.0, `isaac.py`): `SigLIP` 2 and a divided projector over shuffled patches.
+pub(super) fn isaac(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let side = factor_or(vision, "pixel_shuffle_scale_factor", 1)?;
+    let joined = vision.dim("hidden_size")? * side * side;
+    let mut tower = Siglip::whole("vision_embedding.transformer.encoder.layers");
+    tower.positions = Some(vision.dim_or("num_patches", 256)?);
+    let mut all = tower.weights(vision)?;
+    all.push(column("vision_embedding.linear_fc1", joined, 4 * joined).bias(false));
+    all.push(row("vision_embedding.linear_fc2", 4 * joined, t.hidden()?).bias(false));
+    Ok(all)
+}
+
+/// Granite-4-Vision (vLLM 0.32.0, `granite4_vision.py`): `SigLIP` without its last norm, and a Q-Former over windows
+/// for each layer that the language model sees, four of them for parts of one image.
+pub(super) fn granite4_vision(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    const PARTS: u64 = 4;
+    let hidden = vision.dim("hidden_size")?;
+    let rate = t.top.str("downsample_rate")?.unwrap_or("4/8");
+    let sides = rate
+        .split_once('/')
+        .and_then(|(query, window)| Some((query.parse::<u64>().ok()?, window.parse::<u64>().ok()?)));
+    let Some((query, window)) = sides.filter(|(q, w)| (1..=1024).contains(q) && (1..=1024).contains(w))
+    else {
+        return Err(crate::Error::input(format!(
+            "{} is {rate:?}, expected two sides of windows such as \"4/8\"",
+            t.top.name("downsample_rate")
+        )));
+    };
+    let layers = t.top.array("deepstack_layer_map")?.unwrap_or_default().len() as u64;
+    let mut tower = Siglip::whole("vision_tower.vision_model.encoder.layers");
+    tower.post_norm = false;
+    let mut all = tower.weights(vision)?;
+    let former = t
+        .top
+        .sub("qformer_config")?
+        .unwrap_or_else(|| t.top.child("qformer_config", serde_json::Map::new()));
+    let mut projector = qformer(
+        "layerwise_projectors.0.qformer",
+        &former,
+        former.dim_or("encoder_hidden_size", hidden)?,
+    )?;
+    projector.extend([
+        plain("layerwise_projectors.0.query", &[query * query, hidden]),
+        plain(
+            "layerwise_projectors.0.image_positions",
+            &[window * window, hidden],
+        ),
+        layer_norm("layerwise_projectors.0.norm", hidden),
+        whole("layerwise_projectors.0.out_linear", hidden, t.hidden()?),
+    ]);
+    all.extend(repeated(layers + PARTS, projector));
+    Ok(all)
+}
+
+/// Ovis-2.5 and 2.6 (vLLM 0.32.0, `ovis2_5.py`, `siglip2navit.py`): `SigLIP` 2 with positions where they are kept, a
+/// head over a visual vocabulary, and its embedding.
+pub(super) fn ovis2_5(t: &Text, vit: &Config) -> Result<Vec<Weight>> {
+    /// Visual tokens that only mark places in the text.
+    const INDICATORS: u64 = 4;
+    let hidden = vit.dim("hidden_size")?;
+    let stride = factor_or(vit, "hidden_stride", 1)?;
+    let vocab = t.top.dim("visual_vocab_size")?;
+    let mut tower = Siglip::whole("visual_tokenizer.vit.vision_model.encoder.layers");
+    if let Some(n) = vit
+        .get("num_patches")
+        .and_then(serde_json::Value::as_u64)
+        .filter(|&n| n > 0)
+    {
+        tower.positions = Some(n);
+    }
+    let mut all = tower.weights(vit)?;
+    if !vit.flag("preserve_original_pe", false)? {
+        all.retain(|w| !w.name.ends_with("position_embedding"));
+    }
+    let rows = vocab.saturating_sub(INDICATORS);
+    all.push(whole("visual_tokenizer.head.0", hidden * stride * stride, rows).bias(false));
+    all.push(layer_norm("visual_tokenizer.head.1", rows));
+    all.push(plain("vte", &[vocab, t.top.dim_or("hidden_size", t.hidden()?)?]));
     Ok(all)
 }
 

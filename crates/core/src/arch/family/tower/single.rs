@@ -2,7 +2,8 @@
 
 use super::super::text::Text;
 use super::blocks::{
-    Blocks, CHANNELS, area, convolution, factor, factor_or, layer_norm, plain, repeated, row, side, whole,
+    Blocks, CHANNELS, area, column, convolution, factor, factor_or, layer_norm, plain, repeated, row, side,
+    whole,
 };
 use super::glm::merger;
 use super::qformer::qformer;
@@ -415,8 +416,20 @@ fn cascades(c: &Config, text: u64) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
+/// The pooling by attention of timm's `SigLIP` under `path`; only its feed-forward part is divided.
+pub(super) fn attention_pool(path: &str, hidden: u64, width: u64) -> [Weight; 5] {
+    let pool = |part: &str| format!("{path}.attn_pool.{part}");
+    [
+        plain(&pool("latent"), &[hidden]),
+        whole(pool("attention"), hidden, hidden).times(4),
+        layer_norm(&pool("norm"), hidden),
+        column(pool("mlp.fc1"), hidden, width),
+        row(pool("mlp.fc2"), width, hidden),
+    ]
+}
+
 /// DeepSeek-VL2 (vLLM 0.32.0, `deepseek_vl2.py`): the timm library's `vit_so400m_patch14_siglip_384` with its pooling,
-/// fixed in the class and whole on every rank, and a projector of joined patches.
+/// fixed in the class, of which only the feed-forward parts are divided, and a projector of joined patches.
 pub(super) fn deepseek_vl2(t: &Text, _: &Config) -> Result<Vec<Weight>> {
     const SEEN: u64 = 1152;
     const WIDTH: u64 = 4304;
@@ -425,17 +438,14 @@ pub(super) fn deepseek_vl2(t: &Text, _: &Config) -> Result<Vec<Weight>> {
     let mut all = convolution("vision.patch_embed.proj", &[SEEN, CHANNELS, 14, 14]).to_vec();
     all.push(plain("vision.pos_embed", &[POSITIONS, SEEN]));
     all.push(layer_norm("vision.norm", SEEN));
-    all.extend(
-        clip_layers(path, 27, SEEN, 16, WIDTH)
-            .into_iter()
-            .map(Weight::undivided),
-    );
-    let pool = |part: &str| format!("vision.attn_pool.{part}");
-    all.push(plain(&pool("latent"), &[SEEN]));
-    all.push(whole(pool("attention"), SEEN, SEEN).times(4));
-    all.push(layer_norm(&pool("norm"), SEEN));
-    all.push(whole(pool("mlp.fc1"), SEEN, WIDTH));
-    all.push(whole(pool("mlp.fc2"), WIDTH, SEEN));
+    all.extend(clip_layers(path, 27, SEEN, 16, WIDTH).into_iter().map(|w| {
+        if w.name.contains(".mlp.") {
+            w
+        } else {
+            w.undivided()
+        }
+    }));
+    all.extend(attention_pool("vision", SEEN, WIDTH));
     if let Some(c) = t.top.sub("projector_config")? {
         let side = factor_or(&c, "downsample_ratio", 2)?;
         let (seen, out) = (c.dim_or("input_dim", SEEN)?, c.dim_or("n_embed", t.hidden()?)?);
