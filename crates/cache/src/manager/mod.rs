@@ -14,8 +14,8 @@
 //!
 //! # Modelled and not
 //! Modelled: hybrid fixed-point hits, retention intervals and shared-prefix junctions, drafters' dropped blocks,
-//! copy-on-write of hits inside a block, watermark, recycling-aware admission caps. Not modelled: KV connectors
-//! (external hits, hand-offs), cross attention, attention sinks' own blocks, R-SWA gap eviction, circular buffers,
+//! copy-on-write of hits inside a block, watermark, recycling-aware admission caps, room for tokens that a KV connector
+//! brings. Not modelled: what connectors do for Mamba states, cross attention, attention sinks' own blocks, R-SWA gap eviction, circular buffers,
 //! context parallelism (pass block sizes already multiplied by it).
 
 #![allow(
@@ -81,6 +81,10 @@ pub struct Allocation<'a, K> {
     pub full_sequence_must_fit: bool,
     /// Keep the watermark free: a waiting request beside running ones.
     pub apply_watermark: bool,
+    /// Tokens after the hit whose keys and values come from elsewhere (a KV connector); they are room, not work.
+    pub external_tokens: u32,
+    /// Name no block yet: what comes from elsewhere is not there before [`KvCacheManager::name_loaded`].
+    pub delay_naming: bool,
 }
 
 impl<'a, K> Allocation<'a, K> {
@@ -98,6 +102,8 @@ impl<'a, K> Allocation<'a, K> {
             shared_prefix_boundary: 0,
             full_sequence_must_fit: false,
             apply_watermark: false,
+            external_tokens: 0,
+            delay_naming: false,
         }
     }
 }
@@ -328,7 +334,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
 
     fn try_allocate(&mut self, slot: Slot, a: &Allocation<'_, I::Key>, hit: &Hit) -> bool {
         let local_tokens = a.num_computed_tokens + hit.num_tokens;
-        let total_tokens = local_tokens.min(self.max_model_len);
+        let total_tokens = (local_tokens + a.external_tokens).min(self.max_model_len);
         let watermark = if a.apply_watermark {
             self.watermark_blocks
         } else {
@@ -368,9 +374,17 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         if blocks > i64::from(self.pool.num_free()) - i64::from(a.reserved_blocks) {
             return false;
         }
-        if !hit.is_empty() {
+        if !hit.is_empty() || a.external_tokens > 0 {
             for g in 0..self.groups.len() {
                 self.adopt(g, slot, &hit.blocks[g], total_tokens, local_tokens);
+            }
+        }
+        if a.external_tokens > 0 {
+            // All groups' hits are owned by now, so that no group takes another one's hit for what it loads.
+            for g in 0..self.groups.len() {
+                if self.groups[g].skipped_tokens(total_tokens) < total_tokens {
+                    self.extend(g, slot, total_tokens);
+                }
             }
         }
         for g in 0..self.groups.len() {
@@ -379,10 +393,35 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
                 _ => self.extend(g, slot, slot_tokens),
             }
         }
-        if self.pool.caching() {
+        if self.pool.caching() && !a.delay_naming {
             self.name_blocks(slot, (total_tokens + a.num_new_tokens).min(a.num_tokens), a);
         }
         true
+    }
+
+    /// Names the blocks of the first `num_tokens` tokens once what [`Allocation::external_tokens`] announced is there.
+    pub fn name_loaded(&mut self, slot: Slot, num_tokens: u32, a: &Allocation<'_, I::Key>) {
+        if self.pool.caching() {
+            self.name_blocks(slot, num_tokens.min(a.num_tokens), a);
+        }
+    }
+
+    /// Blocks that a request needs besides those it holds until its first `num_tokens` tokens have room
+    /// (`_request_remaining_blocks` of vLLM 0.32.0's scheduler).
+    pub fn missing_blocks(&mut self, slot: Slot, num_computed_tokens: u32, num_tokens: u32) -> u32 {
+        let no_hit = std::mem::take(&mut self.no_hit);
+        let tokens = num_tokens.min(self.max_model_len);
+        let need = Need {
+            num_tokens: tokens,
+            main_tokens: tokens,
+            total_tokens: num_computed_tokens,
+            local_tokens: num_computed_tokens,
+            prefill_end: num_tokens,
+            apply_cap: true,
+        };
+        let blocks = self.need(slot, &no_hit, &need);
+        self.no_hit = no_hit;
+        blocks.max(0) as u32
     }
 
     /// Gives all blocks of a request back, last block first; the slot stays open and can start over.
