@@ -19,7 +19,9 @@
 )]
 
 mod config;
+mod connector;
 mod events;
+mod loads;
 mod mamba;
 mod queue;
 mod speculation;
@@ -28,8 +30,10 @@ mod step;
 use kvwise_cache::manager::{Allocation, GroupKind, Hit, KvCacheManager, SimKvCache, Slot};
 use kvwise_cache::pool::{BlockId, DenseIndex, PoolObserver};
 use kvwise_core::{Error, Result};
+use rustc_hash::FxHashMap;
 
 pub use config::{Policy, SchedulerConfig};
+pub use connector::{KvConnector, Load, Matched, NoConnector, Query};
 pub use events::{
     Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
 };
@@ -79,6 +83,10 @@ struct Request {
     arrival: u32,
     preemptions: u32,
     boundary: u32,
+    /// Tokens found in the pool when a load began.
+    local: u32,
+    /// Whether what it loads is there.
+    arrived: bool,
     /// Its place in the manager; from its first try on, so that what waits takes no memory there.
     slot: Option<Slot>,
     /// Names of its blocks; from its first try on.
@@ -108,6 +116,8 @@ struct Shortage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
+    /// Its blocks are reserved, their contents come from elsewhere.
+    Loading,
     Running,
     Done,
 }
@@ -138,6 +148,14 @@ pub struct Scheduler {
     refused: Option<(u32, u64, u32)>,
     /// What the first waiting request lacked when it was refused.
     shortage: Option<Shortage>,
+    /// Requests whose keys and values come from elsewhere, in the order in which their loads began.
+    loading: Vec<u32>,
+    /// Requests that their connector told to ask again, in the queue's order.
+    deferred: Vec<u32>,
+    /// Blocks of finished requests that are kept for others to read, by tag.
+    held: FxHashMap<u32, Slot>,
+    /// Whether a connector has news since the last step.
+    woken: bool,
     hit: Hit,
     copies: Vec<(BlockId, BlockId)>,
     totals: Totals,
@@ -171,6 +189,10 @@ impl Scheduler {
             arrivals: 0,
             refused: None,
             shortage: None,
+            loading: Vec::new(),
+            deferred: Vec::new(),
+            held: FxHashMap::default(),
+            woken: false,
             hit: Hit::default(),
             copies: Vec::new(),
             totals: Totals::default(),
@@ -185,7 +207,7 @@ impl Scheduler {
 
     /// Whether a request runs or waits.
     pub fn has_unfinished(&self) -> bool {
-        !self.running.is_empty() || self.waiting.len() > 0
+        !self.running.is_empty() || self.num_waiting() > 0
     }
 
     /// Running requests.
@@ -193,9 +215,9 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Waiting requests.
+    /// Waiting requests, those among them whose keys and values are on their way included.
     pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.loading.len() + self.deferred.len()
     }
 
     /// Counters so far.
@@ -243,6 +265,8 @@ impl Scheduler {
             arrival,
             preemptions: 0,
             boundary: 0,
+            local: 0,
+            arrived: false,
             slot: None,
             keys: Vec::new(),
             state: State::Waiting,
@@ -279,9 +303,12 @@ impl Scheduler {
         if running == 0 || self.num_prefilling > 0 || running > self.config.max_num_batched_tokens as usize {
             return 0;
         }
+        if self.woken && self.waits_for_connector() {
+            return 0;
+        }
         let full = running >= self.config.max_num_seqs as usize
             || running == self.config.max_num_batched_tokens as usize;
-        if !full && let Some(first) = self.waiting.first() {
+        if !full && let Some(first) = self.next_candidate() {
             let budget = self.config.max_num_batched_tokens - running as u32;
             if self.refused != Some((first, self.manager.pool().version(), budget)) {
                 return 0;
@@ -311,17 +338,30 @@ impl Scheduler {
         content: &mut C,
         events: &mut E,
     ) -> StepWork {
+        self.step_with(step, content, events, &mut NoConnector)
+    }
+
+    /// As [`Scheduler::step`], with keys and values that come from and go elsewhere. Groups with Mamba states are not
+    /// loaded: the caller refuses such models.
+    pub fn step_with<C: ContentKeys, E: SchedulerEvents, K: KvConnector>(
+        &mut self,
+        step: u64,
+        content: &mut C,
+        events: &mut E,
+        connector: &mut K,
+    ) -> StepWork {
+        self.woken = false;
         self.manager.pool_mut().observer_mut().wanted = E::EVICTIONS;
         self.manager.begin_step();
         let mut budget = self.config.max_num_batched_tokens;
         let preempted = self.schedule_running(step, &mut budget, content, events);
         if !preempted {
-            self.admit_waiting(step, &mut budget, content, events);
+            self.admit_waiting(step, &mut budget, content, events, connector);
         }
         if self.mamba.is_some() {
             self.manager.take_copies(&mut self.copies);
         }
-        self.settle(step + 1, content, events)
+        self.settle(step + 1, content, events, connector)
     }
 
     /// Notes what a refused request lacks, where one group of full attention makes that a simple count.
@@ -441,12 +481,13 @@ impl Scheduler {
         self.waiting.put_back(r, request.priority, request.arrival);
     }
 
-    fn finish<C: ContentKeys, E: SchedulerEvents>(
+    fn finish<C: ContentKeys, E: SchedulerEvents, K: KvConnector>(
         &mut self,
         step: u64,
         r: u32,
         content: &mut C,
         events: &mut E,
+        connector: &mut K,
     ) {
         let request = &mut self.requests[r as usize];
         request.state = State::Done;
@@ -459,6 +500,17 @@ impl Scheduler {
             slot: request.slot(),
         };
         events.finished(step, request.tag, generated, request.preemptions, &tables);
+        if K::ENABLED {
+            let request = &mut self.requests[r as usize];
+            if connector.finished(request.tag, &request.keys, request.computed)
+                && let Some(slot) = request.slot.take()
+            {
+                self.held.insert(request.tag, slot);
+                let mut keys = std::mem::take(&mut request.keys);
+                keys.clear();
+                self.spare_keys.push(keys);
+            }
+        }
         self.retire(r, content);
     }
 

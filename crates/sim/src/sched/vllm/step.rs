@@ -2,6 +2,8 @@
 
 use kvwise_cache::manager::Allocation;
 
+use super::connector::KvConnector;
+use super::loads::Asked;
 use super::{Admission, BlockTables, ContentKeys, Rejection, Scheduler, SchedulerEvents, State, StepWork};
 
 impl Scheduler {
@@ -89,13 +91,20 @@ impl Scheduler {
     }
 
     /// Admits waiting requests until the first that does not fit.
-    pub(super) fn admit_waiting<C: ContentKeys, E: SchedulerEvents>(
+    pub(super) fn admit_waiting<C: ContentKeys, E: SchedulerEvents, K: KvConnector>(
         &mut self,
         step: u64,
         budget: &mut u32,
         content: &mut C,
         events: &mut E,
+        connector: &mut K,
     ) {
+        if K::ENABLED {
+            self.requeue_deferred();
+            if !self.admit_loaded(step, budget, content, events, connector) {
+                return;
+            }
+        }
         while *budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
             let Some(r) = self.waiting.first() else {
                 break;
@@ -118,8 +127,18 @@ impl Scheduler {
             }
             self.manager.lookup(&request.keys, request.known, &mut self.hit);
             request.boundary = self.hit.shared_prefix_boundary;
+            if K::ENABLED {
+                match self.ask_connector(step, r, content, events, connector) {
+                    Asked::Gone => continue,
+                    Asked::Stuck => {
+                        self.refused = Some(attempt);
+                        break;
+                    }
+                    Asked::Local => {}
+                }
+            }
             let hit_tokens = self.hit.num_tokens;
-            let known = request.known;
+            let known = self.requests[r as usize].known;
             let Some(wanted) = self.padded_tokens(hit_tokens, known - hit_tokens, *budget) else {
                 break;
             };
@@ -144,7 +163,7 @@ impl Scheduler {
                     Some(&self.hit),
                 );
             if !granted {
-                if alone {
+                if alone && self.nobody_else_holds_blocks() {
                     // Every block is free and it does not fit: it never will.
                     self.waiting.pop_first();
                     self.forget(step, r, Rejection::TooManyBlocks, content, events);
@@ -186,11 +205,12 @@ impl Scheduler {
     }
 
     /// Advances computed tokens, gives finished prompts and decoding requests their next token, ends requests.
-    pub(super) fn settle<C: ContentKeys, E: SchedulerEvents>(
+    pub(super) fn settle<C: ContentKeys, E: SchedulerEvents, K: KvConnector>(
         &mut self,
         step: u64,
         content: &mut C,
         events: &mut E,
+        connector: &mut K,
     ) -> StepWork {
         let mut ended = false;
         let mut work = StepWork {
@@ -232,6 +252,9 @@ impl Scheduler {
                 let done = request.computed >= request.known;
                 events.prefilled(step, request.tag, request.scheduled, past, done);
             }
+            if K::ENABLED {
+                connector.computed(request.tag, &request.keys, request.computed);
+            }
             if !request.decoding && request.computed < request.known {
                 let room = self.config.max_model_len - request.computed;
                 if room <= 1 && request.scheduled == 0 {
@@ -254,7 +277,7 @@ impl Scheduler {
                 }
                 if request.known >= request.limit {
                     ended = true;
-                    self.finish(step, r as u32, content, events);
+                    self.finish(step, r as u32, content, events, connector);
                 } else {
                     let computed = request.computed;
                     request.offset = i64::from(computed) - (i64::from(self.tick) + 1);
