@@ -56,6 +56,19 @@ impl<'a> Feed<'a> {
             .unwrap_or(1)
     }
 
+    /// Prompt tokens of request `number`, without making them.
+    pub(super) fn prompt_len(&self, number: usize) -> usize {
+        let input = self.trace.input_len(number) as usize;
+        match self.trace.prompt(number) {
+            Prompt::Tokens(given) => given.len(),
+            Prompt::Blocks(path) if self.trace.format() == TraceFormat::Tokens => {
+                input.min(path.iter().count().saturating_mul(path.block_tokens() as usize))
+            }
+            Prompt::Unknown => 0,
+            Prompt::Blocks(_) => input,
+        }
+    }
+
     /// The tokens of request `number`.
     pub(super) fn request(&mut self, number: usize) -> Result<Request> {
         let trace = self.trace;
@@ -164,6 +177,31 @@ mod tests {
                 .iter()
                 .all(|t| !requests[1].tokens.contains(t))
         );
+    }
+
+    #[test]
+    fn a_prompt_is_as_long_as_its_tokens_are() {
+        for format in [TraceFormat::Mooncake, TraceFormat::Tokens, TraceFormat::Bailian] {
+            let mut builder = TraceBuilder::new("t", 4, IdMeaning::Prefix).format(format);
+            for (ids, input_len) in [
+                (&[7u64, 8][..], 6),
+                (&[7, 9][..], 8),
+                (&[7][..], 6),
+                (&[3, 4][..], 5),
+            ] {
+                let request = NewRequest {
+                    input_len: Some(input_len),
+                    output_len: Some(2),
+                    prompt: PromptIds::Blocks(ids),
+                    ..NewRequest::default()
+                };
+                builder.push(&request).unwrap();
+            }
+            let trace = builder.finish();
+            let lens: Vec<usize> = (0..4).map(|i| Feed::new(&trace).unwrap().prompt_len(i)).collect();
+            let made: Vec<usize> = feed(&trace).iter().map(|r| r.prompt_len).collect();
+            assert_eq!(lens, made, "{format:?}");
+        }
     }
 
     #[test]

@@ -145,6 +145,7 @@ struct Job {
     /// Tokens generated.
     generated: usize,
     retractions: u32,
+    /// Its tokens, from its first look at the cache until it ends or is retracted: a long queue holds none.
     content: Option<Request>,
 }
 
@@ -232,10 +233,10 @@ impl<'a> SteppedScheduler<'a> {
     /// If its block ids are too large to be told apart.
     pub fn add(&mut self, tag: u32) -> Result<bool> {
         let index = tag as usize;
-        let content = self.feed.as_mut().map(|f| f.request(index)).transpose()?;
-        let prompt = content
+        let prompt = self
+            .feed
             .as_ref()
-            .map_or(self.trace.input_len(index) as usize, |r| r.prompt_len);
+            .map_or(self.trace.input_len(index) as usize, |f| f.prompt_len(index));
         let output = (self.trace.output_len(index) as usize).max(1);
         let longest = self
             .config
@@ -251,7 +252,7 @@ impl<'a> SteppedScheduler<'a> {
             output: output.min(longest - prompt),
             generated: 0,
             retractions: 0,
-            content,
+            content: None,
         });
         Ok(true)
     }
@@ -353,7 +354,7 @@ impl<'a> SteppedScheduler<'a> {
             self.full = true;
             return Ok(false);
         }
-        self.sort_waiting();
+        self.sort_waiting()?;
         let page = self.config.page_size;
         let mut reserved: f64 = self
             .running
@@ -381,9 +382,10 @@ impl<'a> SteppedScheduler<'a> {
             && input_left > 0
             && batch.len() + usize::from(next_chunked.is_some()) < allocatable
         {
-            let Some(job) = self.waiting.pop_front() else {
+            let Some(mut job) = self.waiting.pop_front() else {
                 break;
             };
+            fill(self.feed.as_mut(), &mut job)?;
             let kv = self.lookup(&job)?;
             let new = job.known() - kv.prefix_len();
             let need = (new + job.to_come() + page) as f64;
@@ -450,7 +452,7 @@ impl<'a> SteppedScheduler<'a> {
         Ok(any)
     }
 
-    fn sort_waiting(&mut self) {
+    fn sort_waiting(&mut self) -> Result<()> {
         match self.config.schedule {
             SchedulePolicy::Fcfs => {}
             SchedulePolicy::Lof => {
@@ -460,7 +462,10 @@ impl<'a> SteppedScheduler<'a> {
             }
             SchedulePolicy::Lpm => {
                 if self.feed.is_none() || self.waiting.len() > LPM_LIMIT {
-                    return;
+                    return Ok(());
+                }
+                for job in &mut self.waiting {
+                    fill(self.feed.as_mut(), job)?;
                 }
                 let tree = self.cache.tree();
                 self.waiting.make_contiguous().sort_by_cached_key(|job| {
@@ -471,6 +476,7 @@ impl<'a> SteppedScheduler<'a> {
                 });
             }
         }
+        Ok(())
     }
 
     fn lookup(&mut self, job: &Job) -> Result<RequestKv> {
@@ -573,6 +579,7 @@ impl<'a> SteppedScheduler<'a> {
             self.cache.retract(kv).map_err(of_cache)?;
             self.retractions += 1;
             job.retractions += 1;
+            job.content = None;
             self.waiting.push_back(job);
             self.cache.make_room(self.running.len() * RETRACT_STEPS, |_| {});
             *demand = self.demand();
@@ -589,6 +596,14 @@ impl<'a> SteppedScheduler<'a> {
         self.ratio = ((decoded + RETRACT_STEPS * self.running.len()) as f64 / (asked + 1) as f64).min(1.0);
         Ok(())
     }
+}
+
+/// Makes the tokens of a request that looks at the cache.
+fn fill(feed: Option<&mut Feed<'_>>, job: &mut Job) -> Result<()> {
+    if let (Some(feed), None) = (feed, &job.content) {
+        job.content = Some(feed.request(job.tag as usize)?);
+    }
+    Ok(())
 }
 
 #[expect(
