@@ -3,11 +3,14 @@
 use kvwise_cache::pool::BlockId;
 use kvwise_core::{Error, Result};
 
+use super::handoff::{KeepForReaders, ReadFromPrefill};
+use super::tiers::{TierTotals, Tiers};
 use crate::cost::Prefill;
 use crate::replay::vllm::{Isolation, TraceContent};
 use crate::sched::sglang::step::{StepConfig, SteppedScheduler};
 use crate::sched::vllm::{
-    Admission, BlockTables, NewRequest, Rejection, Scheduler, SchedulerConfig, SchedulerEvents,
+    Admission, BlockTables, KvConnector, NewRequest, NoConnector, Rejection, Scheduler, SchedulerConfig,
+    SchedulerEvents,
 };
 use crate::trace::Trace;
 
@@ -22,8 +25,16 @@ pub(super) struct StepReport {
     pub(super) finished: Vec<(u32, u32, u32)>,
     /// Requests that can never run.
     pub(super) rejected: Vec<u32>,
-    /// Prefill chunks.
+    /// Prefill chunks of several tokens.
     pub(super) prefills: Vec<Prefill>,
+    /// Tokens before the last one of each prompt that was in the cache but for that one: computed like a decode.
+    pub(super) single_tokens: Vec<u64>,
+    /// Whether somebody was preempted.
+    pub(super) preempted: bool,
+    /// Reads from other engines that began: request and blocks.
+    pub(super) reads: Vec<(u32, u32)>,
+    /// Loads from tiers that began: request and tokens.
+    pub(super) loads: Vec<(u32, u32)>,
 }
 
 /// Counters of an engine.
@@ -55,38 +66,127 @@ pub(super) trait EngineState {
     fn has_unfinished(&self) -> bool {
         self.num_running() + self.num_waiting() > 0
     }
+
+    /// It is `now_s`: what was under way on links may have arrived.
+    fn clock(&mut self, now_s: f64) {
+        let _ = now_s;
+    }
+    /// When something arrives that a request waits for.
+    fn next_event_s(&self) -> Option<f64> {
+        None
+    }
+    /// Whether requests may have to wait for something other than the engine itself.
+    fn has_connector(&self) -> bool {
+        false
+    }
+    /// The blocks of a request were read from another engine.
+    fn read(&mut self, tag: u32) {
+        let _ = tag;
+    }
+    /// Another engine has read the blocks of a request.
+    fn release(&mut self, tag: u32) {
+        let _ = tag;
+    }
+    /// What its tiers did.
+    fn tiers(&self) -> Vec<TierTotals> {
+        Vec::new()
+    }
+}
+
+/// A connector on a simulated clock.
+pub(super) trait TimedConnector: KvConnector {
+    fn advance(&mut self, now_s: f64) -> bool {
+        let _ = now_s;
+        false
+    }
+    fn next_event_s(&self) -> Option<f64> {
+        None
+    }
+    fn drain(&mut self, report: &mut StepReport) {
+        let _ = report;
+    }
+    fn read(&mut self, tag: u32) {
+        let _ = tag;
+    }
+    fn tiers(&self) -> Vec<TierTotals> {
+        Vec::new()
+    }
+}
+
+impl TimedConnector for NoConnector {}
+
+impl TimedConnector for KeepForReaders {}
+
+impl TimedConnector for ReadFromPrefill {
+    fn drain(&mut self, report: &mut StepReport) {
+        report.reads.append(&mut self.begun);
+    }
+    fn read(&mut self, tag: u32) {
+        self.arrive(tag);
+    }
+}
+
+impl TimedConnector for Tiers {
+    fn advance(&mut self, now_s: f64) -> bool {
+        Self::advance(self, now_s)
+    }
+    fn next_event_s(&self) -> Option<f64> {
+        Self::next_event_s(self)
+    }
+    fn drain(&mut self, report: &mut StepReport) {
+        report.loads.append(&mut self.begun);
+    }
+    fn tiers(&self) -> Vec<TierTotals> {
+        self.totals()
+    }
 }
 
 /// vLLM's scheduler over a trace.
-pub(super) struct VllmEngine<'a, E> {
+pub(super) struct VllmEngine<'a, E, K> {
     trace: &'a Trace,
     scheduler: Scheduler,
     content: TraceContent<'a>,
     events: E,
+    connector: K,
+    /// Tokens that each request generates here, where not as many as the trace says.
+    max_tokens: Option<u32>,
 }
 
-impl<'a, E: SchedulerEvents> VllmEngine<'a, E> {
+/// Tokens between two names of a request under this configuration.
+pub(super) fn hash_block_size(config: &SchedulerConfig) -> Result<u32> {
+    let small = SchedulerConfig {
+        num_blocks: 2,
+        ..config.clone()
+    };
+    Ok(Scheduler::new(small, 0)?.hash_block_size())
+}
+
+impl<'a, E: SchedulerEvents, K: TimedConnector> VllmEngine<'a, E, K> {
     pub(super) fn new(
         trace: &'a Trace,
         config: &SchedulerConfig,
         isolation: Isolation,
         events: E,
+        connector: K,
     ) -> Result<Self> {
         let groups =
             u32::try_from(config.groups.len()).map_err(|_| Error::overflow("the number of groups"))?;
-        let small = SchedulerConfig {
-            num_blocks: 2,
-            ..config.clone()
-        };
-        let hash_block_size = Scheduler::new(small, 0)?.hash_block_size();
-        let content = TraceContent::new(trace, hash_block_size, groups, isolation)?;
+        let content = TraceContent::new(trace, hash_block_size(config)?, groups, isolation)?;
         let scheduler = Scheduler::new(config.clone(), content.expected_keys())?;
         Ok(Self {
             trace,
             scheduler,
             content,
             events,
+            connector,
+            max_tokens: None,
         })
+    }
+
+    /// An engine that computes prompts and hands them over.
+    pub(super) fn of_prefill(mut self) -> Self {
+        self.max_tokens = Some(1);
+        self
     }
 }
 
@@ -108,6 +208,7 @@ impl<E: SchedulerEvents> SchedulerEvents for Listener<'_, E> {
         self.inner.admitted(step, admission, blocks);
     }
     fn preempted(&mut self, step: u64, tag: u32, computed_tokens: u32, blocks: &BlockTables<'_>) {
+        self.report.preempted = true;
         self.inner.preempted(step, tag, computed_tokens, blocks);
     }
     fn finished(&mut self, step: u64, tag: u32, generated: u32, preemptions: u32, blocks: &BlockTables<'_>) {
@@ -119,7 +220,9 @@ impl<E: SchedulerEvents> SchedulerEvents for Listener<'_, E> {
         self.inner.rejected(step, tag, reason);
     }
     fn prefilled(&mut self, step: u64, tag: u32, new_tokens: u32, past_tokens: u32, done: bool) {
-        if new_tokens > 0 {
+        if new_tokens == 1 && past_tokens > 0 {
+            self.report.single_tokens.push(past_tokens.into());
+        } else if new_tokens > 0 {
             self.report.prefills.push(Prefill {
                 new_tokens: new_tokens.into(),
                 past_tokens: past_tokens.into(),
@@ -132,13 +235,36 @@ impl<E: SchedulerEvents> SchedulerEvents for Listener<'_, E> {
     }
 }
 
-impl<E: SchedulerEvents> EngineState for VllmEngine<'_, E> {
+/// What both schedulers answer in the same words.
+macro_rules! ask_scheduler {
+    () => {
+        fn idle_steps(&self) -> u32 {
+            self.scheduler.idle_steps()
+        }
+        fn decode_context_tokens(&self) -> u64 {
+            self.scheduler.decode_context_tokens()
+        }
+        fn num_running(&self) -> usize {
+            self.scheduler.num_running()
+        }
+        fn num_waiting(&self) -> usize {
+            self.scheduler.num_waiting()
+        }
+        fn usage(&self) -> f64 {
+            self.scheduler.usage()
+        }
+    };
+}
+
+impl<E: SchedulerEvents, K: TimedConnector> EngineState for VllmEngine<'_, E, K> {
+    ask_scheduler!();
+
     fn add(&mut self, step: u64, tag: u32, report: &mut StepReport) -> Result<()> {
         let index = tag as usize;
         let new = NewRequest {
             tag,
             prompt_tokens: self.trace.input_len(index),
-            max_tokens: self.trace.output_len(index),
+            max_tokens: self.max_tokens.unwrap_or(self.trace.output_len(index)),
             priority: self.trace.priority(index),
         };
         let inner = &mut self.events;
@@ -148,35 +274,19 @@ impl<E: SchedulerEvents> EngineState for VllmEngine<'_, E> {
 
     fn step(&mut self, step: u64, report: &mut StepReport) -> Result<u64> {
         let inner = &mut self.events;
-        let work = self
-            .scheduler
-            .step(step, &mut self.content, &mut Listener { report, inner });
+        let work = self.scheduler.step_with(
+            step,
+            &mut self.content,
+            &mut Listener { report, inner },
+            &mut self.connector,
+        );
+        self.connector.drain(report);
         Ok(work.decode_requests.into())
-    }
-
-    fn idle_steps(&self) -> u32 {
-        self.scheduler.idle_steps()
     }
 
     fn skip(&mut self, steps: u32) -> Result<()> {
         self.scheduler.skip(steps);
         Ok(())
-    }
-
-    fn decode_context_tokens(&self) -> u64 {
-        self.scheduler.decode_context_tokens()
-    }
-
-    fn num_running(&self) -> usize {
-        self.scheduler.num_running()
-    }
-
-    fn num_waiting(&self) -> usize {
-        self.scheduler.num_waiting()
-    }
-
-    fn usage(&self) -> f64 {
-        self.scheduler.usage()
     }
 
     fn counters(&self) -> Counters {
@@ -186,6 +296,37 @@ impl<E: SchedulerEvents> EngineState for VllmEngine<'_, E> {
             hit_tokens: totals.hit_tokens,
             query_tokens: totals.query_tokens,
         }
+    }
+
+    fn clock(&mut self, now_s: f64) {
+        if K::ENABLED && self.connector.advance(now_s) {
+            self.scheduler.wake();
+        }
+    }
+
+    fn next_event_s(&self) -> Option<f64> {
+        if K::ENABLED && self.scheduler.waits_for_connector() {
+            self.connector.next_event_s()
+        } else {
+            None
+        }
+    }
+
+    fn has_connector(&self) -> bool {
+        K::ENABLED
+    }
+
+    fn read(&mut self, tag: u32) {
+        self.connector.read(tag);
+        self.scheduler.wake();
+    }
+
+    fn release(&mut self, tag: u32) {
+        self.scheduler.release_held(tag);
+    }
+
+    fn tiers(&self) -> Vec<TierTotals> {
+        self.connector.tiers()
     }
 }
 
@@ -203,6 +344,8 @@ impl<'a> SglangEngine<'a> {
 }
 
 impl EngineState for SglangEngine<'_> {
+    ask_scheduler!();
+
     fn add(&mut self, _: u64, tag: u32, report: &mut StepReport) -> Result<()> {
         if !self.scheduler.add(tag)? {
             report.rejected.push(tag);
@@ -225,28 +368,8 @@ impl EngineState for SglangEngine<'_> {
         Ok(decoding)
     }
 
-    fn idle_steps(&self) -> u32 {
-        self.scheduler.idle_steps()
-    }
-
     fn skip(&mut self, steps: u32) -> Result<()> {
         self.scheduler.skip(steps)
-    }
-
-    fn decode_context_tokens(&self) -> u64 {
-        self.scheduler.decode_context_tokens()
-    }
-
-    fn num_running(&self) -> usize {
-        self.scheduler.num_running()
-    }
-
-    fn num_waiting(&self) -> usize {
-        self.scheduler.num_waiting()
-    }
-
-    fn usage(&self) -> f64 {
-        self.scheduler.usage()
     }
 
     fn counters(&self) -> Counters {

@@ -1,5 +1,7 @@
 //! What a simulation writes down.
 
+use super::handoff::Transfers;
+use super::tiers::TierTotals;
 use crate::cost::{Bound, StepTime};
 
 /// Host time that the GPU's kernels do not show.
@@ -47,15 +49,21 @@ pub struct Record {
     pub first_token_s: f64,
     /// Last token.
     pub finished_s: f64,
+    /// End of its prompt on a prefill engine, where prefill and decode are apart.
+    pub prefilled_s: f64,
+    /// Its blocks are on the decode engine, where prefill and decode are apart.
+    pub kv_arrived_s: f64,
     /// Prompt tokens.
     pub input_tokens: u32,
     /// Generated tokens.
     pub output_tokens: u32,
     /// Prompt tokens found in the cache at first admission.
     pub hit_tokens: u32,
+    /// Tokens loaded from tiers.
+    pub loaded_tokens: u32,
     /// Preemptions.
     pub preemptions: u32,
-    /// The engine it was sent to.
+    /// The engine it was sent to; of prefill engines where those are apart.
     pub engine: u32,
     /// Whether it could never run.
     pub rejected: bool,
@@ -67,9 +75,12 @@ impl Record {
         admitted_s: f64::NAN,
         first_token_s: f64::NAN,
         finished_s: f64::NAN,
+        prefilled_s: f64::NAN,
+        kv_arrived_s: f64::NAN,
         input_tokens: 0,
         output_tokens: 0,
         hit_tokens: 0,
+        loaded_tokens: 0,
         preemptions: 0,
         engine: 0,
         rejected: false,
@@ -124,4 +135,8 @@ pub struct Run {
     pub kv_usage_mean: f64,
     /// Largest share of a pool in use.
     pub kv_usage_peak: f64,
+    /// What moved from prefill to decode engines.
+    pub transfers: Transfers,
+    /// What each tier did, nearest first, all engines together.
+    pub tiers: Vec<TierTotals>,
 }

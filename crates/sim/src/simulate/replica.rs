@@ -1,15 +1,58 @@
 //! Engines that step together, on a clock.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use kvwise_core::Result;
 
 use super::engine::{EngineState, StepReport};
 use super::record::{HostTimes, Record, Run};
 use super::run::StepClock;
+use super::source::Time;
 use crate::cost::{Batch, Bound, Prefill, StepTime};
 
 /// Steps between two looks at the clock while nothing but decoding happens: the context grows by this much at most,
 /// so that timing the middle of the stretch is exact for attention that is linear in the context.
 const MAX_STRETCH: u32 = 256;
+
+/// What a replica does for its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Everything.
+    Whole,
+    /// Computes prompts and hands them over.
+    Prefill,
+    /// Goes on where prefill engines ended.
+    Decode,
+}
+
+/// Something from another engine that happens at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Event {
+    /// The blocks of a request are there.
+    Read {
+        /// The rank.
+        rank: usize,
+        /// The request.
+        tag: u32,
+    },
+    /// The blocks of a request were read by another engine.
+    Release {
+        /// The rank.
+        rank: usize,
+        /// The request.
+        tag: u32,
+    },
+}
+
+/// Reads of other engines' blocks that began in a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) rank: usize,
+    pub(super) tag: u32,
+    pub(super) blocks: u32,
+    pub(super) at_s: f64,
+}
 
 /// One engine, or the data-parallel ranks of one model that share experts and therefore step together.
 pub(super) struct Replica<'a> {
@@ -17,11 +60,19 @@ pub(super) struct Replica<'a> {
     clock: StepClock<'a>,
     host: HostTimes,
     bounds: bool,
+    role: Role,
     pub(super) now_s: f64,
     step: u64,
     reports: Vec<StepReport>,
     usage_area: f64,
     busy_s: f64,
+    /// What other engines do for this one, by time.
+    events: BinaryHeap<Reverse<(Time, u64, Event)>>,
+    num_events: u64,
+    /// Nothing can be computed before something arrives.
+    stalled: bool,
+    /// Reads that began since the loop last looked.
+    pub(super) readings: Vec<Reading>,
 }
 
 /// What changed in a step, for the loop around: requests that ended.
@@ -51,6 +102,7 @@ impl<'a> Replica<'a> {
         clock: StepClock<'a>,
         host: HostTimes,
         bounds: bool,
+        role: Role,
     ) -> Self {
         let reports = ranks.iter().map(|_| StepReport::default()).collect();
         Self {
@@ -58,11 +110,16 @@ impl<'a> Replica<'a> {
             clock,
             host,
             bounds,
+            role,
             now_s: 0.0,
             step: 0,
             reports,
             usage_area: 0.0,
             busy_s: 0.0,
+            events: BinaryHeap::new(),
+            num_events: 0,
+            stalled: false,
+            readings: Vec::new(),
         }
     }
 
@@ -92,9 +149,67 @@ impl<'a> Replica<'a> {
         records: &mut [Record],
         ended: &mut Ended,
     ) -> Result<()> {
+        self.stalled = false;
         self.ranks[rank].add(self.step, tag, &mut self.reports[rank])?;
         take_rejections(&mut self.reports[rank], records, ended);
         Ok(())
+    }
+
+    /// Another engine does something for this one at `at_s`.
+    pub(super) fn expect(&mut self, at_s: f64, event: Event) {
+        self.num_events += 1;
+        self.events.push(Reverse((Time(at_s), self.num_events, event)));
+    }
+
+    /// When something arrives that a request waits for, from another engine or a tier.
+    fn next_event_s(&self) -> Option<f64> {
+        let own = self.events.peek().map(|Reverse((at, ..))| at.0);
+        self.ranks
+            .iter()
+            .filter_map(|r| r.next_event_s())
+            .chain(own)
+            .min_by(f64::total_cmp)
+    }
+
+    /// When it can compute next: now, or when something arrives; `None` if it has nothing to do, or waits for others.
+    pub(super) fn ready_s(&self) -> Option<f64> {
+        if !self.has_unfinished() {
+            None
+        } else if self.stalled {
+            self.next_event_s().map(|at| at.max(self.now_s))
+        } else {
+            Some(self.now_s)
+        }
+    }
+
+    /// Lets time pass without work; returns how much.
+    pub(super) fn rest_until(&mut self, at_s: f64) -> f64 {
+        let rest = (at_s - self.now_s).max(0.0);
+        self.now_s = self.now_s.max(at_s);
+        rest
+    }
+
+    /// What has happened until now.
+    fn take_events(&mut self, records: &mut [Record]) {
+        while let Some(&Reverse((at, _, event))) = self.events.peek()
+            && at.0 <= self.now_s
+        {
+            self.events.pop();
+            self.stalled = false;
+            match event {
+                Event::Read { rank, tag } => {
+                    records[tag as usize].kv_arrived_s = at.0;
+                    self.ranks[rank].read(tag);
+                }
+                Event::Release { rank, tag } => self.ranks[rank].release(tag),
+            }
+        }
+        for rank in &mut self.ranks {
+            if rank.next_event_s().is_some_and(|at| at <= self.now_s) {
+                self.stalled = false;
+            }
+            rank.clock(self.now_s);
+        }
     }
 
     /// Coming steps in which everybody just decodes, unless a request arrives.
@@ -110,12 +225,15 @@ impl<'a> Replica<'a> {
 
     /// The earliest time at which a request can end here if nothing arrives: the end of the coming quiet stretch.
     pub(super) fn quiet_until_s(&self) -> f64 {
-        if !self.has_unfinished() {
+        let Some(ready) = self.ready_s() else {
             return f64::INFINITY;
-        }
+        };
         match self.idle_steps() {
-            0 => self.now_s,
-            idle => self.now_s + self.stretch(idle).seconds() * f64::from(idle),
+            0 => ready,
+            idle => {
+                let quiet = ready + self.stretch(idle).seconds() * f64::from(idle);
+                self.next_event_s().map_or(quiet, |at| quiet.min(at.max(ready)))
+            }
         }
     }
 
@@ -178,6 +296,11 @@ impl<'a> Replica<'a> {
     /// One step, or a stretch of steps in which everybody just decodes that ends no later than the first step after
     /// `until_s`.
     pub(super) fn advance(&mut self, until_s: Option<f64>, run: &mut Run, ended: &mut Ended) -> Result<()> {
+        self.take_events(&mut run.records);
+        let until_s = match (until_s, self.next_event_s()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         if self.skip_decoding(until_s, run)? {
             return Ok(());
         }
@@ -232,7 +355,8 @@ impl<'a> Replica<'a> {
 
     fn one_step(&mut self, run: &mut Run, ended: &mut Ended) -> Result<()> {
         let start = self.now_s;
-        let mut work = Vec::with_capacity(self.ranks.len());
+        let mut work: Vec<(u64, f64)> = Vec::with_capacity(self.ranks.len());
+        let mut decoded = 0;
         for (rank, report) in self.ranks.iter_mut().zip(&mut self.reports) {
             let context = rank.decode_context_tokens() as f64;
             let decoding = if rank.has_unfinished() {
@@ -240,36 +364,66 @@ impl<'a> Replica<'a> {
             } else {
                 0
             };
-            work.push((decoding, if decoding > 0 { context } else { 0.0 }));
+            decoded += decoding;
+            // A prompt of which only the last token is missing is computed as a decode is.
+            let singles = std::mem::take(&mut report.single_tokens);
+            let past: u64 = singles.iter().sum();
+            let context = if decoding > 0 { context } else { 0.0 } + past as f64;
+            work.push((decoding + singles.len() as u64, context));
         }
-        let reports = std::mem::take(&mut self.reports);
-        let timed = self.timed(|rank| (work[rank].0, work[rank].1, reports[rank].prefills.as_slice()));
-        self.reports = reports;
-        self.step += 1;
-        let decoding = work.iter().map(|(n, _)| n).sum();
-        self.account(&timed, 1, decoding, run);
+        let nothing = work.iter().all(|w| w.0 == 0) && self.reports.iter().all(|r| r.prefills.is_empty());
+        if nothing && self.ranks.iter().any(|r| r.has_connector()) {
+            // The engine turns its loop until something arrives; that takes no time of its own here.
+            self.stalled = !self.reports.iter().any(|r| r.preempted);
+        } else {
+            let reports = std::mem::take(&mut self.reports);
+            let timed = self.timed(|rank| (work[rank].0, work[rank].1, reports[rank].prefills.as_slice()));
+            self.reports = reports;
+            self.step += 1;
+            self.account(&timed, 1, decoded, run);
+        }
         let now = self.now_s;
-        for report in &mut self.reports {
+        for rank in &mut self.ranks {
+            rank.clock(now);
+        }
+        let role = self.role;
+        for (rank, report) in self.reports.iter_mut().enumerate() {
             report.prefills.clear();
+            report.preempted = false;
             for (tag, hit_tokens, resumed) in report.admitted.drain(..) {
                 let record = &mut run.records[tag as usize];
-                if !resumed {
+                if !resumed && role != Role::Decode {
                     record.admitted_s = start;
                     record.hit_tokens = hit_tokens;
                 }
             }
             for tag in report.first_tokens.drain(..) {
                 let record = &mut run.records[tag as usize];
-                if record.first_token_s.is_nan() {
+                if record.first_token_s.is_nan() && role != Role::Prefill {
                     record.first_token_s = now;
                 }
             }
             for (tag, generated, preemptions) in report.finished.drain(..) {
                 let record = &mut run.records[tag as usize];
-                record.finished_s = now;
-                record.output_tokens = generated;
-                record.preemptions = preemptions;
+                record.preemptions += preemptions;
+                if role == Role::Prefill {
+                    record.prefilled_s = now;
+                } else {
+                    record.finished_s = now;
+                    record.output_tokens = generated;
+                }
                 ended.tags.push(tag);
+            }
+            for (tag, tokens) in report.loads.drain(..) {
+                run.records[tag as usize].loaded_tokens += tokens;
+            }
+            for (tag, blocks) in report.reads.drain(..) {
+                self.readings.push(Reading {
+                    rank,
+                    tag,
+                    blocks,
+                    at_s: start,
+                });
             }
             take_rejections(report, &mut run.records, ended);
         }

@@ -84,6 +84,8 @@ pub struct Summary {
     pub e2e_ms: Percentiles,
     /// Arrival to first admission, ms.
     pub queue_ms: Percentiles,
+    /// End of the prompt on a prefill engine to its blocks on the decode engine, ms; zero where they are not apart.
+    pub transfer_ms: Percentiles,
     /// Finished requests.
     pub finished: u64,
     /// Requests that could never run.
@@ -149,6 +151,7 @@ pub fn summarize(run: &Run, host: HostTimes, slo: Slo) -> Summary {
         itl_ms: Percentiles::of_weighted(&gaps),
         e2e_ms: Percentiles::of(done().map(|r| (r.finished_s - r.arrival_s + host.request_s) * 1e3)),
         queue_ms: Percentiles::of(done().map(|r| (r.admitted_s - r.arrival_s) * 1e3)),
+        transfer_ms: Percentiles::of(done().map(|r| (r.kv_arrived_s - r.prefilled_s) * 1e3)),
         finished,
         rejected: run.records.iter().filter(|r| r.rejected).count() as u64,
         duration_s,

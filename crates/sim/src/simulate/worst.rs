@@ -13,6 +13,8 @@ pub enum Cause {
     Prefill,
     /// It lost its blocks and was computed again.
     Preemption,
+    /// Its cache took long from the prefill to the decode engine: no room there, or a busy link.
+    Transfer,
     /// Each of its tokens took long: many sequences, long contexts, others' prompts in between.
     Decode,
 }
@@ -60,9 +62,12 @@ pub fn worst(run: &Run, host: HostTimes, count: usize) -> Vec<Worst> {
             let r = &run.records[request as usize];
             let queue_ms = (r.admitted_s - r.arrival_s) * 1e3;
             let decode_ms = (r.finished_s - r.first_token_s) * 1e3;
-            let prefill_ms = ttft - queue_ms;
+            let transfer_ms = ((r.kv_arrived_s - r.prefilled_s) * 1e3).max(0.0);
+            let prefill_ms = ttft - queue_ms - transfer_ms;
             let cause = if r.preemptions > 0 {
                 Cause::Preemption
+            } else if transfer_ms > queue_ms.max(prefill_ms) {
+                Cause::Transfer
             } else if queue_ms >= prefill_ms {
                 Cause::Queue
             } else if prefill_ms >= decode_ms {
