@@ -42,7 +42,7 @@ pub use calibration::{Correction, Observation, Site};
 pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
-pub use report::{Performance, Plan, Range};
+pub use report::{KvCache, Performance, Plan, Range};
 pub use request::{
     CheckpointBytes, Engine, Generic, GgufFile, Hardware, LlamaCpp, Load, Mode, Request, Subject,
 };

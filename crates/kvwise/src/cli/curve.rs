@@ -104,7 +104,7 @@ enum CurveFormat {
     Html,
 }
 
-fn parse_tier(text: &str) -> Result<(String, Room)> {
+pub(super) fn parse_tier(text: &str) -> Result<(String, Room)> {
     let (name, room) = text
         .split_once('=')
         .filter(|(name, _)| !name.trim().is_empty())

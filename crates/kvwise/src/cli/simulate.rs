@@ -9,6 +9,7 @@ use super::deployment::DeploymentFlags;
 use super::output::{Format, Output, json};
 use super::traffic::{ServingArgs, SloArgs, TrafficArgs};
 use crate::printer::{ExitStatus, Printer};
+use crate::report::rate::RateAnswer;
 use crate::report::simulation::{self as report, Seeds, Simulation};
 use crate::report::simulation_html;
 use crate::usecase::rate::highest_rate;
@@ -23,6 +24,9 @@ const EXAMPLES: &str = "Examples:
   kvwise simulate --model llama-3.1-8b --gpu h100 --input-len 1000 --output-len 200 --find-rate --slo-ttft-ms 500
   kvwise simulate --model deepseek-ai/DeepSeek-R1 --gpu h200 --tp 8 --engine sglang --input-len 1024 --output-len 1024 \\
       --length-ratio 0.8 --concurrency 32 --roofline
+  kvwise simulate --model llama-3.1-70b --gpu h100 --input-len 8000 --output-len 500 --rate 4 --requests 400 \\
+      --disaggregate prefill=2,decode=1 --prefill-flags tp=2 --decode-flags tp=4
+  kvwise simulate trace.jsonl --model llama-3.1-70b --gpu h100 --tp 4 --tiers host=400GiB,disk=4TiB
 
 Exit status: 0 done (and objectives met), 1 an objective is missed or the engine would not start, 2 cannot be answered.";
 
@@ -105,7 +109,7 @@ impl Simulate {
             }
         };
         deployment.concurrency.clear();
-        let serving = self.serving.serving(self.roofline);
+        let serving = self.serving.serving(self.roofline)?;
         let mut traffic = self.traffic.traffic()?;
         traffic.concurrency = concurrency;
         traffic.rate = self.rate;
@@ -129,7 +133,7 @@ impl Simulate {
                 printer.warn(warning);
             }
             let found = highest_rate(&served, &traffic, slo)?;
-            let answer = report::RateAnswer::new(&served, slo, found);
+            let answer = RateAnswer::new(&served, slo, found);
             let text = match self.output.format(printer) {
                 Format::Json => json(&answer)?,
                 Format::Table => answer.text(),

@@ -98,7 +98,7 @@ impl Sweep {
         deployment.concurrency.clear();
         let question = Question {
             deployment,
-            serving: self.serving.serving(false),
+            serving: self.serving.serving(false)?,
             traffic: self.traffic.traffic()?,
             vary: self.vary.iter().map(|v| varied(v)).collect::<Result<_>>()?,
             loads,

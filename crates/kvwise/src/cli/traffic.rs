@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
 use kvwise_sim::sched::sglang::step::SchedulePolicy;
-use kvwise_sim::simulate::{Routing, Slo};
+use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
 
+use super::curve::parse_tier;
+use crate::usecase::curve::Room;
 use crate::usecase::served::Serving;
+use crate::usecase::served::apart::Split;
+use crate::usecase::served::tiers::{TiersAsked, parse_rate, parse_speed};
 use crate::usecase::traffic::Traffic;
 
 /// Requests, by a trace or a description.
@@ -141,12 +145,98 @@ pub struct ServingArgs {
     /// How much of the running requests' output is kept free when another is admitted (SGLang).
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Serving")]
     schedule_conservativeness: f64,
+
+    /// Compute prompts on engines of their own, which hand their cache to decode engines: prefill=2,decode=1.
+    #[arg(long, value_name = "prefill=N,decode=M", help_heading = "Disaggregation")]
+    disaggregate: Option<String>,
+
+    /// Flags of the prefill engines that differ (tp=2,max-num-batched-tokens=16384).
+    #[arg(
+        long,
+        value_name = "FLAGS",
+        requires = "disaggregate",
+        help_heading = "Disaggregation"
+    )]
+    prefill_flags: Option<String>,
+
+    /// Flags of the decode engines that differ (tp=8,max-num-seqs=512).
+    #[arg(
+        long,
+        value_name = "FLAGS",
+        requires = "disaggregate",
+        help_heading = "Disaggregation"
+    )]
+    decode_flags: Option<String>,
+
+    /// One direction of each GPU's port between the two sides [default: 50GB/s, one 400 Gbit/s port a GPU].
+    #[arg(long, value_name = "RATE", requires = "disaggregate", value_parser = parse_rate, help_heading = "Disaggregation")]
+    transfer_bandwidth: Option<f64>,
+
+    /// Time before the first byte of a request moves [default: 1].
+    #[arg(
+        long,
+        value_name = "MS",
+        requires = "disaggregate",
+        help_heading = "Disaggregation"
+    )]
+    transfer_latency_ms: Option<f64>,
+
+    /// Tiers behind the pool of each engine, nearest first: host=200GiB,disk=4TiB (or blocks, or tokens).
+    #[arg(long, value_delimiter = ',', value_name = "NAME=ROOM,...", value_parser = parse_tier, help_heading = "Tiers")]
+    tiers: Vec<(String, Room)>,
+
+    /// One direction of a tier's link: host=50GB/s,disk=7GB/s [default: host the link of the GPU, disk 7GB/s, remote
+    /// 12.5GB/s].
+    #[arg(long, value_delimiter = ',', value_name = "NAME=RATE,...", value_parser = parse_speed, requires = "tiers", help_heading = "Tiers")]
+    tier_bandwidth: Vec<(String, f64)>,
+
+    /// What tiers evict.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "POLICY",
+        default_value = "lru",
+        help_heading = "Tiers"
+    )]
+    tier_policy: TierPolicyName,
+}
+
+/// Orders of eviction by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TierPolicyName {
+    /// Least recently used.
+    Lru,
+    /// Adaptive replacement.
+    Arc,
 }
 
 impl ServingArgs {
     /// The settings; `roofline` is the caller's.
-    pub fn serving(&self, roofline: bool) -> Serving {
-        Serving {
+    ///
+    /// # Errors
+    /// If the numbers of prefill and decode engines cannot be read, or the latency is negative.
+    pub fn serving(&self, roofline: bool) -> Result<Serving> {
+        let split = self.disaggregate.as_deref().map(Split::parse).transpose()?;
+        let split = match split {
+            Some(mut split) => {
+                split.prefill_flags = self.prefill_flags.clone().unwrap_or_default();
+                split.decode_flags = self.decode_flags.clone().unwrap_or_default();
+                if let Some(rate) = self.transfer_bandwidth {
+                    split.speed.bytes_per_s = rate;
+                }
+                if let Some(ms) = self.transfer_latency_ms {
+                    if !(ms.is_finite() && ms >= 0.0) {
+                        return Err(Error::input(format!(
+                            "--transfer-latency-ms is {ms}, expected milliseconds from 0 on"
+                        )));
+                    }
+                    split.speed.latency_s = ms / 1e3;
+                }
+                Some(split)
+            }
+            None => None,
+        };
+        Ok(Serving {
             replicas: self.replicas,
             routing: match self.routing {
                 RoutingName::RoundRobin => Routing::RoundRobin,
@@ -162,7 +252,16 @@ impl ServingArgs {
             },
             conservativeness: self.schedule_conservativeness,
             roofline,
-        }
+            split,
+            tiers: TiersAsked {
+                rooms: self.tiers.clone(),
+                speeds: self.tier_bandwidth.clone(),
+                policy: match self.tier_policy {
+                    TierPolicyName::Lru => TierPolicy::Lru,
+                    TierPolicyName::Arc => TierPolicy::Arc,
+                },
+            },
+        })
     }
 }
 

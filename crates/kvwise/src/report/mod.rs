@@ -12,6 +12,7 @@ pub mod html;
 pub mod lint;
 pub mod plan;
 pub mod quote;
+pub mod rate;
 pub mod recommend;
 pub mod replay;
 pub mod replay_vllm;

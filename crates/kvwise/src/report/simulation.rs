@@ -2,15 +2,16 @@
 
 use std::fmt::Write as _;
 
-use kvwise_sim::simulate::{Cause, Percentiles, Sample, Slo, TimeShares, Worst, worst};
+use kvwise_sim::simulate::{
+    Cause, Percentiles, Sample, Slo, TierTotals, TimeShares, Transfers, Worst, worst,
+};
 use kvwise_sim::trace::Trace;
 use serde::Serialize;
 
 use super::table::{Align, Grid};
 use crate::plot::{LineChart, Series};
 use crate::usecase::deployment::Deployment;
-use crate::usecase::rate::{HighestRate, Probe};
-use crate::usecase::served::Served;
+use crate::usecase::served::Serving;
 use crate::usecase::simulate::Outcome;
 use crate::usecase::sweep::fingerprint;
 
@@ -48,6 +49,26 @@ pub struct Interval {
     pub low: f64,
     /// Upper end.
     pub high: f64,
+}
+
+/// Prefill and decode on different engines.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Disaggregated {
+    /// Prefill replicas.
+    pub prefill_replicas: u64,
+    /// Their GPUs.
+    pub prefill_gpus: u64,
+    /// Decode replicas.
+    pub decode_replicas: u64,
+    /// Their GPUs.
+    pub decode_gpus: u64,
+    /// End of the prompt to its blocks on the decode engine: router, waiting for room, link.
+    pub transfer_ms: Percentiles,
+    /// What moved.
+    #[serde(flatten)]
+    pub transfers: Transfers,
+    /// Share of the time in which a decode engine's port received.
+    pub link_use: f64,
 }
 
 /// Mean and spread of one figure over several seeds.
@@ -190,6 +211,12 @@ pub struct Simulation {
     pub steps: u64,
     /// Where the time went.
     pub time: TimeShares,
+    /// Prefill and decode apart (`--disaggregate`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disaggregation: Option<Disaggregated>,
+    /// What each tier behind the pool did (`--tiers`), nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<TierTotals>,
     /// First-principles lower bound (`--roofline`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub roofline: Option<Roofline>,
@@ -274,6 +301,18 @@ impl Simulation {
             num_blocks: outcome.plan.kv_cache.as_ref().map_or(0, |kv| kv.num_blocks),
             steps: run.steps,
             time: s.time,
+            disaggregation: outcome
+                .apart
+                .map(|[prefill, prefill_gpus, decode, decode_gpus]| Disaggregated {
+                    prefill_replicas: prefill,
+                    prefill_gpus,
+                    decode_replicas: decode,
+                    decode_gpus,
+                    transfer_ms: s.transfer_ms,
+                    transfers: run.transfers,
+                    link_use: run.transfers.receiving_s / (run.end_s * decode as f64).max(f64::MIN_POSITIVE),
+                }),
+            tiers: run.tiers.clone(),
             roofline: outcome.roofline.then(|| Roofline {
                 bound_s: run.bound_s,
                 ratio: (run.busy.total_s() + run.host_s) / run.bound_s.max(f64::MIN_POSITIVE),
@@ -296,7 +335,7 @@ impl Simulation {
             seeds: None,
             worst: worst(run, outcome.host, MAX_WORST),
             series: thinned(&run.series),
-            inputs_hash: inputs_hash(deployment, trace, seed),
+            inputs_hash: inputs_hash(deployment, &outcome.serving, trace, seed),
             seed,
             workload: format!(
                 "{} requests, {} prompt tokens, {} output tokens",
@@ -326,8 +365,8 @@ fn thinned(series: &[Sample]) -> Vec<Sample> {
 }
 
 /// Fingerprint of what decides the result.
-fn inputs_hash(deployment: &Deployment, trace: &Trace, seed: u64) -> String {
-    let mut bytes = serde_json::to_vec(deployment).unwrap_or_default();
+fn inputs_hash(deployment: &Deployment, serving: &Serving, trace: &Trace, seed: u64) -> String {
+    let mut bytes = serde_json::to_vec(&(deployment, serving)).unwrap_or_default();
     bytes.extend(seed.to_le_bytes());
     for lens in [trace.input_lens(), trace.output_lens()] {
         bytes.extend(lens.iter().flat_map(|n| n.to_le_bytes()));
@@ -435,6 +474,7 @@ pub fn text(simulations: &[Simulation]) -> String {
         s.kv_usage.peak * 100.0,
         s.prefix_hit_rate_tokens * 100.0
     );
+    apart_text(&mut out, s);
     let t = s.time;
     let kinds = [
         ("matrix products", t.busy.linear_s),
@@ -501,12 +541,50 @@ pub fn text(simulations: &[Simulation]) -> String {
     out
 }
 
+/// What moved between engines and tiers.
+fn apart_text(out: &mut String, s: &Simulation) {
+    if let Some(d) = s.disaggregation {
+        let _ = writeln!(
+            out,
+            "apart       {} on {} GPUs, {} on {} GPUs; cache handed over in {:.0} ms (mean), {:.0} ms (p99); ports {:.1} % busy",
+            engines(d.prefill_replicas, "prefill"),
+            d.prefill_gpus,
+            engines(d.decode_replicas, "decode"),
+            d.decode_gpus,
+            d.transfer_ms.mean,
+            d.transfer_ms.p99,
+            d.link_use * 100.0
+        );
+    }
+    for tier in &s.tiers {
+        let _ = writeln!(
+            out,
+            "{:<12}{} blocks, {} prompt tokens found there, {:.1} GiB read, {:.1} GiB written, {} blocks evicted",
+            tier.name,
+            tier.capacity_blocks,
+            tier.hit_tokens,
+            gib(tier.read_bytes),
+            gib(tier.written_bytes),
+            tier.evicted_blocks
+        );
+    }
+}
+
+fn engines(count: u64, side: &str) -> String {
+    format!("{count} {side} engine{}", if count == 1 { "" } else { "s" })
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}
+
 /// A cause in words.
 pub fn cause(cause: Cause) -> &'static str {
     match cause {
         Cause::Queue => "the queue",
         Cause::Prefill => "its own prompt",
         Cause::Preemption => "computing again after a preemption",
+        Cause::Transfer => "getting its cache to a decode engine",
         Cause::Decode => "decoding",
     }
 }
@@ -552,91 +630,4 @@ pub fn plots(s: &Simulation) -> String {
         ],
     );
     format!("\n{}\n{}", requests.text(78, 12), cache.text(78, 10))
-}
-
-/// The answer of `--find-rate`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RateAnswer {
-    /// Schema and its version.
-    pub schema: &'static str,
-    /// Program version.
-    pub version: &'static str,
-    /// Model.
-    pub model: String,
-    /// GPU.
-    pub gpu: String,
-    /// GPUs of all replicas.
-    pub gpus: u64,
-    /// Objective for the time to first token.
-    pub slo_ttft_ms: Option<f64>,
-    /// Objective for the time per output token.
-    pub slo_tpot_ms: Option<f64>,
-    /// The highest rate that meets the objectives; `null` if one request at a time misses them.
-    pub rate_per_s: Option<f64>,
-    /// What one request at a time reaches.
-    pub alone: Probe,
-    /// Every probe, in the order of the search.
-    pub probes: Vec<Probe>,
-    /// What the times rest on.
-    pub basis: String,
-}
-
-impl RateAnswer {
-    /// The answer of one search.
-    pub fn new(served: &Served, slo: Slo, found: HighestRate) -> Self {
-        Self {
-            schema: "kvwise.rate/1",
-            version: env!("CARGO_PKG_VERSION"),
-            model: served.plan.model.name.clone(),
-            gpu: served.plan.gpu.name.clone(),
-            gpus: served.gpus(),
-            slo_ttft_ms: slo.ttft_ms,
-            slo_tpot_ms: slo.tpot_ms,
-            rate_per_s: found.rate_per_s,
-            alone: found.alone,
-            probes: found.probes,
-            basis: served.confidence.basis.clone(),
-        }
-    }
-
-    /// For a terminal.
-    pub fn text(&self) -> String {
-        let mut out = match self.rate_per_s {
-            Some(rate) => format!(
-                "{} on {} x {}: meets the objectives up to {rate:.2} requests/s\n\n",
-                self.model, self.gpus, self.gpu
-            ),
-            None => format!(
-                "{} on {} x {}: misses the objectives even with one request at a time, which reaches \
-                 {:.0} ms to the first token and {:.1} ms per token\n\n",
-                self.model, self.gpus, self.gpu, self.alone.ttft_p99_ms, self.alone.tpot_p99_ms
-            ),
-        };
-        out.push_str(&self.grid().text());
-        let _ = writeln!(out, "\nbasis  {}", self.basis.replace("; ", ";\n       "));
-        out
-    }
-
-    /// One row a probe, by rate.
-    pub fn grid(&self) -> Grid {
-        let mut grid = Grid::new(&[
-            ("req/s", Align::Right),
-            ("ttft99 ms", Align::Right),
-            ("tpot99 ms", Align::Right),
-            ("finished/s", Align::Right),
-            ("holds", Align::Left),
-        ]);
-        let mut probes = self.probes.clone();
-        probes.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
-        for p in probes {
-            grid.row([
-                format!("{:.3}", p.rate_per_s),
-                format!("{:.0}", p.ttft_p99_ms),
-                format!("{:.1}", p.tpot_p99_ms),
-                format!("{:.3}", p.finished_per_s),
-                if p.holds { "yes" } else { "no" }.to_owned(),
-            ]);
-        }
-        grid
-    }
 }

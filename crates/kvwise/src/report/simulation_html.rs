@@ -113,6 +113,27 @@ fn section(body: &mut String, i: usize, s: &Simulation) {
         ]
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value])
+        .chain(s.disaggregation.iter().flat_map(|d| {
+            [
+                vec![
+                    "prefill engines (GPUs), decode engines (GPUs)".to_owned(),
+                    format!(
+                        "{} ({}), {} ({})",
+                        d.prefill_replicas, d.prefill_gpus, d.decode_replicas, d.decode_gpus
+                    ),
+                ],
+                vec![
+                    "cache handed over in: mean, 99 %".to_owned(),
+                    format!("{:.0} ms, {:.0} ms", d.transfer_ms.mean, d.transfer_ms.p99),
+                ],
+            ]
+        }))
+        .chain(s.tiers.iter().map(|t| {
+            vec![
+                format!("prompt tokens found in {}", t.name),
+                t.hit_tokens.to_string(),
+            ]
+        }))
         .chain(s.roofline.map(|r| {
             vec![
                 "times the first-principles lower bound".to_owned(),

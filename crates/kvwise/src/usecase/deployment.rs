@@ -156,6 +156,21 @@ impl Resolved {
             .map(|(model, config)| (&**model, &**config))
     }
 
+    /// The same without what the checkpoint says of its quantisation, as if it were in another format.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read without it.
+    pub fn without_checkpoint_quantization(mut self) -> Result<Self> {
+        if let Some((_, config)) = &mut self.described {
+            let mut map = config.map().clone();
+            map.remove("quantization_config");
+            let text = serde_json::Value::Object(map).to_string();
+            *config = Config::parse(text.as_bytes())?;
+        }
+        self.checkpoint = None;
+        Ok(self)
+    }
+
     /// The engine with its settings.
     pub fn engine(&self) -> &Engine {
         &self.engine

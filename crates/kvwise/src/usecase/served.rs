@@ -1,22 +1,35 @@
 //! From a planned deployment to what a simulation runs: scheduler, pool and kernels.
 
+mod adapt;
+pub mod apart;
+mod kernels;
+pub mod tiers;
+
 use kvwise_cache::manager::GroupSpec;
-use kvwise_core::arch::{Config, Op};
+use kvwise_core::arch::Op;
 use kvwise_core::engine::vllm;
 use kvwise_core::engine::vllm::spec::SpecKind;
 use kvwise_core::plan::{self, Engine, Hardware, Plan};
+use kvwise_core::units::parse_count;
 use kvwise_core::{Error, ErrorKind, Result};
-use kvwise_sim::cost::{self, Calibration, GpuSpec, Precision, Speculation, StepModel, StepOptions};
+use kvwise_sim::cost::{self, Speculation, StepModel, StepOptions};
 use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig};
 use kvwise_sim::sched::vllm::SchedulerConfig;
-use kvwise_sim::simulate::{Deployment as Simulated, EngineConfig, Routing, StepClock};
+use kvwise_sim::simulate::{
+    Deployment as Simulated, Disaggregation, EngineConfig, HostTimes, Routing, StepClock, TierConfig,
+    Transfer,
+};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::deployment::Deployment;
+use super::simulate::changed;
+use apart::Split;
+use kernels::{calibration, confidence, precisions};
+use tiers::TiersAsked;
 
 /// What a simulation needs to know besides the deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Serving {
     /// Independent replicas of the whole deployment.
     pub replicas: u32,
@@ -30,6 +43,10 @@ pub struct Serving {
     pub conservativeness: f64,
     /// Whether the first-principles lower bound is computed too.
     pub roofline: bool,
+    /// Prefill and decode on different engines.
+    pub split: Option<Split>,
+    /// Tiers behind the pool.
+    pub tiers: TiersAsked,
 }
 
 impl Default for Serving {
@@ -41,6 +58,8 @@ impl Default for Serving {
             schedule_policy: SchedulePolicy::Fcfs,
             conservativeness: 1.0,
             roofline: false,
+            split: None,
+            tiers: TiersAsked::default(),
         }
     }
 }
@@ -78,22 +97,42 @@ pub struct Served {
     pub confidence: Confidence,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The engines that compute prompts for these, and what joins the two sides.
+    pub prefill: Option<(Box<Served>, Transfer)>,
+    /// Tiers behind each engine's pool.
+    pub tiers: Vec<TierConfig>,
 }
 
 impl Served {
     /// What the simulator takes.
     pub fn simulated(&self) -> Simulated<'_> {
+        let clock = StepClock::Model(&self.step);
         Simulated {
             replicas: self.replicas,
             ranks: self.ranks,
             routing: self.routing,
             bounds: self.roofline,
-            ..Simulated::new(self.config.clone(), StepClock::Model(&self.step))
+            disaggregation: self.prefill.as_ref().map(|(prefill, transfer)| Disaggregation {
+                engine: prefill.config.clone(),
+                clock: StepClock::Model(&prefill.step),
+                host: HostTimes::VLLM,
+                replicas: prefill.replicas,
+                ranks: prefill.ranks,
+                transfer: *transfer,
+            }),
+            tiers: self.tiers.clone(),
+            ..Simulated::new(self.config.clone(), clock)
         }
     }
 
     /// GPUs of all replicas.
     pub fn gpus(&self) -> u64 {
+        let prefill = self.prefill.as_ref().map_or(0, |(p, _)| p.gpus());
+        prefill.saturating_add(self.own_gpus())
+    }
+
+    /// GPUs of all replicas but those that only compute prompts.
+    pub fn own_gpus(&self) -> u64 {
         self.plan
             .gpu
             .count
@@ -138,9 +177,8 @@ fn pool_of_sglang(deployment: &Deployment) -> Result<Pool> {
     if deployment.data_parallel_size.is_some_and(|n| n > 1) || deployment.kv_cache_memory_bytes.is_some() {
         return Ok(Pool::Unknown);
     }
-    let planned = deployment
-        .resolve()
-        .and_then(|resolved| plan::plan(&resolved.request(false)));
+    let planned =
+        adapt::resolve(deployment, &mut Vec::new()).and_then(|resolved| plan::plan(&resolved.request(false)));
     let plan = match planned {
         Ok(plan) => plan,
         Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(Pool::Unknown),
@@ -169,7 +207,9 @@ fn as_vllm(deployment: &Deployment, pool_bytes: Option<u64>) -> Deployment {
         max_total_tokens: None,
         swa_full_tokens_ratio: None,
         mamba_full_memory_ratio: None,
-        max_num_seqs: deployment.max_num_seqs.or(deployment.max_running_requests),
+        max_num_seqs: deployment.max_running_requests,
+        // SGLang cuts requests to what the pool holds, where vLLM would not start.
+        max_model_len: Some("auto".to_owned()),
         kv_cache_memory_bytes: pool_bytes
             .map(|bytes| bytes.to_string())
             .or_else(|| deployment.kv_cache_memory_bytes.clone()),
@@ -182,10 +222,80 @@ fn as_vllm(deployment: &Deployment, pool_bytes: Option<u64>) -> Deployment {
 /// # Errors
 /// If a name or value cannot be used, or the deployment has a part that is not simulated.
 pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
+    let Some(split) = &serving.split else {
+        return prepare_whole(deployment, serving);
+    };
+    if serving.replicas != 1 {
+        return Err(Error::input(
+            "--replicas and --disaggregate both say how many engines there are: leave --replicas out",
+        ));
+    }
+    if !serving.tiers.rooms.is_empty() {
+        return Err(Error::unsupported(
+            "tiers behind the pools of a disaggregated deployment are not simulated",
+        )
+        .hint("leave --tiers or --disaggregate out"));
+    }
+    if serving.acceptance_rate.is_some() {
+        return Err(
+            Error::unsupported("speculative decoding on disaggregated engines is not simulated")
+                .hint("leave --acceptance-rate or --disaggregate out"),
+        );
+    }
+    let side = |flags: &str, flag: &str, replicas: u32| {
+        let changed = changed(deployment, flags).map_err(|e| e.at(flag))?;
+        let serving = Serving {
+            replicas,
+            split: None,
+            ..serving.clone()
+        };
+        prepare_whole(&changed, &serving).map_err(|e| e.at(flag))
+    };
+    let prefill = match side(&split.prefill_flags, "--prefill-flags", split.prefill)? {
+        Prepared::Ready(served) => served,
+        Prepared::Refused(plan, reason) => {
+            return Ok(Prepared::Refused(plan, format!("prefill engines: {reason}")));
+        }
+    };
+    let mut decode = match side(&split.decode_flags, "--decode-flags", split.decode)? {
+        Prepared::Ready(served) => served,
+        Prepared::Refused(plan, reason) => {
+            return Ok(Prepared::Refused(plan, format!("decode engines: {reason}")));
+        }
+    };
+    if decode.engine != "vllm" || prefill.engine != "vllm" {
+        return Err(Error::unsupported(
+            "prefill and decode on different engines are simulated for vLLM only",
+        )
+        .hint("leave --disaggregate or --engine sglang out"));
+    }
+    // The decode side's server tokenises and answers once more.
+    let transfer = apart::transfer(
+        &prefill.plan,
+        &decode.plan,
+        split.speed,
+        HostTimes::VLLM.request_s,
+    )?;
+    for warning in &prefill.warnings {
+        if !decode.warnings.contains(warning) {
+            decode.warnings.push(warning.clone());
+        }
+    }
+    decode.prefill = Some((prefill, transfer));
+    Ok(Prepared::Ready(decode))
+}
+
+fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
     let sglang = deployment
         .engine
         .as_deref()
         .is_some_and(|e| e.eq_ignore_ascii_case("sglang"));
+    let translated = if sglang {
+        Some(adapt::in_words_of_sglang(deployment)?)
+    } else {
+        None
+    };
+    let deployment = translated.as_ref().unwrap_or(deployment);
     let mut notes = Vec::new();
     let resolved = if sglang {
         match pool_of_sglang(deployment)? {
@@ -193,7 +303,7 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
                 notes.push(
                     "the pool has as many bytes as SGLang's own rules give it, in vLLM's blocks".to_owned(),
                 );
-                as_vllm(deployment, Some(bytes)).resolve()?
+                adapt::resolve(&as_vllm(deployment, Some(bytes)), &mut notes)?
             }
             Pool::Refused(plan, reason) => return Ok(Prepared::Refused(plan, reason)),
             Pool::Unknown => {
@@ -201,11 +311,11 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
                     "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be"
                         .to_owned(),
                 );
-                as_vllm(deployment, None).resolve()?
+                adapt::resolve(&as_vllm(deployment, None), &mut notes)?
             }
         }
     } else {
-        deployment.resolve()?
+        adapt::resolve(deployment, &mut notes)?
     };
     let plan = plan::plan(&resolved.request(false))?;
     let refusal = plan.feasibility.refused.clone().or_else(|| {
@@ -274,7 +384,16 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
             ..scheduler
         })
     };
+    if sglang && !serving.tiers.rooms.is_empty() {
+        return Err(Error::unsupported("KV tiers are simulated for vLLM only")
+            .hint("leave --tiers or --engine sglang out"));
+    }
+    let tiers = serving
+        .tiers
+        .configs(&plan, parallel.tp.saturating_mul(parallel.pp))?;
     Ok(Prepared::Ready(Box::new(Served {
+        prefill: None,
+        tiers,
         plan,
         engine: if sglang { "sglang" } else { "vllm" },
         config: engine,
@@ -400,55 +519,32 @@ fn sglang_config(
     let capacity = usize::try_from(kv.capacity_tokens)
         .map_err(|_| Error::overflow("the pool's tokens"))?
         .min(1 << 31);
-    let context = scheduler.max_model_len as usize;
-    // SGLang 0.5.23, `arg_groups/memory_hook.py`: chunks by GPU memory; `max_running_requests` from tokens and context.
-    let chunk = match deployment.max_num_batched_tokens {
-        Some(_) => scheduler.max_num_batched_tokens as usize,
-        None if hardware.driver_bytes < 35 << 30 => 2048,
-        None if hardware.driver_bytes < 60 << 30 => 4096,
-        None if hardware.driver_bytes < 160 << 30 => 8192,
-        None => 16_384,
+    let asked = match deployment.max_model_len.as_deref() {
+        None | Some("auto") => u64::MAX,
+        Some(text) => parse_count(text).map_err(|e| e.at("--max-model-len"))?,
     };
-    let running = match deployment.max_num_seqs {
+    let context = usize::try_from(asked.min(scheduler.max_model_len.into())).unwrap_or(usize::MAX);
+    // SGLang 0.5.23, `arg_groups/memory_hook.py`: chunks by GPU memory; `max_running_requests` from tokens and context.
+    let chunk = match deployment.chunked_prefill_size {
+        Some(n) => usize::try_from(n).ok().filter(|&n| n > 0),
+        None if hardware.driver_bytes < 35 << 30 => Some(2048),
+        None if hardware.driver_bytes < 60 << 30 => Some(4096),
+        None if hardware.driver_bytes < 160 << 30 => Some(8192),
+        None => Some(16_384),
+    };
+    let running = match deployment.max_running_requests {
         Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
         None => (capacity / context.max(1) * 512).clamp(2048, 4096),
     };
     Ok(StepConfig {
         max_running: running.min((capacity / 2).max(1)).min(1 << 20),
         max_context_tokens: context,
-        chunked_prefill_tokens: Some(chunk),
+        chunked_prefill_tokens: chunk,
         schedule: serving.schedule_policy,
         conservativeness: serving.conservativeness,
         radix_cache: scheduler.prefix_caching,
         ..StepConfig::new(capacity)
     })
-}
-
-/// Width of the error on served points, by what the deployment has in common with them (see the accuracy page).
-fn confidence(calibration: &Calibration, model: &str, sglang: bool) -> Confidence {
-    let known = ["Llama-3.1-70B", "gpt-oss-120b"]
-        .iter()
-        .any(|m| model.contains(m));
-    let (factor, basis) = if calibration.borrowed {
-        (
-            1.6,
-            "assumed: no kernels were measured on this GPU, efficiencies of a relative on its datasheet",
-        )
-    } else if known && !sglang {
-        (
-            1.15,
-            "fitted: kernels measured on this GPU, and this model served by vLLM within 14 % in 95 of 100 points",
-        )
-    } else {
-        (
-            1.3,
-            "fitted: kernels measured on this GPU; three other models served on such GPUs came out within 29 % in 95 of 100 points",
-        )
-    };
-    Confidence {
-        factor,
-        basis: basis.to_owned(),
-    }
 }
 
 fn small(what: &str, n: u64) -> Result<u32> {
@@ -513,78 +609,5 @@ fn scheduler(plan: &Plan, settings: &vllm::Settings) -> Result<SchedulerConfig> 
         concurrent_batches,
         prefix_caching: layout.prefix_caching,
         ..SchedulerConfig::new(2, 16)
-    })
-}
-
-fn calibration(hardware: &Hardware) -> Result<Calibration> {
-    let capability = hardware
-        .compute_capability
-        .map_or(90, |(major, minor)| major * 10 + minor);
-    let spec = match (hardware.bandwidth_bytes_per_s, hardware.flops) {
-        (Some(bw), Some(f16)) => Some(GpuSpec {
-            bw,
-            f16,
-            f8: (capability >= 89).then_some(2.0 * f16),
-            f4: (capability >= 100).then_some(4.0 * f16),
-            link: if hardware.pcie_only { 3.2e10 } else { 4.5e11 },
-            sms: 132.0,
-        }),
-        _ => {
-            return Err(Error::unsupported(format!(
-                "bandwidth and compute rate of {} are not known, so its steps cannot be timed",
-                hardware.name
-            ))
-            .hint("give --gpu a catalogue name (see `kvwise gpus`)"));
-        }
-    };
-    Calibration::for_gpu(&hardware.name, capability, spec)
-}
-
-/// Formats of linear layers and experts, by the checkpoint's `quantization_config` or `--quantization`.
-fn precisions(
-    config: &Config,
-    settings: &vllm::Settings,
-    hardware: &Hardware,
-) -> Result<(Precision, Precision)> {
-    let quantization = config.sub("quantization_config")?;
-    let declared = match &quantization {
-        Some(q) => q.str("quant_method")?.map(str::to_ascii_lowercase),
-        None => None,
-    };
-    let method = settings.quantization.clone().or(declared);
-    let has = |key: &str| quantization.as_ref().is_some_and(|q| q.get(key).is_some());
-    let text = quantization
-        .as_ref()
-        .map(|q| Value::Object(q.map().clone()).to_string())
-        .unwrap_or_default();
-    let blackwell = hardware.compute_capability.is_some_and(|(major, _)| major == 10);
-    Ok(match method.as_deref() {
-        None | Some("none") => (Precision::Bf16, Precision::Bf16),
-        Some("mxfp4") => (
-            Precision::Bf16,
-            if blackwell {
-                Precision::Mxfp4A8
-            } else {
-                Precision::Mxfp4A16
-            },
-        ),
-        Some(m) if m.contains("fp4") || text.contains("NVFP4") => (Precision::Nvfp4, Precision::Nvfp4),
-        Some("compressed-tensors") if text.contains("\"num_bits\":4") => {
-            if text.contains("\"type\":\"float\"") {
-                (Precision::Nvfp4, Precision::Nvfp4)
-            } else {
-                (Precision::Int4A16, Precision::Int4A16)
-            }
-        }
-        Some(m)
-            if m.contains("awq")
-                || m.contains("gptq")
-                || m.contains("int4")
-                || m.contains("bitsandbytes") =>
-        {
-            (Precision::Int4A16, Precision::Int4A16)
-        }
-        Some(_) if has("weight_block_size") => (Precision::Fp8Block, Precision::Fp8Block),
-        Some(_) => (Precision::Fp8, Precision::Fp8),
     })
 }

@@ -32,6 +32,10 @@ pub struct Outcome {
     pub host: HostTimes,
     /// Whether the lower bound was computed.
     pub roofline: bool,
+    /// How it is served.
+    pub serving: Serving,
+    /// Where prefill is apart: prefill replicas, their GPUs, decode replicas, their GPUs.
+    pub apart: Option<[u64; 4]>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -47,7 +51,11 @@ pub fn simulate(
     slo: Slo,
 ) -> Result<Outcome> {
     match prepare(deployment, serving)? {
-        Prepared::Ready(served) => simulate_served(&served, workload, slo),
+        Prepared::Ready(served) => {
+            let mut outcome = simulate_served(&served, workload, slo)?;
+            outcome.serving = serving.clone();
+            Ok(outcome)
+        }
         Prepared::Refused(plan, reason) => Ok(Outcome {
             engine: plan.engine.name,
             gpus: plan.gpu.count,
@@ -59,6 +67,8 @@ pub fn simulate(
             summary: Summary::default(),
             host: HostTimes::default(),
             roofline: false,
+            serving: serving.clone(),
+            apart: None,
             warnings: Vec::new(),
         }),
     }
@@ -91,6 +101,15 @@ pub fn simulate_served(served: &Served, workload: &Workload<'_>, slo: Slo) -> Re
         summary,
         host: simulated.host,
         roofline: served.roofline,
+        serving: Serving::default(),
+        apart: served.prefill.as_ref().map(|(prefill, _)| {
+            [
+                prefill.replicas.into(),
+                prefill.gpus(),
+                served.replicas.into(),
+                served.own_gpus(),
+            ]
+        }),
         warnings,
     })
 }

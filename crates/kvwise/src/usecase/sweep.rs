@@ -139,7 +139,7 @@ impl Question {
         let parts = serde_json::to_string(&(
             env!("CARGO_PKG_VERSION"),
             deployment,
-            self.serving,
+            &self.serving,
             load,
             (t.input_len, t.output_len, t.length_ratio, t.burstiness),
             (t.requests, t.speed, t.turns, t.think_s, t.seed),

@@ -3,7 +3,7 @@
 use kvwise_core::{Error, Result};
 
 /// An amount of cache in the unit that the user gave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub enum Room {
     /// Blocks.
     Blocks(u64),
