@@ -231,10 +231,13 @@ impl Scheduler {
                     events.prefilled(step, request.tag, request.scheduled, request.computed, true);
                 }
                 speculation.verify(request);
+                if K::ENABLED {
+                    connector.computed(request.tag, &request.keys, request.computed);
+                }
                 if request.known >= request.limit {
                     ended = true;
                     self.num_prefilling -= 1;
-                    self.finish(step, r as u32, content, events);
+                    self.finish(step, r as u32, content, events, connector);
                 } else {
                     self.due[i] = self.tick + 1;
                 }
