@@ -165,7 +165,7 @@ impl Resolved {
             let mut map = config.map().clone();
             map.remove("quantization_config");
             let text = serde_json::Value::Object(map).to_string();
-            *config = Config::parse(text.as_bytes())?;
+            *config = Config::parse(text.as_bytes())?.into();
         }
         self.checkpoint = None;
         Ok(self)
