@@ -21,7 +21,7 @@ Exit status: 0 no errors found, 1 errors found, 2 nothing could be read.";
 /// Most bytes of standard input.
 const MAX_STDIN: u64 = 1 << 20;
 
-/// Check how a vLLM or SGLang server is started: a command, script, Compose file or Kubernetes manifest.
+/// Check how a vLLM, SGLang or llama.cpp server is started: a command, script, Compose file or Kubernetes manifest.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct LintArgs {

@@ -1,5 +1,6 @@
 //! Reads how somebody starts an engine, and says what its flags mean for memory and what is wrong with them.
 
+mod llamacpp;
 mod planned;
 mod recognise;
 mod rules;
@@ -79,7 +80,7 @@ pub fn lint(source: &Source, target: &Target) -> Result<Lint> {
     let (name, servers) = match source {
         Source::Words(words) => {
             let found = recognise::in_words(words).ok_or_else(|| {
-                Error::input("the words start no vLLM or SGLang server")
+                Error::input("the words start no vLLM, SGLang or llama.cpp server")
                     .hint("expected something like: kvwise lint vllm serve MODEL --tensor-parallel-size 2")
             })?;
             let place = "command".to_owned();
@@ -203,11 +204,7 @@ fn profile(text: &str, name: &str) -> Result<Vec<(Found, Target)>> {
 }
 
 fn table(engine: &str) -> &'static Table {
-    if engine == "sglang" {
-        flags::sglang()
-    } else {
-        flags::vllm()
-    }
+    flags::of(engine).unwrap_or_else(flags::vllm)
 }
 
 fn server(found: &Found, target: &Target) -> ServerPart {
@@ -215,6 +212,10 @@ fn server(found: &Found, target: &Target) -> ServerPart {
     let parsed = parse(table, &found.words);
     let model = match found.engine {
         "sglang" => parsed.value("--model-path").map(str::to_owned),
+        "llamacpp" => ["--model", "--hf-repo", "--model-url"]
+            .iter()
+            .find_map(|flag| parsed.value(flag))
+            .map(str::to_owned),
         _ => parsed
             .positionals
             .first()

@@ -1,11 +1,14 @@
 //! What the flags mean in bytes: the command as a deployment, planned, and planned again without each flag.
 
+use std::path::Path;
+
 use kvwise_core::engine::flags::{meaning::meaning, parse::Parsed};
 use kvwise_core::plan::{self, OomRisk};
 use serde_json::Value;
 
 use super::super::deployment::Deployment;
 use super::super::effect;
+use super::llamacpp;
 use super::recognise::Found;
 use crate::report::lint::{Finding, FlagPart, Level};
 
@@ -56,7 +59,7 @@ pub struct Planned {
 const SGLANG_FIELDS: [(&str, &str); 9] = [
     ("--tp-size", "tensor_parallel_size"),
     ("--pp-size", "pipeline_parallel_size"),
-    ("--dp-size", "data_parallel_size"),
+    ("--attn-dp-size", "data_parallel_size"),
     ("--context-length", "max_model_len"),
     ("--mem-fraction-static", "mem_fraction_static"),
     ("--page-size", "page_size"),
@@ -82,6 +85,15 @@ fn field(engine: &str, flag: &str, fields: &serde_json::Map<String, Value>) -> O
         .filter(|_| !own)
 }
 
+/// Machines that run the server together, as both engines say it.
+fn nodes(parsed: &Parsed) -> u64 {
+    parsed
+        .value("--nnodes")
+        .and_then(|n| n.trim().parse().ok())
+        .unwrap_or(1)
+        .max(1)
+}
+
 /// Plans the command, as far as a model and a GPU are known.
 pub fn plan(
     found: &Found,
@@ -97,7 +109,7 @@ pub fn plan(
         engine_version: version.filter(|_| found.engine == "vllm").map(str::to_owned),
         gpu: target.gpu.clone(),
         gpu_memory: target.gpu_memory.clone(),
-        gpus: found.gpus,
+        gpus: found.gpus.map(|gpus| gpus.saturating_mul(nodes(parsed))),
         context: target.context.map(|n| n.to_string()).into_iter().collect(),
         concurrency: target.concurrency.into_iter().collect(),
         ..Deployment::default()
@@ -107,6 +119,15 @@ pub fn plan(
     let names = all.as_object().unwrap_or(&empty);
     let mut said: Vec<(usize, String)> = Vec::new();
     for (i, given) in parsed.given.iter().enumerate() {
+        if found.engine == "llamacpp"
+            && let Some((field, value)) = llamacpp::field(given)
+        {
+            if let Ok(changed) = effect::with(&deployment, field, Some(value)) {
+                deployment = changed;
+                said.push((i, field.to_owned()));
+            }
+            continue;
+        }
         let Some(field) = field(found.engine, given.flag.name(), names).filter(|_| given.field.is_none())
         else {
             continue;
@@ -124,7 +145,9 @@ pub fn plan(
             said.push((i, field));
         }
     }
-    let known = target.gpu.is_some() || target.gpu_memory.is_some();
+    let known = (target.gpu.is_some() || target.gpu_memory.is_some())
+        // Of llama.cpp's models only files that are here say what they are.
+        && (found.engine != "llamacpp" || model.is_some_and(|m| Path::new(m).is_file()));
     let plan = if known && model.is_some() {
         match deployment.resolve().and_then(|r| plan::plan(&r.request(false))) {
             Ok(plan) => Some(plan),

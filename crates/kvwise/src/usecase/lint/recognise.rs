@@ -10,7 +10,7 @@ use super::shell;
 pub struct Found {
     /// Where it was found, for people.
     pub place: String,
-    /// `vllm` or `sglang`.
+    /// `vllm`, `sglang` or `llamacpp`.
     pub engine: &'static str,
     /// Version, from the image's tag.
     pub version: Option<String>,
@@ -55,7 +55,7 @@ pub fn in_shell(text: &str, place: &str) -> Result<Vec<Found>> {
 }
 
 fn none(place: &str) -> Error {
-    Error::input(format!("{place}: no vLLM or SGLang server is started here"))
+    Error::input(format!("{place}: no vLLM, SGLang or llama.cpp server is started here"))
         .hint("expected something like: vllm serve MODEL --flags, python3 -m sglang.launch_server --model-path MODEL")
         .hint("or docker run, a Compose file, a Kubernetes manifest, a profile")
 }
@@ -80,6 +80,7 @@ pub fn in_words(words: &[String]) -> Option<Found> {
     let second = rest.get(1).map(String::as_str);
     match (program.as_str(), second) {
         ("vllm", Some("serve")) => return Some(server("vllm", &rest[2..], true)),
+        ("llama-server", _) => return Some(server("llamacpp", &rest[1..], false)),
         ("sglang", Some("serve")) => return Some(server("sglang", &rest[2..], false)),
         ("docker" | "podman", Some("run")) => return docker(&rest[2..]),
         ("bash" | "sh", Some("-c")) => {
@@ -196,6 +197,8 @@ fn container(image: &str, entrypoint: &[String], command: &[String]) -> Option<F
         found
     } else if image.contains("vllm-openai") || image.contains("vllm/vllm") {
         server("vllm", command, false)
+    } else if image.contains("llama.cpp:server") {
+        server("llamacpp", command, false)
     } else {
         return None;
     };

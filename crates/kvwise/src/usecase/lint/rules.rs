@@ -6,6 +6,7 @@ use kvwise_core::engine::flags::{
 };
 use kvwise_core::names::nearest;
 
+use super::llamacpp;
 use super::recognise::Found;
 use crate::report::lint::{Finding, Level};
 
@@ -235,15 +236,20 @@ pub fn settings(found: &Found, table: &'static Table, parsed: &Parsed, model: Op
     };
     let number = |name: &str| parsed.value(name).and_then(|v| v.trim().parse::<f64>().ok());
     if model.is_none() {
-        let (flag, says) = if found.engine == "sglang" {
-            ("--model-path", "no model is named".to_owned())
-        } else {
-            (
+        let (level, flag, says) = match found.engine {
+            "sglang" => (Level::Error, "--model-path", "no model is named"),
+            "llamacpp" => (
+                Level::Warning,
                 "--model",
-                "no model is named: the engine would serve its default, Qwen/Qwen3-0.6B".to_owned(),
-            )
+                "no model is named: the server would load whatever model a request asks for",
+            ),
+            _ => (
+                Level::Error,
+                "--model",
+                "no model is named: the engine would serve its default, Qwen/Qwen3-0.6B",
+            ),
         };
-        add(Level::Error, "no-model", flag, says, Some("name the model"));
+        add(level, "no-model", flag, says.to_owned(), Some("name the model"));
     }
     let share = if found.engine == "sglang" {
         "--mem-fraction-static"
@@ -272,8 +278,10 @@ pub fn settings(found: &Found, table: &'static Table, parsed: &Parsed, model: Op
             );
         }
     }
-    if found.engine == "vllm" {
-        vllm(found, parsed, &mut add);
+    match found.engine {
+        "vllm" => vllm(found, parsed, &mut add),
+        "llamacpp" => llamacpp::settings(parsed, &mut add),
+        _ => {}
     }
     for (secret, instead) in [
         ("--api-key", "VLLM_API_KEY in the environment"),
@@ -459,12 +467,16 @@ pub fn container(found: &Found, parsed: &Parsed) -> Vec<Finding> {
             .and_then(|v| v.parse::<u64>().ok())
             .unwrap_or(1)
     };
-    let ranks = match found.engine {
+    let all = match found.engine {
+        // llama.cpp takes whatever GPUs it sees.
+        "llamacpp" => return out,
         "sglang" => size("--tp-size").saturating_mul(size("--pp-size")),
         _ => size("--tensor-parallel-size")
             .saturating_mul(size("--pipeline-parallel-size"))
             .saturating_mul(size("--data-parallel-size")),
     };
+    // Each of several machines has its share of the ranks.
+    let ranks = all.div_ceil(size("--nnodes").max(1));
     if let Some(gpus) = found.gpus.filter(|&gpus| gpus < ranks) {
         out.push(Finding::new(
             Level::Error,

@@ -138,6 +138,70 @@ fn what_cannot_be_read_is_an_error_and_not_an_empty_answer() {
 }
 
 #[test]
+fn a_server_of_llama_cpp_is_read_like_the_others() {
+    let codes = |text: &str| -> Vec<&'static str> {
+        let found = on("h100", text);
+        assert_eq!(found.servers[0].engine, "llamacpp");
+        found.servers[0].findings.iter().map(|f| f.code).collect()
+    };
+    let said = "llama-server -m m.gguf -c 8192 -np 2 -ngl all";
+    assert_eq!(codes(said), ["shared-context"]);
+    assert_eq!(codes(&format!("{said} --kv-unified")), [""; 0]);
+    assert_eq!(codes("llama-server -m m.gguf"), ["left-open"; 3]);
+    assert_eq!(codes(&format!("{said} -kvu --ctx-siz 1")), ["unknown-flag"]);
+    assert_eq!(
+        codes(&format!("{said} -kvu -ctv q8_0 -fa off")),
+        ["needs-flash-attention"]
+    );
+    let run =
+        "docker run --gpus 2 ghcr.io/ggml-org/llama.cpp:server-cuda -hf a/b:Q4_K_M -c 4096 -np 1 -ngl 99";
+    assert_eq!(codes(run), [""; 0]);
+    assert_eq!(on("h100", run).servers[0].model.as_deref(), Some("a/b:Q4_K_M"));
+}
+
+#[test]
+fn what_generate_writes_for_several_machines_and_for_llama_cpp_is_clean() {
+    use super::super::deployment::Deployment;
+    use super::super::generate::{Order, Outcome, generate};
+    let several = Order {
+        deployment: Deployment {
+            model: Some("deepseek-ai/DeepSeek-V3".to_owned()),
+            gpu: Some("h100".to_owned()),
+            tensor_parallel_size: Some(8),
+            pipeline_parallel_size: Some(2),
+            max_model_len: Some("32k".to_owned()),
+            ..Deployment::default()
+        },
+        ..Order::default()
+    };
+    let llamacpp = Order {
+        deployment: Deployment {
+            model: Some("Qwen/Qwen3-8B".to_owned()),
+            gpu: Some("h100".to_owned()),
+            engine: Some("llamacpp".to_owned()),
+            context: vec!["8192".to_owned()],
+            concurrency: vec![4],
+            cache_type_v: Some("q8_0".to_owned()),
+            ..Deployment::default()
+        },
+        hf_repo: Some("ggml-org/Qwen3-8B-GGUF:Q4_K_M".to_owned()),
+        ..Order::default()
+    };
+    for order in [several, llamacpp] {
+        let Outcome::Files { files, .. } = generate(&order).unwrap() else {
+            panic!()
+        };
+        for file in files
+            .iter()
+            .filter(|f| !["plan.json", "profile.yaml"].contains(&f.name))
+        {
+            let found = on("h100", &file.text);
+            assert_eq!((found.errors, found.warnings), (0, 0), "{}: {found:?}", file.name);
+        }
+    }
+}
+
+#[test]
 fn what_generate_writes_is_clean() {
     use super::super::deployment::Deployment;
     use super::super::generate::{Artifact, Order, Outcome, generate};

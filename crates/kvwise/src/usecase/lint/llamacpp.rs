@@ -1,0 +1,76 @@
+//! What is wrong with a command of llama.cpp's server, and what it says of a deployment.
+
+use kvwise_core::engine::flags::parse::{Given, Parsed};
+use serde_json::{Value, json};
+
+use crate::report::lint::Level;
+
+/// What the server decides by itself where a flag is missing (llama.cpp b11549, `tools/server/server.cpp`, `common/fit.cpp`).
+const LEFT_OPEN: [(&str, &str); 3] = [
+    (
+        "--ctx-size",
+        "the context is the model's, or as much of it as fits beside the weights",
+    ),
+    ("--parallel", "the server takes four slots that share one cache"),
+    (
+        "--n-gpu-layers",
+        "as many layers go to GPUs as fit when the server starts",
+    ),
+];
+
+/// Settings that contradict each other, and what is left to the machine.
+pub fn settings(parsed: &Parsed, add: &mut impl FnMut(Level, &'static str, &str, String, Option<&str>)) {
+    for (flag, says) in LEFT_OPEN {
+        let open = match parsed.value(flag) {
+            None => true,
+            Some(value) => ["auto", "-1", "0"].contains(&value) && (flag, value) != ("--n-gpu-layers", "0"),
+        };
+        if open {
+            add(
+                Level::Info,
+                "left-open",
+                flag,
+                format!("{flag} is left open: {says}"),
+                Some("say it, so that the memory is the same on every start"),
+            );
+        }
+    }
+    let values = parsed.value("--cache-type-v").unwrap_or("f16");
+    if !["f16", "f32", "bf16"].contains(&values) && parsed.value("--flash-attn") == Some("off") {
+        add(
+            Level::Error,
+            "needs-flash-attention",
+            "--cache-type-v",
+            format!("a V cache of {values} needs flash attention, and it is off"),
+            Some("leave --flash-attn out, or give --cache-type-v f16"),
+        );
+    }
+    let size = |flag: &str| parsed.value(flag).and_then(|v| v.parse::<u64>().ok());
+    if let (Some(context), Some(slots @ 2..)) = (size("--ctx-size").filter(|&n| n > 0), size("--parallel"))
+        && parsed.last("--kv-unified").is_none_or(|g| g.negated)
+    {
+        add(
+            Level::Info,
+            "shared-context",
+            "--ctx-size",
+            format!(
+                "each of the {slots} slots gets {} of the {context} tokens",
+                context / slots
+            ),
+            None,
+        );
+    }
+}
+
+/// The field of a deployment that a flag of a form of its own sets, and its value.
+pub fn field(given: &Given) -> Option<(&'static str, Value)> {
+    let value = given.values.first().map(String::as_str);
+    match given.flag.name() {
+        "--flash-attn" if value == Some("off") => Some(("no_flash_attn", json!(true))),
+        "--tensor-split" => {
+            let shares = value?.split([',', '/']).map(|s| s.trim().parse::<f64>());
+            Some(("tensor_split", json!(shares.collect::<Result<Vec<_>, _>>().ok()?)))
+        }
+        _ => None,
+    }
+}
