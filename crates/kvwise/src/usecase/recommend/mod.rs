@@ -396,6 +396,11 @@ impl Answer<'_> {
             .min_by(|&a, &b| self.sizes[a].usd_per_hour.total_cmp(&self.sizes[b].usd_per_hour))?;
         let why = match (self.fates[i], best) {
             (Fate::TooLarge, _) => "a single replica exceeds --max-gpus or --budget".to_owned(),
+            (_, Some(b))
+                if self.sizes[i].usd_per_hour <= self.sizes[b.candidate].usd_per_hour * b.replicas as f64 =>
+            {
+                "a single replica is no better already".to_owned()
+            }
             (_, Some(b)) => format!(
                 "a single replica {}",
                 self.compared(
@@ -540,8 +545,13 @@ impl Answer<'_> {
             }
             _ => String::new(),
         };
+        let machines = if r.gpus_per_replica > space::MACHINE_GPUS {
+            " A replica spans several machines, whose network is not simulated."
+        } else {
+            ""
+        };
         out.push(format!(
-            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}.{drafted}{unlimited}"
+            "It holds up to {factor:.2} times this traffic; what gives way beyond: {next}.{drafted}{unlimited}{machines}"
         ));
         out
     }

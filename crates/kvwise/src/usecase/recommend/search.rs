@@ -151,6 +151,9 @@ pub fn equals(
 }
 
 /// How every candidate fares, and the best that holds on all requests.
+///
+/// The best of a first look is confirmed on all requests; where it does not hold, it gets more replicas (or less traffic) and goes
+/// back in line, and candidates that were passed over for its sake are looked at.
 pub fn search(
     objective: Objective,
     limits: Limits,
@@ -158,29 +161,65 @@ pub fn search(
     bench: &impl Bench,
 ) -> (Vec<Fate>, Option<Solution>) {
     let mut fates = vec![Fate::NotTried; sizes.len()];
-    // One replica is the least that a candidate can take.
-    let least = |i: usize| Solution {
-        candidate: i,
-        replicas: 1,
-        factor: f64::INFINITY,
-    };
     let mut queue: Vec<usize> = (0..sizes.len()).collect();
     queue.sort_by(|&a, &b| order(objective, sizes, &least(a), &least(b)));
-    let mut best: Option<Solution> = None;
-    for wave in queue.chunks(WAVE) {
+    loop {
+        look(objective, limits, sizes, &queue, bench, &mut fates);
+        let Some(best) = best(objective, sizes, &fates) else {
+            return (fates, None);
+        };
+        if bench.holds_for_sure(best.candidate, best.factor / best.replicas as f64) {
+            return (fates, Some(best));
+        }
+        fates[best.candidate] = next(objective, limits, sizes, &best);
+    }
+}
+
+/// The least that a candidate can take: one replica.
+fn least(candidate: usize) -> Solution {
+    Solution {
+        candidate,
+        replicas: 1,
+        factor: f64::INFINITY,
+    }
+}
+
+/// The best solution so far.
+fn best(objective: Objective, sizes: &[Size], fates: &[Fate]) -> Option<Solution> {
+    fates
+        .iter()
+        .filter_map(|fate| match fate {
+            Fate::Holds(solution) => Some(*solution),
+            _ => None,
+        })
+        .min_by(|a, b| order(objective, sizes, a, b))
+}
+
+/// Tries the candidates that were not tried and may be better than the best so far.
+fn look(
+    objective: Objective,
+    limits: Limits,
+    sizes: &[Size],
+    queue: &[usize],
+    bench: &impl Bench,
+    fates: &mut [Fate],
+) {
+    let waiting: Vec<usize> = queue
+        .iter()
+        .copied()
+        .filter(|&i| fates[i] == Fate::NotTried)
+        .collect();
+    let mut best = best(objective, sizes, fates);
+    for wave in waiting.chunks(WAVE) {
         let bound = best;
+        let hopeless = |i: usize| {
+            objective != Objective::Throughput
+                && bound.is_some_and(|best| order(objective, sizes, &least(i), &best).is_gt())
+        };
         let tried: Vec<(usize, Fate)> = wave
             .par_iter()
-            .map(|&i| {
-                let hopeless = objective != Objective::Throughput
-                    && bound.is_some_and(|best| order(objective, sizes, &least(i), &best).is_gt());
-                let fate = if hopeless {
-                    Fate::NotTried
-                } else {
-                    one(objective, limits, sizes[i], i, bench)
-                };
-                (i, fate)
-            })
+            .filter(|&&i| !hopeless(i))
+            .map(|&i| (i, one(objective, limits, sizes[i], i, bench)))
             .collect();
         for (i, fate) in tried {
             fates[i] = fate;
@@ -191,8 +230,6 @@ pub fn search(
             }
         }
     }
-    let winner = confirmed(objective, limits, sizes, &mut fates, bench);
-    (fates, winner)
 }
 
 /// One candidate alone.
@@ -249,38 +286,19 @@ fn one(objective: Objective, limits: Limits, size: Size, i: usize, bench: &impl 
     })
 }
 
-/// The best solution that also holds on all requests; where one does not, it gets more replicas (or less traffic) and goes back
-/// in line.
-fn confirmed(
-    objective: Objective,
-    limits: Limits,
-    sizes: &[Size],
-    fates: &mut [Fate],
-    bench: &impl Bench,
-) -> Option<Solution> {
-    loop {
-        let best = fates
-            .iter()
-            .filter_map(|fate| match fate {
-                Fate::Holds(solution) => Some(*solution),
-                _ => None,
-            })
-            .min_by(|a, b| order(objective, sizes, a, b))?;
-        if bench.holds_for_sure(best.candidate, best.factor / best.replicas as f64) {
-            return Some(best);
-        }
-        let most = limits.replicas(sizes[best.candidate]);
-        fates[best.candidate] = match objective {
-            Objective::Throughput if best.factor / FACTOR_STEP >= 1.0 - 1e-9 => Fate::Holds(Solution {
-                factor: best.factor / FACTOR_STEP,
-                ..best
-            }),
-            Objective::Cost | Objective::Gpus if best.replicas < most => Fate::Holds(Solution {
-                replicas: best.replicas + 1,
-                ..best
-            }),
-            _ => Fate::Misses { replicas: most },
-        };
+/// What is left to a solution that does not hold on all requests.
+fn next(objective: Objective, limits: Limits, sizes: &[Size], solution: &Solution) -> Fate {
+    let most = limits.replicas(sizes[solution.candidate]);
+    match objective {
+        Objective::Throughput if solution.factor / FACTOR_STEP >= 1.0 - 1e-9 => Fate::Holds(Solution {
+            factor: solution.factor / FACTOR_STEP,
+            ..*solution
+        }),
+        Objective::Cost | Objective::Gpus if solution.replicas < most => Fate::Holds(Solution {
+            replicas: solution.replicas + 1,
+            ..*solution
+        }),
+        _ => Fate::Misses { replicas: most },
     }
 }
 
@@ -322,8 +340,9 @@ mod tests {
     }
 
     fn space() -> impl Strategy<Value = (Vec<Size>, Shares)> {
-        let one = (1_u64..9, 1_u32..40, 0.0_f64..1.6, 0.6_f64..1.0);
-        proptest::collection::vec(one, 1..40).prop_map(|rows| {
+        // Narrow prices and answers that change much on all requests, so that many candidates are passed over too early.
+        let one = (1_u64..9, 8_u32..40, 0.0_f64..1.6, 0.2_f64..1.0);
+        proptest::collection::vec(one, 1..120).prop_map(|rows| {
             let sizes = rows
                 .iter()
                 .map(|&(gpus, cents, ..)| Size {
@@ -413,6 +432,29 @@ mod tests {
         let names: Vec<usize> = found.iter().map(|s| s.candidate).collect();
         assert_eq!(names, [1, 0]);
         assert_eq!(equals(Objective::Cost, &sizes, &fates, &best, 1).len(), 1);
+    }
+
+    #[test]
+    fn what_was_passed_over_for_a_best_that_does_not_hold_is_looked_at() {
+        // The first holds alone only in a first look, and two of it cost more than the last, which comes in another wave.
+        let mut sizes = vec![
+            Size {
+                gpus: 1,
+                usd_per_hour: 1.0,
+            };
+            20
+        ];
+        let mut shares = vec![(0.0, 0.0); 20];
+        shares[0] = (1.0, 0.6);
+        sizes[19].usd_per_hour = 1.5;
+        shares[19] = (1.0, 1.0);
+        let limits = Limits {
+            gpus: 8,
+            usd_per_hour: f64::INFINITY,
+        };
+        let (_, found) = search(Objective::Cost, limits, &sizes, &Shares(shares));
+        let found = found.unwrap();
+        assert_eq!((found.candidate, found.replicas), (19, 1));
     }
 
     #[test]

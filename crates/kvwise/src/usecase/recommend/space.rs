@@ -47,6 +47,10 @@ enum Sense {
     Experts,
 }
 
+/// GPUs of one machine. What a network between machines costs is not simulated, so that larger shapes are taken only where no
+/// smaller one of the same card starts.
+pub const MACHINE_GPUS: u64 = 8;
+
 /// Share of drafted tokens that is taken for accepted, each given the one before, where the user does not say: between the
 /// 0.85 to 0.90 that DeepSeek-V3's report gives for its own module (arXiv 2412.19437, section 5.4.3) and what other
 /// traffic may bring.
@@ -310,16 +314,31 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             }
         })
         .collect();
+    let on_one_machine = |gpu: &str| {
+        planned
+            .iter()
+            .zip(&all)
+            .any(|(outcome, shape)| outcome.is_ok() && shape.gpus <= MACHINE_GPUS && shape.gpu.name == gpu)
+    };
+    let enough: Vec<&str> = choice
+        .gpus
+        .iter()
+        .map(String::as_str)
+        .filter(|gpu| on_one_machine(gpu))
+        .collect();
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut reasons: Vec<(String, u64, String)> = Vec::new();
-    for (outcome, shape) in planned.into_iter().zip(&all) {
+    for (outcome, shape) in planned.iter().zip(&all) {
         let gpu = &shape.gpu.name;
+        if shape.gpus > MACHINE_GPUS && enough.contains(&gpu.as_str()) {
+            continue;
+        }
         if let Err(why) = outcome {
             // The reason of the most GPUs is the one that counts.
             let most = reasons.iter().find(|(name, ..)| name == gpu).map_or(0, |r| r.1);
             if shape.gpus >= most {
                 reasons.retain(|(name, ..)| name != gpu);
-                reasons.push((gpu.clone(), shape.gpus, why));
+                reasons.push((gpu.clone(), shape.gpus, why.clone()));
             }
             continue;
         }
@@ -385,6 +404,15 @@ mod tests {
         assert!(experts.iter().any(|c| c.setting.drafted == Some(1)));
         assert!(dense.iter().all(|c| c.setting.drafted.is_none()));
         assert!(experts.iter().all(|c| c.gpus <= 16));
+    }
+
+    #[test]
+    fn several_machines_are_a_replica_only_where_one_is_not_enough() {
+        let mut choice = choice("deepseek-ai/DeepSeek-V3");
+        choice.gpus.push("h100".to_owned());
+        let (all, _) = candidates(&choice).unwrap();
+        let most = |gpu: &str| all.iter().filter(|c| c.gpu == gpu).map(|c| c.gpus).max();
+        assert_eq!((most("h200"), most("h100")), (Some(8), Some(16)));
     }
 
     #[test]
