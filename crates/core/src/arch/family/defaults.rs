@@ -19,7 +19,12 @@ const TABLE: &str = include_str!("../../../data/model_types.tsv");
 const MAX_DEPTH: u32 = 8;
 
 /// Nested configurations that a class does without where the file has none: `model_type` and key.
-const OPTIONAL: [(&str, &str); 1] = [("gemma4", "audio_config")];
+const OPTIONAL: [(&str, &str); 4] = [
+    ("diffusion_gemma", "vision_config"),
+    ("gemma4", "audio_config"),
+    ("gemma4_unified", "audio_config"),
+    ("gemma4_unified", "vision_config"),
+];
 
 /// What the class of one `model_type` says.
 #[derive(Debug, Default, Deserialize)]

@@ -281,6 +281,16 @@ fn gemma4_experts(t: &Text, hidden: u64) -> Result<Vec<Weight>> {
     Ok(weights)
 }
 
+/// Gemma-4 Unified with images (vLLM 0.32.0, `gemma4_unified.py`): Gemma-4's decoder; the class insists on images.
+pub(crate) fn gemma4_unified_seeing(t: &Text) -> Result<Decoder> {
+    if t.top.sub("vision_config")?.is_none() {
+        return Err(Error::unsupported(
+            "Gemma4 Unified requires a vision configuration",
+        ));
+    }
+    super::decoder(&t.inner("Gemma4ForCausalLM")?, 1)
+}
+
 /// `Gemma4UnifiedForCausalLM`, which the generic backend builds: Gemma 4's heads without per-layer inputs.
 pub(crate) fn gemma4_unified(t: &Text) -> Result<Decoder> {
     let mut d = base(t)?;

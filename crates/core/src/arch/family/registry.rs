@@ -300,7 +300,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     ),
     (
         &["Gemma4UnifiedForConditionalGeneration"],
-        Inner(Some("Gemma4ForCausalLM")),
+        Own(gemma::gemma4_unified_seeing),
     ),
     (
         &["Glm4vForConditionalGeneration", "GlmOcrForConditionalGeneration"],
