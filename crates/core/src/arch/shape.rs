@@ -212,6 +212,22 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(
+            keys in proptest::collection::vec((0_usize..14, "[0-9kKmM.=, -]{0,12}"), 0..8)
+        ) {
+            let names = KEYS.map(|(name, _)| name);
+            let parts: Vec<String> = keys
+                .iter()
+                .map(|(i, value)| format!("{}={value}", names.get(*i).unwrap_or(&"other")))
+                .collect();
+            if let Ok(config) = config(&parts.join(",")) {
+                let _ = family::read("shape", &config);
+            }
+        }
+    }
+
     #[test]
     fn experts_and_windows_choose_the_class() {
         let of = |text: &str| format!("{:?}", config(text).unwrap());
