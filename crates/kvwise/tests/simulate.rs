@@ -511,7 +511,8 @@ fn formats_that_the_checkpoint_does_not_have_are_simulated_with_a_warning() {
         (
             serde_json::from_slice::<Value>(&output.stdout).unwrap()["tpot_ms"]["mean"]
                 .as_f64()
-                .unwrap(),
+                .unwrap()
+                .to_bits(),
             said,
         )
     };

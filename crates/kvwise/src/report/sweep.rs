@@ -272,7 +272,7 @@ impl SweepAnswer {
         let mut body = String::from("<h1>Sweep</h1>");
         let _ = write!(
             body,
-            "<div class=\"scroll\">{}</div>",
+            "<div class=\"scroll picture\">{}</div>",
             self.chart().svg(1000, 560)?
         );
         if let Some(i) = self.best.or(self.nearest) {

@@ -13,6 +13,7 @@ use kvwise_core::plan::{self, Engine, Hardware, Plan};
 use kvwise_core::units::parse_count;
 use kvwise_core::{Error, ErrorKind, Result};
 use kvwise_sim::cost::{self, Speculation, StepModel, StepOptions};
+use kvwise_sim::replay::vllm::Isolation;
 use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig};
 use kvwise_sim::sched::vllm::SchedulerConfig;
 use kvwise_sim::simulate::{
@@ -112,6 +113,8 @@ impl Served {
             ranks: self.ranks,
             routing: self.routing,
             bounds: self.roofline,
+            // vLLM's block names hold the adapter's.
+            isolation: Isolation { lora: true },
             disaggregation: self.prefill.as_ref().map(|(prefill, transfer)| Disaggregation {
                 engine: prefill.config.clone(),
                 clock: StepClock::Model(&prefill.step),
@@ -608,6 +611,10 @@ fn scheduler(plan: &Plan, settings: &vllm::Settings) -> Result<SchedulerConfig> 
         max_num_batched_tokens: small("--max-num-batched-tokens", layout.max_num_batched_tokens)?,
         concurrent_batches,
         prefix_caching: layout.prefix_caching,
+        max_loras: settings
+            .enable_lora
+            .then(|| small("--max-loras", settings.max_loras.unwrap_or(1)))
+            .transpose()?,
         ..SchedulerConfig::new(2, 16)
     })
 }

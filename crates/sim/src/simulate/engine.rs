@@ -150,6 +150,21 @@ pub(super) struct VllmEngine<'a, E, K> {
     connector: K,
     /// Tokens that each request generates here, where not as many as the trace says.
     max_tokens: Option<u32>,
+    /// Number of each request's LoRA adapter, 0 for none; empty if the engine has no limit of them.
+    adapters: Vec<u32>,
+}
+
+/// Numbers of the trace's adapters, in the order of their first requests.
+fn adapters_of(trace: &Trace) -> Vec<u32> {
+    let mut numbers: rustc_hash::FxHashMap<&str, u32> = rustc_hash::FxHashMap::default();
+    (0..trace.len())
+        .map(|i| {
+            trace.lora(i).map_or(0, |name| {
+                let next = u32::try_from(numbers.len() + 1).unwrap_or(u32::MAX);
+                *numbers.entry(name).or_insert(next)
+            })
+        })
+        .collect()
 }
 
 /// Tokens between two names of a request under this configuration.
@@ -180,6 +195,11 @@ impl<'a, E: SchedulerEvents, K: TimedConnector> VllmEngine<'a, E, K> {
             events,
             connector,
             max_tokens: None,
+            adapters: if config.max_loras.is_some() {
+                adapters_of(trace)
+            } else {
+                Vec::new()
+            },
         })
     }
 
@@ -266,6 +286,7 @@ impl<E: SchedulerEvents, K: TimedConnector> EngineState for VllmEngine<'_, E, K>
             prompt_tokens: self.trace.input_len(index),
             max_tokens: self.max_tokens.unwrap_or(self.trace.output_len(index)),
             priority: self.trace.priority(index),
+            lora: self.adapters.get(index).copied().unwrap_or(0),
         };
         let inner = &mut self.events;
         self.scheduler.add(step, new, &mut Listener { report, inner });

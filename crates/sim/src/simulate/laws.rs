@@ -284,3 +284,63 @@ fn a_pipeline_serves_one_sequence_no_faster_and_many_sequences_with_more_through
     assert!(time(4, 1) > time(1, 1));
     assert!(time(4, 512) < time(1, 512));
 }
+
+/// Requests of adapters in turn: (gap in tenths of a second, adapter or none, prompt blocks, output).
+fn trace_of_adapters(requests: &[(u32, u8, u8, u8)]) -> Trace {
+    let mut builder = crate::trace::TraceBuilder::new("adapters", 16, crate::trace::IdMeaning::Prefix);
+    let mut now = 0.0;
+    for &(gap, adapter, blocks, output) in requests {
+        now += f64::from(gap) / 100.0;
+        let ids: Vec<u64> = (0..=u64::from(blocks)).collect();
+        let name = format!("adapter-{adapter}");
+        builder
+            .push(&crate::trace::NewRequest {
+                arrival: Some(now),
+                input_len: Some(ids.len() as u64 * 16),
+                output_len: Some(u64::from(output) + 2),
+                prompt: crate::trace::PromptIds::Blocks(&ids),
+                lora: (adapter > 0).then_some(name.as_str()),
+                ..crate::trace::NewRequest::default()
+            })
+            .unwrap();
+    }
+    builder.finish()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_batch_holds_more_adapters_than_fit_and_everybody_is_served(
+        requests in prop::collection::vec((0_u32..20, 0_u8..5, 0_u8..4, 0_u8..40), 1..30), most in 1_u32..4,
+    ) {
+        let trace = trace_of_adapters(&requests);
+        let model = step_model("h100_sxm");
+        let mut config = scheduler(4096);
+        config.max_num_seqs = 16;
+        config.max_loras = Some(most);
+        let deployment = Deployment {
+            isolation: crate::replay::vllm::Isolation { lora: true },
+            ..Deployment::new(EngineConfig::Vllm(config), StepClock::Model(&model))
+        };
+        let result = simulated(&trace, &deployment, Arrivals::Trace { speed: 1.0 });
+        conserves(&trace, &result)?;
+        for r in &result.records {
+            let mut present: Vec<u8> = result.records.iter().zip(&requests)
+                .filter(|(o, q)| q.1 > 0 && o.admitted_s <= r.admitted_s && o.finished_s > r.admitted_s)
+                .map(|(_, q)| q.1)
+                .collect();
+            present.sort_unstable();
+            present.dedup();
+            prop_assert!(present.len() <= most as usize, "{:?}", present);
+        }
+        // Equal prompts under different adapters share nothing; the first of each adapter finds nothing.
+        let mut seen = [false; 5];
+        for (r, q) in result.records.iter().zip(&requests) {
+            if !seen[q.1 as usize] {
+                prop_assert_eq!(r.hit_tokens, 0);
+            }
+            seen[q.1 as usize] = true;
+        }
+    }
+}

@@ -149,6 +149,7 @@ pub fn run<E: SchedulerEvents>(
                 prompt_tokens: prompt,
                 max_tokens: trace.output_len(tag as usize),
                 priority: trace.priority(tag as usize),
+                lora: 0,
             };
             scheduler.add(step, new, events);
         }

@@ -45,6 +45,8 @@ pub struct SchedulerConfig {
     pub release_order: ReleaseOrder,
     /// Drafts that decoding requests verify.
     pub speculation: Option<Speculation>,
+    /// Different LoRA adapters in one batch (`max_loras`); no limit where adapters are not served.
+    pub max_loras: Option<u32>,
 }
 
 impl SchedulerConfig {
@@ -64,6 +66,7 @@ impl SchedulerConfig {
             reserve_full_isl: true,
             release_order: ReleaseOrder::default(),
             speculation: None,
+            max_loras: None,
         }
     }
 
@@ -78,6 +81,9 @@ impl SchedulerConfig {
             if value == 0 {
                 return Err(Error::input(format!("{name} is 0, expected at least 1")));
             }
+        }
+        if self.max_loras == Some(0) {
+            return Err(Error::input("--max-loras is 0, expected at least 1"));
         }
         if self.num_blocks < 2 {
             return Err(Error::input(

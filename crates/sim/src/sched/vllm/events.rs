@@ -16,6 +16,8 @@ pub struct NewRequest {
     pub max_tokens: u32,
     /// Smaller is more important, under [`super::Policy::Priority`].
     pub priority: i64,
+    /// Number of its LoRA adapter, 0 for none.
+    pub lora: u32,
 }
 
 /// Names the contents of requests.

@@ -81,6 +81,7 @@ struct Request {
     scheduled: u32,
     priority: i64,
     arrival: u32,
+    lora: u32,
     preemptions: u32,
     boundary: u32,
     /// Tokens found in the pool when a load began.
@@ -263,6 +264,7 @@ impl Scheduler {
             scheduled: 0,
             priority: new.priority,
             arrival,
+            lora: new.lora,
             preemptions: 0,
             boundary: 0,
             local: 0,

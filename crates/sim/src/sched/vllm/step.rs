@@ -90,6 +90,28 @@ impl Scheduler {
         }
     }
 
+    /// Whether request `r` would bring one adapter more into the batch than fit; those behind it go on.
+    fn adapter_must_wait(&self, r: u32) -> bool {
+        let Some(most) = self.config.max_loras else {
+            return false;
+        };
+        let lora = self.requests[r as usize].lora;
+        if lora == 0 {
+            return false;
+        }
+        let mut present: Vec<u32> = Vec::with_capacity(most as usize);
+        for &running in &self.running {
+            let other = self.requests[running as usize].lora;
+            if other == lora {
+                return false;
+            }
+            if other != 0 && !present.contains(&other) {
+                present.push(other);
+            }
+        }
+        present.len() >= most as usize
+    }
+
     /// Admits waiting requests until the first that does not fit.
     pub(super) fn admit_waiting<C: ContentKeys, E: SchedulerEvents, K: KvConnector>(
         &mut self,
@@ -99,16 +121,21 @@ impl Scheduler {
         events: &mut E,
         connector: &mut K,
     ) {
-        if K::ENABLED {
+        if K::ENABLED || self.config.max_loras.is_some() {
             self.requeue_deferred();
-            if !self.admit_loaded(step, budget, content, events, connector) {
-                return;
-            }
+        }
+        if K::ENABLED && !self.admit_loaded(step, budget, content, events, connector) {
+            return;
         }
         while *budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
             let Some(r) = self.waiting.first() else {
                 break;
             };
+            if self.adapter_must_wait(r) {
+                self.waiting.pop_first();
+                self.deferred.push(r);
+                continue;
+            }
             let attempt = (r, self.manager.pool().version(), *budget);
             if self.refused == Some(attempt) {
                 break;
