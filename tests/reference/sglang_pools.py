@@ -7,7 +7,7 @@ empty modules. `crates/core/tests/data/sglang_pools.jsonl` holds its answers in 
 
     python sglang_pools.py jobs.jsonl answers.jsonl
 
-A job is one line: {"config": path, "gpu_mib": 81559, "cap": [9, 0], "args": {"tp_size": 2, ...}, "pre_gb": free GiB before
+A path of "itself" for the drafter is the model's own folder. A job is one line: {"config": path, "gpu_mib": 81559, "cap": [9, 0], "args": {"tp_size": 2, ...}, "pre_gb": free GiB before
 loading, "available_gb": free GiB after}. The engine resolves its arguments itself, with the platform's facts stated, and
 its KVCacheConfigurator sizes the pools from the two measurements.
 """
@@ -146,11 +146,34 @@ mh.get_device_memory_capacity = lambda d=None: MEM[0]
 import sglang.srt.mem_cache.kv_cache_configurator as kcc
 from sglang.srt.arg_groups.overrides import resolved_view, model_config_of, use_mla_backend
 from sglang.srt.model_executor.model_runner_components.layer_setup import ModelLayerInfo
-from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state import SpecAuxHiddenStateConfig
+from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state import resolve_spec_aux_hidden_state_config
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_executor import pool_configurator as pc
+pc.is_float4_e2m1fn_x2 = lambda dtype: dtype == torch.float4_e2m1fn_x2
+import sglang.srt.mem_cache.memory_pool as memory_pool
+memory_pool._is_cuda = True
+import sglang.srt.mem_cache.deepseek_v4_memory_pool as dsv4
+import sglang.srt.layers.quantization.fp4_kv_cache_quant_method as fp4
+_method = fp4.get_kv_cache_quant_method
+fp4.get_kv_cache_quant_method = lambda name, **kw: _method(name, **{**kw, "device": "cpu"})
+def layout(_layouts=dsv4.select_dsv4_kv_layout):
+    # The wheel of torch on this machine has no CUDA: its two questions get the GPU's answers.
+    available, version = torch.cuda.is_available, torch.version.cuda
+    torch.cuda.is_available, torch.version.cuda = (lambda: True), "13.0"
+    try:
+        return _layouts()
+    finally:
+        torch.cuda.is_available, torch.version.cuda = available, version
+dsv4.select_dsv4_kv_layout = layout
+from transformers import AutoConfig as _AutoConfig, PretrainedConfig as _Pretrained
+class MiniMaxM3(_Pretrained):
+    model_type = "minimax_m3"
+try:
+    _AutoConfig.register("minimax_m3", MiniMaxM3)
+except ValueError:
+    pass
 AVAIL = [0.0]
 kcc.get_available_gpu_memory = lambda *a, **k: AVAIL[0]
 
@@ -179,6 +202,11 @@ def row(job, folder):
     rc.publish(args, role="scheduler")
     tp, pp = v.tp_size, v.pp_size
     mc = model_config_of(args)
+    algorithm = SpeculativeAlgorithm.from_string(v.speculative_algorithm)
+    aux = resolve_spec_aux_hidden_state_config(server_args=args, model_config=mc, spec_algorithm=algorithm, is_draft_worker=False)
+    out["algorithm"] = v.speculative_algorithm
+    out["draft"] = [v.speculative_num_steps, v.speculative_eagle_topk, v.speculative_num_draft_tokens]
+    out["draft_layers"] = [aux.eagle_draft_num_layers, aux.eagle_draft_swa_num_layers, aux.dflash_draft_num_layers]
     class Q: pass
     m = Q(); m.quant_config = Q()
     qc = getattr(mc.hf_config, "quantization_config", None) or {}
@@ -194,7 +222,7 @@ def row(job, folder):
     par = rc.get_parallel()
     kvc = kcc.KVCacheConfigurator(device="cuda", gpu_id=0, attn_dp_size=par.attn_dp_size, pp_size=pp, pp_group=None, model=None, model_config=mc, server_args=args,
         kv_cache_dtype=dt, model_dtype=mc.dtype, page_size=v.page_size, sliding_window_size=window, spec_algorithm=SpeculativeAlgorithm.from_string(v.speculative_algorithm),
-        is_draft_worker=False, post_capture_kv_active=False, spec_aux_config=SpecAuxHiddenStateConfig(**job.get("aux", {})), is_hybrid_swa=mc.is_hybrid_swa, is_hybrid_swa_compress=mc.is_hybrid_swa_compress,
+        is_draft_worker=False, post_capture_kv_active=False, spec_aux_config=aux, is_hybrid_swa=mc.is_hybrid_swa, is_hybrid_swa_compress=getattr(mc,"is_hybrid_swa_compress",False),
         use_mla_backend=use_mla_backend(args), layer_info=info, forward_stream=None, req_to_token_pool=None, token_to_kv_pool_allocator=None, memory_pool_config=None, kv_cache_dtype_str=kv_str)
     out["context_len"] = mc.context_len
     out["kv_element"] = str(dt).replace("torch.", "")
@@ -224,6 +252,8 @@ if __name__ == "__main__":
             for c in (text, text.get("text_config") or {}):
                 if (c.get("quantization_config") or {}).get("quant_method") == "mxfp4": del c["quantization_config"]
             json.dump(text, open(d + "/config.json", "w"))
+            if job["args"].get("speculative_draft_model_path") == "itself":
+                job["args"]["speculative_draft_model_path"] = d
             try: r = row(job, d)
             except BaseException as e:
                 import traceback

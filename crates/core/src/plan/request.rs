@@ -391,6 +391,15 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             put("context_length", json!(s.context_length));
             put("swa_full_tokens_ratio", json!(s.swa_full_tokens_ratio));
             put("mamba_full_memory_ratio", json!(s.mamba_full_memory_ratio));
+            if let Some(speculative) = &s.speculative {
+                put("speculative_algorithm", json!(speculative.algorithm.name()));
+                put("speculative_num_steps", json!(speculative.num_steps));
+                put("speculative_eagle_topk", json!(speculative.eagle_topk));
+                put(
+                    "speculative_num_draft_tokens",
+                    json!(speculative.num_draft_tokens),
+                );
+            }
             put("disable_cuda_graph", json!(s.disable_cuda_graph));
             put("disable_radix_cache", json!(s.disable_radix_cache));
             put("kv_cache_memory_bytes", json!(s.kv_cache_memory_bytes));

@@ -1,25 +1,39 @@
 //! SGLang's rules on a request: the share it keeps for itself, the weights, and the pools that the rest becomes.
 
 use super::budget::Spread;
+use super::calibration::Correction;
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
-use super::request::{Request, Subject};
-use super::vllm::weights::weights;
-use crate::arch::{Config, Model, Parallel};
+use super::request::Request;
+use crate::arch::Parallel;
 use crate::dtype::Dtype;
 use crate::engine::sglang::pool::pools_of_bytes;
 use crate::engine::sglang::{self, Card, Pools, Settings, Shape, Static, defaults, pools, served, shape};
 use crate::engine::vllm;
 use crate::units::{GIB, MIB, gib, grouped, human_bytes};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
-/// CUDA context and libraries of one rank, which are there before the free memory is measured: a published log of an
-/// H200 shows 139.81 GiB in all and about 139.3 free before the process groups.
-const CONTEXT_BYTES: u64 = 550 * MIB;
-/// Communication buffers of more than one rank (1.8 to 2.0 GiB on eight H200, SGLang pull request 11716; less with fewer).
-const COMMUNICATION_BYTES: u64 = 1500 * MIB;
+mod beside_vllm;
+mod weights;
+
+use beside_vllm::beside_vllm;
+use weights::{RankWeights, rank_weights};
+
+/// CUDA context and libraries of one rank, which are there before the free memory is measured, with its interval: the
+/// published logs below leave 0.27 GiB (L4) to 0.5 GiB (H100, H200) beside the communication.
+const CONTEXT_BYTES: (u64, u64, u64) = (450 * MIB, 250 * MIB, 700 * MIB);
+/// Communication buffers of more than one rank over `NVLink`, with their interval: NCCL's channels to every peer and
+/// `NVLS`, and 24 MiB of the engine's own all-reduce. "Init torch distributed ends. mem usage" of published logs: 1.25 GiB
+/// on eight H100 (2025-09), 1.77 to 2.01 on eight H200 (SGLang pull request 11716); two GPUs of 80 GB had 77.18 GiB left
+/// (2024-11).
+const NVLINK_BYTES: (u64, u64, u64) = (1500 * MIB, 500 * MIB, 2250 * MIB);
+/// The same over `PCIe`, where the engine's own all-reduce is off for more than two GPUs and NCCL has few channels: 0.13 GiB
+/// on four L4 (2025-03), 0.26 on two RTX 4090 (SGLang issue 16920), 0.39 on four RTX PRO 6000 (SGLang issue 40558).
+const PCIE_BYTES: (u64, u64, u64) = (256 * MIB, 100 * MIB, 450 * MIB);
+/// The same between AMD's accelerators: 3.4 to 3.8 GiB on eight MI355X (2026-02).
+const INFINITY_FABRIC_BYTES: (u64, u64, u64) = (3700 * MIB, 1500 * MIB, 4500 * MIB);
 /// Compute capability whose rules are taken where the card's is not known.
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
 
@@ -82,7 +96,14 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         Dtype::Bf16
     };
     let gpu = vllm::Gpu::new(&hardware.name, capability.0, capability.1, hardware.torch_bytes);
-    let held = rank_weights(
+    let RankWeights {
+        bytes: per_rank,
+        total,
+        how,
+        indivisible,
+        drafter,
+        params: own_params,
+    } = rank_weights(
         &request.subject,
         (model, config),
         settings,
@@ -90,17 +111,14 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         &parallel,
         dtype,
     )?;
-    let Held {
-        per_rank,
-        total,
-        how,
-        indivisible,
-        ..
-    } = held;
     let fullest = per_rank.iter().copied().max().unwrap_or(0);
+    if let Some(assumption) = drafter.as_ref().and_then(|d| d.assumption) {
+        warnings.push(assumption.to_owned());
+    }
+    let drafter_bytes = drafter.as_ref().map_or(0, |d| d.bytes);
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),
-        None => held.params,
+        None => own_params,
     };
     let (weights_total, weights_source) = match request.subject.checkpoint {
         Some(c) => (c.total_bytes, c.source),
@@ -116,34 +134,65 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             String::new()
         }
     );
-    let weights_term = Term::estimated(
+    let mut weights_term = Term::estimated(
         "weights",
         Basis::Assumed,
         fullest,
         (fullest - fullest / 100, fullest.saturating_add(fullest / 33)),
         &formula,
     );
+    // Logs of this deployment say what all of it took: the difference goes to the weights, beside what is reserved by rule.
+    let (per_rank, fullest) = match request.policy.site {
+        Some(correction @ Correction::Deployment { offset_bytes, .. }) => {
+            let _sum = correction.apply(std::slice::from_mut(&mut weights_term), Spread::exact(fullest));
+            let moved = per_rank
+                .iter()
+                .map(|bytes| bytes.saturating_add_signed(offset_bytes))
+                .collect();
+            (moved, weights_term.bytes)
+        }
+        _ => (per_rank, fullest),
+    };
     steps.push(Step::new("weights per GPU", &formula, human_bytes(fullest)));
+
+    // The drafter is loaded before the pools are made, on every rank.
+    let drafter_term = drafter.map(|d| {
+        let term = Term::estimated(
+            "drafter",
+            Basis::Assumed,
+            d.bytes,
+            (d.bytes - d.bytes / 100, d.bytes.saturating_add(d.bytes / 33)),
+            d.formula,
+        );
+        steps.push(Step::new("drafter", &term.formula, human_bytes(term.bytes)));
+        term
+    });
 
     // What is free before loading, the share that is static, and what stays free for activations and graphs.
     let whole = hardware.torch_bytes;
     let context = if let Some(bytes) = request.policy.overhead_bytes {
         Term::exact("cuda_context", bytes, "--overhead")
     } else {
-        let link = if ranks > 1 { COMMUNICATION_BYTES } else { 0 };
+        let (link, between) = match (ranks > 1, hardware.pcie_only) {
+            (false, _) => ((0, 0, 0), ""),
+            (true, true) => (PCIE_BYTES, " and NCCL's buffers over PCIe"),
+            (true, false) if hardware.name.starts_with("mi") => {
+                (INFINITY_FABRIC_BYTES, " and RCCL's buffers over Infinity Fabric")
+            }
+            (true, false) => (NVLINK_BYTES, " and NCCL's buffers over NVLink"),
+        };
+        let best = CONTEXT_BYTES.0 + link.0;
+        let known = matches!(request.policy.site, Some(Correction::Deployment { .. }));
         Term::estimated(
             "cuda_context",
             Basis::Assumed,
-            CONTEXT_BYTES + link,
-            (
-                CONTEXT_BYTES * 2 / 3 + link / 3,
-                CONTEXT_BYTES * 3 / 2 + link * 3 / 2,
-            ),
-            if link > 0 {
-                "context of one process and its communication buffers"
+            best,
+            if known {
+                (best, best)
             } else {
-                "context of one process"
+                (CONTEXT_BYTES.1 + link.1, CONTEXT_BYTES.2 + link.2)
             },
+            format!("context of one process{between}"),
         )
     };
     let before = whole.saturating_sub(context.bytes);
@@ -191,7 +240,9 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         ),
     );
     let (overhead, outcome, available, missing) = if let Some(given) = settings.kv_cache_memory_bytes {
-        let used = fullest.saturating_add(context.bytes);
+        let used = fullest
+            .saturating_add(drafter_bytes)
+            .saturating_add(context.bytes);
         steps.push(Step::new(
             "memory for the KV cache",
             "--kv-cache-memory-bytes: nothing is measured",
@@ -208,18 +259,26 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             .iter()
             .map(|&weights| Static {
                 before_gib: gib(before),
-                after_gib: gib(before.saturating_sub(weights)),
+                after_gib: gib(before.saturating_sub(weights.saturating_add(drafter_bytes))),
                 fraction,
             })
             .collect();
-        let used = fullest.saturating_add(context.bytes).saturating_add(reserve);
+        let used = fullest
+            .saturating_add(drafter_bytes)
+            .saturating_add(context.bytes)
+            .saturating_add(reserve);
         steps.push(
             Step::new(
                 "left for states and KV cache",
                 format!(
-                    "{} free - {} weights - {} reserve",
+                    "{} free - {} weights{} - {} reserve",
                     human_bytes(before),
                     human_bytes(fullest),
+                    if drafter_bytes > 0 {
+                        format!(" - {} drafter", human_bytes(drafter_bytes))
+                    } else {
+                        String::new()
+                    },
                     human_bytes(reserve)
                 ),
                 human_bytes(whole.saturating_sub(used)),
@@ -233,6 +292,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             used.saturating_sub(whole),
         )
     };
+    let overhead: Vec<Term> = drafter_term.into_iter().chain(overhead).collect();
     let pool_given = settings.kv_cache_memory_bytes.is_some();
     // The weights' own uncertainty is part of what is taken beside the best value of the weights.
     let sum = |pick: &dyn Fn(&Term) -> u64| {
@@ -266,7 +326,12 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         kv_cache: None,
         pool: None,
         layout: None,
-        refused: request.subject.refused.clone().or(indivisible),
+        refused: request
+            .subject
+            .refused
+            .clone()
+            .or(shape.refused.clone())
+            .or(indivisible),
         refused_for_memory: false,
         warnings,
         steps,
@@ -282,141 +347,6 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         beside_vllm(&mut evaluation, request, settings, reserve);
     }
     Ok(evaluation)
-}
-
-/// The same deployment by vLLM's rules, as steps of the derivation. Where vLLM refuses it, that is all there is to say.
-fn beside_vllm(evaluation: &mut Evaluation, request: &Request, settings: &Settings, reserve: u64) {
-    let as_vllm = vllm::Settings {
-        tensor_parallel_size: settings.attention_tp(),
-        data_parallel_size: settings.attention_dp(),
-        pipeline_parallel_size: settings.pp(),
-        enable_expert_parallel: settings.expert_parallel,
-        dtype: settings.dtype,
-        quantization: settings.quantization.clone(),
-        kv_cache_dtype: match settings.kv_cache_dtype {
-            sglang::KvDtype::Auto => vllm::KvDtype::Auto,
-            sglang::KvDtype::Bfloat16 => vllm::KvDtype::Bfloat16,
-            sglang::KvDtype::Fp8E4m3 => vllm::KvDtype::Fp8,
-            sglang::KvDtype::Fp8E5m2 => vllm::KvDtype::Fp8E5m2,
-        },
-        language_model_only: settings.language_model_only,
-        ..vllm::Settings::default()
-    };
-    let source = "vLLM 0.32.0, as --engine vllm plans it";
-    let other = match super::vllm::evaluate(request, &as_vllm) {
-        Ok(other) => other,
-        Err(error) => {
-            evaluation
-                .steps
-                .push(Step::new("vLLM on the same GPU", error.to_string(), "not planned").of(source));
-            return;
-        }
-    };
-    let tokens = |e: &Evaluation| e.kv_cache.as_ref().map_or(0, |kv| kv.capacity_tokens);
-    let (ours, theirs) = (tokens(evaluation), tokens(&other));
-    evaluation.steps.push(
-        Step::new(
-            "vLLM on the same GPU",
-            format!(
-                "{} of {} - {} weights - {} measured for activations, graphs and context",
-                human_bytes(other.budget_bytes),
-                human_bytes(other.gpu_bytes),
-                human_bytes(other.weights.bytes),
-                human_bytes(other.overhead_bytes())
-            ),
-            other.refused.clone().unwrap_or_else(|| {
-                format!(
-                    "{} of KV cache, {} tokens",
-                    human_bytes(other.available_bytes),
-                    grouped(theirs)
-                )
-            }),
-        )
-        .of(source),
-    );
-    if other.refused.is_some() || evaluation.refused.is_some() {
-        return;
-    }
-    let (more, fewer) = (ours.max(theirs), ours.min(theirs));
-    evaluation.steps.push(Step::new(
-        "difference",
-        format!(
-            "SGLang keeps {} free by rule, vLLM {} ({} outside of its budget and what it measures){}",
-            human_bytes(reserve),
-            human_bytes(
-                (other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes))
-                    .saturating_add(other.overhead_bytes())
-            ),
-            human_bytes(other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes)),
-            if evaluation.kv_cache.as_ref().is_some_and(|kv| kv.groups.len() > 1) {
-                "; vLLM's tokens count requests of the full length, SGLang's are slots of the full pool"
-            } else {
-                ""
-            }
-        ),
-        format!(
-            "SGLang holds {} tokens {}",
-            grouped(more - fewer),
-            if ours >= theirs { "more" } else { "fewer" }
-        ),
-    ));
-}
-
-/// Weights of a model over SGLang's ranks.
-struct Held {
-    /// Bytes of each stage's rank.
-    per_rank: Vec<u64>,
-    /// Bytes of the whole model.
-    total: u64,
-    /// Parameters: all, and those that one token uses.
-    params: (u64, u64),
-    /// Type and quantisation, for the formula.
-    how: String,
-    /// Why they cannot be divided, if so; the bytes are then even shares.
-    indivisible: Option<String>,
-}
-
-fn rank_weights(
-    subject: &Subject,
-    described: (&Model, &Config),
-    settings: &Settings,
-    gpu: &vllm::Gpu,
-    parallel: &Parallel,
-    dtype: Dtype,
-) -> Result<Held> {
-    let as_vllm = vllm::Settings {
-        tensor_parallel_size: parallel.tp,
-        pipeline_parallel_size: parallel.pp,
-        data_parallel_size: parallel.dp,
-        enable_expert_parallel: settings.expert_parallel,
-        dtype: settings.dtype,
-        quantization: settings.quantization.clone(),
-        language_model_only: settings.language_model_only,
-        ..vllm::Settings::default()
-    };
-    match weights(subject, described, &as_vllm, gpu, parallel, dtype) {
-        Ok(stages) => Ok(Held {
-            per_rank: stages.bytes,
-            total: stages.total,
-            params: stages.params,
-            how: stages.how,
-            indivisible: None,
-        }),
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let one = weights(subject, described, &as_vllm, gpu, &Parallel::default(), dtype)?;
-            let share = one
-                .total
-                .div_ceil(settings.tp().saturating_mul(settings.pp()).max(1));
-            Ok(Held {
-                per_rank: vec![share; usize::try_from(settings.pp()).unwrap_or(1)],
-                total: one.total,
-                params: one.params,
-                how: format!("{} as even shares", one.how),
-                indivisible: Some(error.to_string()),
-            })
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// `int(x GiB)`, negative as 0.

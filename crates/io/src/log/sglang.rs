@@ -137,6 +137,20 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         boot.refusal.get_or_insert(Refusal::NoMemory);
     } else if text.contains("The server is fired up and ready to roll!") {
         boot.is_up = true;
+    // layers/moe: the file of tuned kernels that was looked for is named after the GPU
+    } else if let Some(rest) = after(text, "device_name=")
+        && boot.engine == Some(EngineKind::Sglang)
+    {
+        let name: String = rest
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || "_-".contains(*c))
+            .take(80)
+            .map(|c| if c == '_' { ' ' } else { c })
+            .collect();
+        if name.is_empty() {
+            return None;
+        }
+        boot.gpu.get_or_insert(name);
     } else if let Some(rest) = after(text, "mem_fraction_static=")
         && boot.engine == Some(EngineKind::Sglang)
     {

@@ -41,6 +41,26 @@ pub struct OtherEngineArgs {
     #[arg(long, value_name = "F", help_heading = "SGLang")]
     pub mamba_full_memory_ratio: Option<f64>,
 
+    /// Speculative decoding: EAGLE, NEXTN, EAGLE3, STANDALONE or NGRAM (SGLang).
+    #[arg(long, value_name = "NAME", help_heading = "SGLang")]
+    pub speculative_algorithm: Option<String>,
+
+    /// The drafter; the model's own name for its prediction modules (SGLang).
+    #[arg(long, value_name = "MODEL", help_heading = "SGLang")]
+    pub speculative_draft_model_path: Option<String>,
+
+    /// Steps of the drafter (SGLang).
+    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    pub speculative_num_steps: Option<u64>,
+
+    /// Branches of each step (SGLang).
+    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    pub speculative_eagle_topk: Option<u64>,
+
+    /// Tokens that one verification checks (SGLang).
+    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    pub speculative_num_draft_tokens: Option<u64>,
+
     /// Tokens of all sequences together [default: --context times --concurrency, else the model's].
     #[arg(long, value_name = "N", help_heading = "llama.cpp")]
     pub ctx_size: Option<String>,
@@ -96,6 +116,11 @@ impl OtherEngineArgs {
         to.max_total_tokens.clone_from(&self.max_total_tokens);
         to.swa_full_tokens_ratio = self.swa_full_tokens_ratio;
         to.mamba_full_memory_ratio = self.mamba_full_memory_ratio;
+        to.speculative_algorithm = self.speculative_algorithm.clone();
+        to.speculative_draft_model_path = self.speculative_draft_model_path.clone();
+        to.speculative_num_steps = self.speculative_num_steps;
+        to.speculative_eagle_topk = self.speculative_eagle_topk;
+        to.speculative_num_draft_tokens = self.speculative_num_draft_tokens;
         to.ctx_size.clone_from(&self.ctx_size);
         to.parallel = self.parallel;
         to.cache_type_k.clone_from(&self.cache_type_k);

@@ -18,7 +18,7 @@ use kvwise_core::quant::Inventories;
 use kvwise_core::units::{GIB, human_bytes, parse_bytes, parse_count};
 use kvwise_core::{Error, Result};
 use kvwise_io::gpu::user;
-use kvwise_io::model::{Checkpoint, Place};
+use kvwise_io::model::{Checkpoint, Place, is_gguf_name};
 use serde::{Deserialize, Serialize};
 
 mod engines;
@@ -78,6 +78,11 @@ pub struct Deployment {
     pub max_total_tokens: Option<String>,
     pub swa_full_tokens_ratio: Option<f64>,
     pub mamba_full_memory_ratio: Option<f64>,
+    pub speculative_algorithm: Option<String>,
+    pub speculative_draft_model_path: Option<String>,
+    pub speculative_num_steps: Option<u64>,
+    pub speculative_eagle_topk: Option<u64>,
+    pub speculative_num_draft_tokens: Option<u64>,
     pub ctx_size: Option<String>,
     pub parallel: Option<u64>,
     pub cache_type_k: Option<String>,
@@ -202,13 +207,6 @@ impl Resolved {
     }
 }
 
-/// Whether a model is a GGUF file by its name.
-fn is_gguf(name: &str) -> bool {
-    std::path::Path::new(name)
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-}
-
 /// Engines by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EngineName {
@@ -326,8 +324,12 @@ impl Deployment {
                     .hint("leave --engine out, or give the original model"));
                 }
             };
+            let name = file.name.unwrap_or_else(|| found.name.clone());
+            let mut policy = self.policy(engine_name)?;
+            policy.site =
+                self.correction(&name, &file.model.architecture, &hardware, &engine, &mut warnings)?;
             return Ok(Resolved {
-                name: file.name.unwrap_or_else(|| found.name.clone()),
+                name,
                 source: found.name.clone(),
                 described: Some((Arc::new(file.model), Arc::new(file.config))),
                 inventories: Inventories::default(),
@@ -338,7 +340,7 @@ impl Deployment {
                 free_bytes,
                 engine,
                 load,
-                policy: self.policy(engine_name)?,
+                policy,
                 warnings,
             });
         }
@@ -382,19 +384,19 @@ impl Deployment {
         };
         let engine = match engine_name {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
-            EngineName::Sglang => Engine::Sglang(Box::new(self.sglang()?)),
+            EngineName::Sglang => Engine::Sglang(Box::new(self.sglang(&found.name, described)?)),
             EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&looked.config))?),
         };
         let mut policy = self.policy(engine_name)?;
-        if let (Engine::Vllm(settings), Some(model), false) = (&engine, described, self.no_calibration) {
-            let site = self.site(&found.name, &model.architecture, &hardware, settings);
-            policy.site = Correction::choose(&settings::observations()?, &site);
-            warnings.extend(
-                policy.site.map(|correction| {
-                    format!("{}; --no-calibration plans without it", correction.sentence())
-                }),
-            );
+        if let Some(model) = described {
+            policy.site = self.correction(
+                &found.name,
+                &model.architecture,
+                &hardware,
+                &engine,
+                &mut warnings,
+            )?;
         }
         Ok(Resolved {
             name: found.name.clone(),
@@ -416,33 +418,84 @@ impl Deployment {
         })
     }
 
-    /// What a calibration of this deployment holds for.
-    pub fn site(
+    /// What a site calibration would be kept for; `None` for engines whose memory is not measured.
+    pub fn site(&self, model: &str, family: &str, hardware: &Hardware, engine: &Engine) -> Option<Site> {
+        let site = |name: &str, version: String, quantization: Option<String>| Site {
+            gpu: hardware.name.clone(),
+            engine: name.to_owned(),
+            engine_version: version,
+            family: family.to_owned(),
+            model: model.to_owned(),
+            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
+            pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
+            speculative: None,
+            quantization,
+        };
+        match engine {
+            Engine::Vllm(settings) => Some(Site {
+                tensor_parallel_size: settings.tensor_parallel_size,
+                pipeline_parallel_size: settings.pipeline_parallel_size,
+                speculative: settings
+                    .speculative
+                    .as_ref()
+                    .map(|speculative| format!("{:?}", speculative.method).to_ascii_lowercase()),
+                ..site(
+                    "vllm",
+                    format!("{}.{}", settings.version.major, settings.version.minor),
+                    settings.quantization.clone(),
+                )
+            }),
+            Engine::Sglang(settings) => Some(Site {
+                speculative: settings
+                    .speculative
+                    .as_ref()
+                    .map(|speculative| speculative.algorithm.name().to_ascii_lowercase()),
+                ..site(
+                    "sglang",
+                    kvwise_core::engine::sglang::VERSION.to_owned(),
+                    settings.quantization.clone(),
+                )
+            }),
+            Engine::LlamaCpp(engine) => Some(Site {
+                tensor_parallel_size: engine.settings.gpus,
+                ..site(
+                    "llamacpp",
+                    kvwise_core::engine::llamacpp::VERSION.to_owned(),
+                    engine.mix.clone(),
+                )
+            }),
+            Engine::Generic(_) => None,
+        }
+    }
+
+    /// What the site's logs correct, with a warning that says so. Only vLLM's estimates are scaled by logs of other models.
+    fn correction(
         &self,
         model: &str,
         family: &str,
         hardware: &Hardware,
-        settings: &kvwise_core::engine::vllm::Settings,
-    ) -> Site {
-        Site {
-            gpu: hardware.name.clone(),
-            engine: "vllm".to_owned(),
-            engine_version: format!("{}.{}", settings.version.major, settings.version.minor),
-            family: family.to_owned(),
-            model: model.to_owned(),
-            tensor_parallel_size: settings.tensor_parallel_size,
-            pipeline_parallel_size: settings.pipeline_parallel_size,
-            speculative: settings
-                .speculative
-                .as_ref()
-                .map(|speculative| format!("{:?}", speculative.method).to_ascii_lowercase()),
-            quantization: settings.quantization.clone(),
-        }
+        engine: &Engine,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Correction>> {
+        let Some(site) = self
+            .site(model, family, hardware, engine)
+            .filter(|_| !self.no_calibration)
+        else {
+            return Ok(None);
+        };
+        let vllm = matches!(engine, Engine::Vllm(_));
+        let correction = Correction::choose(&settings::observations()?, &site)
+            .filter(|correction| vllm || matches!(correction, Correction::Deployment { .. }));
+        warnings.extend(
+            correction
+                .map(|correction| format!("{}; --no-calibration plans without it", correction.sentence())),
+        );
+        Ok(correction)
     }
 
     fn engine_name(&self) -> Result<EngineName> {
         match self.engine.as_deref().map(str::to_ascii_lowercase).as_deref() {
-            None if self.model.as_deref().is_some_and(is_gguf) => Ok(EngineName::LlamaCpp),
+            None if self.model.as_deref().is_some_and(is_gguf_name) => Ok(EngineName::LlamaCpp),
             None | Some("vllm") => Ok(EngineName::Vllm),
             Some("sglang") => Ok(EngineName::Sglang),
             Some("llamacpp" | "llama.cpp" | "llama-cpp") => Ok(EngineName::LlamaCpp),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 41] = [
+const EXTRA: [&str; 46] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -39,6 +39,11 @@ const EXTRA: [&str; 41] = [
     "max_total_tokens",
     "swa_full_tokens_ratio",
     "mamba_full_memory_ratio",
+    "speculative_algorithm",
+    "speculative_draft_model_path",
+    "speculative_num_steps",
+    "speculative_eagle_topk",
+    "speculative_num_draft_tokens",
     "ctx_size",
     "parallel",
     "cache_type_k",

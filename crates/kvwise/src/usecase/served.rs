@@ -213,6 +213,11 @@ fn as_vllm(deployment: &Deployment, pool_bytes: Option<u64>) -> Deployment {
         max_num_seqs: deployment.max_running_requests,
         // SGLang cuts requests to what the pool holds, where vLLM would not start.
         max_model_len: Some("auto".to_owned()),
+        speculative_algorithm: None,
+        speculative_draft_model_path: None,
+        speculative_num_steps: None,
+        speculative_eagle_topk: None,
+        speculative_num_draft_tokens: None,
         kv_cache_memory_bytes: pool_bytes
             .map(|bytes| bytes.to_string())
             .or_else(|| deployment.kv_cache_memory_bytes.clone()),
@@ -300,6 +305,9 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
     };
     let deployment = translated.as_ref().unwrap_or(deployment);
     let mut notes = Vec::new();
+    if sglang && deployment.speculative_algorithm.is_some() {
+        notes.push("SGLang's drafter is planned for memory but not simulated in time".to_owned());
+    }
     let resolved = if sglang {
         match pool_of_sglang(deployment)? {
             Pool::Bytes(bytes) => {

@@ -2,15 +2,19 @@
 //!
 //! `tests/data/sglang_pools.jsonl` was made by `tests/reference/sglang_pools.py`: the engine's argument resolution with
 //! the platform's facts stated (a CPU stands in for the GPU), then its own `KVCacheConfigurator` on given amounts of free
-//! memory. Fields: the arguments by the engine's names, free GiB before and after loading, and what it resolved.
+//! memory. Fields: the arguments by the engine's names, the drafter's configuration, free GiB before and after loading, and
+//! what it resolved. A row that is refused before any of it is resolved has no fraction.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Card, Chunk, KvDtype, Settings, Static, defaults, pools, shape};
-use crate::arch::family;
+use super::{
+    Algorithm, Card, Chunk, Drafter, KvDtype, Settings, Speculative, Static, defaults, pools, shape,
+};
+use crate::arch::{Config, Model, family};
 use crate::catalogue;
 use crate::dtype::Dtype;
+use crate::engine::vllm::Draft;
 
 #[derive(Deserialize)]
 struct Row {
@@ -18,14 +22,12 @@ struct Row {
     mib: f64,
     cap: (u32, u32),
     args: Map<String, Value>,
+    draft: Option<Map<String, Value>>,
     before_gib: f64,
     after_gib: f64,
-    fraction: f64,
-    page: u64,
-    backend: String,
-    chunk: i64,
-    element: String,
-    context: u64,
+    #[serde(flatten)]
+    resolved: Option<Resolved>,
+    steps: Option<[u64; 3]>,
     kv_bytes: Option<u64>,
     tokens: Option<u64>,
     swa: Option<u64>,
@@ -34,12 +36,55 @@ struct Row {
     refused: Option<String>,
 }
 
-fn settings(args: &Map<String, Value>) -> Settings {
+#[derive(Deserialize)]
+struct Resolved {
+    fraction: f64,
+    page: u64,
+    backend: String,
+    chunk: i64,
+    element: String,
+    context: u64,
+}
+
+fn drafter(row: &Row) -> Drafter {
+    match (&row.draft, row.args.get("speculative_draft_model_path")) {
+        (Some(config), _) => {
+            let config = Config::from_map(config.clone());
+            Drafter::Model(Box::new(Draft {
+                model: model("drafter", &config).unwrap(),
+                config,
+                has_embedding: None,
+                has_head: None,
+            }))
+        }
+        (None, Some(_)) => Drafter::Target,
+        (None, None) => Drafter::Unnamed,
+    }
+}
+
+fn model(name: &str, config: &Config) -> Result<Model, String> {
+    match family::read(name, config) {
+        Ok(family::Reading::Model(model)) => Ok(*model),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn settings(row: &Row) -> Settings {
     let mut s = Settings::default();
     let mut dp = 1;
-    for (key, value) in args {
+    let number = |key: &str| row.args.get(key).and_then(Value::as_u64);
+    s.speculative = row.args.get("speculative_algorithm").map(|name| Speculative {
+        algorithm: Algorithm::parse(name.as_str().unwrap()).unwrap(),
+        num_steps: number("speculative_num_steps"),
+        eagle_topk: number("speculative_eagle_topk"),
+        num_draft_tokens: number("speculative_num_draft_tokens"),
+        drafter: drafter(row),
+    });
+    for (key, value) in &row.args {
         let n = value.as_u64();
         match key.as_str() {
+            key if key.starts_with("speculative_") => {}
+            "attention_backend" => s.attention_backend = value.as_str().map(str::to_owned),
             "tp_size" => s.tensor_parallel_size = n.unwrap(),
             "enable_dp_attention" => {}
             "dp_size" => dp = n.unwrap(),
@@ -70,14 +115,19 @@ fn settings(args: &Map<String, Value>) -> Settings {
 fn differences(row: &Row) -> Vec<String> {
     let entry = catalogue::find(&row.model).unwrap_or_else(|e| panic!("{e:?}"));
     let config = entry.config().unwrap();
-    let model = match family::read(&row.model, &config) {
-        Ok(family::Reading::Model(model)) => model,
-        other => return vec![format!("{other:?}")],
+    let model = match model(&row.model, &config) {
+        Ok(model) => model,
+        Err(reading) => return vec![reading],
     };
-    let mut settings = settings(&row.args);
+    let mut settings = settings(row);
     settings.validate().unwrap();
     // What a checkpoint says of its cache is read elsewhere; the rows are about sizes.
-    if settings.kv_cache_dtype == KvDtype::Auto && row.element.starts_with("float8") {
+    if settings.kv_cache_dtype == KvDtype::Auto
+        && row
+            .resolved
+            .as_ref()
+            .is_some_and(|r| r.element.starts_with("float8"))
+    {
         settings.kv_cache_dtype = KvDtype::Fp8E4m3;
     } else if settings.kv_cache_dtype == KvDtype::Auto {
         settings.quantization = Some("none".to_owned());
@@ -90,6 +140,12 @@ fn differences(row: &Row) -> Vec<String> {
         Ok(shape) => shape,
         Err(e) => return vec![e.to_string()],
     };
+    let resolved = match (&row.resolved, &shape.refused) {
+        (Some(resolved), None) => resolved,
+        (None, Some(_)) => return Vec::new(),
+        (Some(_), Some(ours)) => return vec![format!("refused: {ours}")],
+        (None, None) => return vec![format!("not refused: {:?}", row.refused)],
+    };
     let found = defaults(&settings, &card, &shape.traits);
     let mut out = Vec::new();
     let mut compare = |what: &str, ours: String, theirs: String| {
@@ -100,27 +156,40 @@ fn differences(row: &Row) -> Vec<String> {
     compare(
         "fraction",
         found.mem_fraction_static.to_string(),
-        row.fraction.to_string(),
+        resolved.fraction.to_string(),
     );
-    compare("page", shape.page_size.to_string(), row.page.to_string());
-    compare("backend", shape.backend.clone(), row.backend.clone());
+    compare("page", shape.page_size.to_string(), resolved.page.to_string());
+    compare("backend", shape.backend.clone(), resolved.backend.clone());
     compare(
         "chunk",
         found
             .chunked_prefill_size
             .map_or("-1".to_owned(), |n| n.to_string()),
-        row.chunk.to_string(),
+        resolved.chunk.to_string(),
     );
     compare(
         "bits of an element",
         shape.element.bits().to_string(),
-        Dtype::parse(&row.element).unwrap().bits().to_string(),
+        match resolved.element.as_str() {
+            // A byte of two.
+            "float4_e2m1fn_x2" => 8,
+            element => Dtype::parse(element).unwrap().bits(),
+        }
+        .to_string(),
     );
-    compare("context", shape.context_len.to_string(), row.context.to_string());
+    compare(
+        "context",
+        shape.context_len.to_string(),
+        resolved.context.to_string(),
+    );
+    let steps = shape
+        .steps
+        .map(|s| [s.num_steps, s.eagle_topk, s.num_draft_tokens]);
+    compare("steps", format!("{steps:?}"), format!("{:?}", row.steps));
     let measured = Static {
         before_gib: row.before_gib,
         after_gib: row.after_gib,
-        fraction: row.fraction,
+        fraction: resolved.fraction,
     };
     match (pools(&shape, &settings, &[measured]).unwrap(), &row.refused) {
         (Ok(pools), None) => {
@@ -164,7 +233,7 @@ fn tokens_states_and_fractions_are_those_of_the_engines_own_code() {
             ));
         }
     }
-    assert!(count > 200, "only {count} rows");
+    assert!(count > 350, "only {count} rows");
     assert!(
         wrong.is_empty(),
         "{} of {count} rows differ:\n{}",

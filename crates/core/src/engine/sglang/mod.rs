@@ -6,19 +6,23 @@
 //! taken off first. All arithmetic is in the engine's own order and in its own floating-point GiB, so that the number of
 //! tokens comes out the same to the last one; golden rows made by its own code check that.
 
+mod compressed;
 #[cfg(test)]
 mod golden;
 pub mod memory;
 pub mod pool;
+mod rows;
 pub mod served;
 pub mod settings;
 pub mod shape;
+pub mod speculative;
 mod state;
 
 pub use memory::{Card, Defaults, defaults};
 pub use pool::{Pools, Static, pools};
 pub use settings::{Chunk, KvDtype, Settings};
 pub use shape::{Shape, shape};
+pub use speculative::{Algorithm, Drafter, Speculative};
 
 /// The version whose rules these are.
 pub const VERSION: &str = "0.5.23";

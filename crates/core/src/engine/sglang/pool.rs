@@ -3,14 +3,12 @@
 
 use super::settings::{Chunk, Settings};
 use super::shape::{Shape, Stage};
+use super::speculative::Steps;
 use crate::units::gib;
 use crate::{Error, Result};
 
 /// Tokens that a window's slots are kept beyond it before they are freed (`SGLANG_SWA_EVICTION_INTERVAL`).
 const SWA_EVICTION_INTERVAL: u64 = 128;
-
-/// Default share of the full pool's tokens that the sliding-window pool has.
-const SWA_FULL_TOKENS_RATIO: f64 = 0.8;
 
 /// Default ratio of recurrent states to KV cache.
 const MAMBA_FULL_MEMORY_RATIO: f64 = 0.9;
@@ -150,7 +148,7 @@ fn finish(
                     .min(settings.max_total_tokens.unwrap_or(tokens)),
             ),
             Some(_) => {
-                let swa = scaled(tokens, swa_ratio(settings)) / page * page;
+                let swa = scaled(tokens, shape.swa_ratio) / page * page;
                 check_window(shape, swa)?;
                 Some(swa)
             }
@@ -161,7 +159,7 @@ fn finish(
             "not enough memory for a single page of the KV cache; raise --mem-fraction-static".to_owned(),
         );
     }
-    let mut running = match settings.max_running_requests {
+    let mut running = match settings.max_running_requests.or(shape.default_running) {
         Some(given) => (given / settings.attention_dp()).max(1),
         None => estimated_requests(tokens, shape.context_len),
     }
@@ -190,48 +188,75 @@ fn estimated_requests(tokens: u64, context_len: u64) -> u64 {
     scaled_whole(estimate).clamp(2048, 4096)
 }
 
-/// Takes the recurrent states off: GiB left, and slots.
+/// Takes the recurrent states off: GiB left, and slots. Beside a drafter each running request also keeps a state for every
+/// token of a verification.
 fn states(shape: &Shape, settings: &Settings, rest: f64) -> std::result::Result<(f64, Option<u64>), Refusal> {
     let Some(states) = shape.states else {
         return Ok((rest, None));
     };
-    let each = states.bytes_per_slot;
-    let slots = if let Some(given) = settings.max_mamba_cache_size {
-        given / settings.attention_dp()
-    } else if settings.disable_radix_cache
-        && let Some(running) = settings.max_running_requests
-    {
-        (running / settings.attention_dp()).max(1)
+    let each = states.bytes_per_slot as f64;
+    let running = settings.max_running_requests.or(shape.default_running);
+    let running = running.map(|n| (n / settings.attention_dp()).max(1));
+    // Verification tokens, and the requests whose states they are kept for.
+    let verified = |slots: u64| {
+        shape.steps.as_ref().map(|steps| {
+            let served = running.unwrap_or(u64::MAX).min(slots / states.slots_per_request);
+            (steps.num_draft_tokens, served)
+        })
+    };
+    let (slots, verified) = if let Some(given) = settings.max_mamba_cache_size {
+        let slots = given / settings.attention_dp();
+        (slots, verified(slots))
+    } else if let (true, Some(running)) = (settings.disable_radix_cache, running) {
+        (
+            running,
+            shape
+                .steps
+                .as_ref()
+                .map(|steps| (steps.num_draft_tokens, running)),
+        )
     } else {
         let ratio = settings
             .mamba_full_memory_ratio
             .unwrap_or(MAMBA_FULL_MEMORY_RATIO);
         let budget = rest * ratio / (1.0 + ratio) * GIB;
         // One slot is padding.
-        let slots = floor_div(budget - each as f64, each as f64);
+        let slots = match &shape.steps {
+            None => floor_div(budget - each, each),
+            Some(steps) => {
+                let tokens = steps.num_draft_tokens as f64;
+                floor_div(
+                    budget - each * (1.0 + tokens),
+                    each * (1.0 + tokens / states.slots_per_request as f64),
+                )
+            }
+        };
         if slots <= 0.0 {
             return Err(format!(
                 "not enough memory for recurrent states: {rest:.2} GiB are left, one request's states take {:.1} MiB",
-                each as f64 / 1_048_576.0
+                each / 1_048_576.0
             ));
         }
-        scaled_whole(slots)
+        let slots = scaled_whole(slots);
+        (slots, verified(slots))
     };
-    let taken = (slots.saturating_add(1)).saturating_mul(each) as f64 / GIB;
+    let mut rest = rest;
+    if let Some((tokens, served)) = verified {
+        let kept = u128::from(states.bytes_per_slot) * (u128::from(served) + 1) * u128::from(tokens);
+        rest -= kept as f64 / GIB;
+    }
+    let taken = (slots.saturating_add(1)).saturating_mul(states.bytes_per_slot) as f64 / GIB;
     Ok((rest - taken, Some(slots)))
-}
-
-fn swa_ratio(settings: &Settings) -> f64 {
-    settings.swa_full_tokens_ratio.unwrap_or(SWA_FULL_TOKENS_RATIO)
 }
 
 /// Whether the sliding-window pool is sized by the number of requests: only with an explicit limit, chunked prompts and
 /// no prefix cache, and only beside a full pool.
 fn request_cap_applies(shape: &Shape, settings: &Settings) -> bool {
     shape.two_pools
-        && settings.max_running_requests.is_some()
+        && settings.max_running_requests.or(shape.default_running).is_some()
         && settings.disable_radix_cache
         && settings.chunked_prefill_size != Some(Chunk::Whole)
+        && shape.stages.iter().all(|s| s.compressed.is_none())
         && shape.stages.iter().any(|s| s.full_layers > 0)
 }
 
@@ -240,15 +265,52 @@ fn request_cap(shape: &Shape, settings: &Settings) -> Option<u64> {
     let page = shape.page_size;
     let window = shape.window?;
     let chunk = shape.chunk_tokens?;
+    let (drafts, ahead) = match &shape.steps {
+        None => (1, page),
+        Some(steps) => (
+            steps.num_draft_tokens,
+            ahead(steps, page, settings.disable_overlap_schedule)?,
+        ),
+    };
     let each = window
-        .checked_add(SWA_EVICTION_INTERVAL)?
-        .checked_add(page.checked_mul(2)?)?;
-    let requests = (settings.max_running_requests? / settings.attention_dp()).max(1);
+        .checked_add(SWA_EVICTION_INTERVAL.checked_mul(drafts)?)?
+        .checked_add(page)?
+        .checked_add(ahead)?;
+    let running = settings.max_running_requests.or(shape.default_running)?;
+    let requests = (running / settings.attention_dp()).max(1);
     let chunks = if settings.disable_overlap_schedule { 1 } else { 2 };
     each.checked_mul(requests)?
         .checked_add(chunk.checked_mul(chunks)?)?
         .checked_add(page)?
         .checked_next_multiple_of(page)
+}
+
+/// Slots that one request's next step may take beside a drafter (`spec_decode_alloc_len_per_request` where steps do not
+/// overlap, else twice `get_alloc_len_per_decode`).
+fn ahead(steps: &Steps, page: u64, in_order: bool) -> Option<u64> {
+    let Steps {
+        num_steps,
+        eagle_topk,
+        num_draft_tokens,
+    } = *steps;
+    if in_order {
+        let whole = |n: u64| n.checked_next_multiple_of(page);
+        let branch = if eagle_topk > 1 && page > 1 {
+            whole(num_steps.checked_add(page)?)?
+        } else {
+            whole(num_steps)?
+        };
+        return Some(branch.checked_mul(eagle_topk)?.max(whole(num_draft_tokens)?));
+    }
+    let branch = if page == 1 || eagle_topk == 1 {
+        num_steps
+    } else {
+        (num_steps.checked_add(2 * (page - 1))? / page).checked_mul(page)?
+    };
+    branch
+        .checked_mul(eagle_topk)?
+        .max(num_draft_tokens)
+        .checked_mul(2)
 }
 
 fn check_window(shape: &Shape, swa: u64) -> std::result::Result<(), Refusal> {
@@ -270,34 +332,55 @@ fn stage_tokens(
 ) -> Result<std::result::Result<Tokens, Refusal>> {
     let page = shape.page_size;
     let down = |n: u64| n / page * page;
+    let sum = |a: u64, b: u64| {
+        a.checked_add(b)
+            .ok_or_else(|| Error::overflow("the KV cache of one token"))
+    };
+    let full_bytes = sum(stage.full_bytes, stage.draft_full_bytes)?;
+    let swa_bytes = sum(stage.swa_bytes, stage.draft_swa_bytes)?;
+    if let Some(layers) = &stage.compressed {
+        let running = settings
+            .max_running_requests
+            .or(shape.default_running)
+            .unwrap_or(1);
+        let running = (running / settings.attention_dp()).max(1);
+        return Ok(layers
+            .tokens(bytes, running, shape.swa_ratio, shape.steps.is_some())?
+            .and_then(|(full, swa)| check_window(shape, swa).map(|()| (full, Some(swa)))));
+    }
     if !shape.two_pools {
         // A stage without attention layers has room for as many tokens as anyone asks for.
-        let tokens = match bytes.checked_div(stage.full_bytes) {
+        let tokens = match bytes.checked_div(full_bytes) {
             Some(tokens) => tokens,
             None => settings.max_total_tokens.unwrap_or(shape.context_len),
         };
         return Ok(Ok((down(tokens), None)));
     }
     if stage.full_layers == 0 {
-        let tokens = bytes.checked_div(stage.swa_bytes).unwrap_or(0);
+        let tokens = bytes
+            .checked_div(sum(swa_bytes, stage.draft_full_bytes)?)
+            .unwrap_or(0);
         return Ok(Ok((down(tokens), Some(down(tokens)))));
     }
     if request_cap_applies(shape, settings) {
         let swa = request_cap(shape, settings).ok_or_else(|| Error::overflow("the sliding-window pool"))?;
         let fixed = swa
-            .checked_mul(stage.swa_bytes)
+            .checked_mul(swa_bytes)
             .ok_or_else(|| Error::overflow("the sliding-window pool"))?;
-        let full = down(bytes.saturating_sub(fixed) / stage.full_bytes.max(1));
+        let full = down(bytes.saturating_sub(fixed) / full_bytes.max(1));
         if full == 0 {
             return Ok(Err(format!(
                 "the sliding-window pool for {} requests leaves no room for the full pool; lower --max-running-requests",
-                settings.max_running_requests.unwrap_or(0)
+                settings
+                    .max_running_requests
+                    .or(shape.default_running)
+                    .unwrap_or(0)
             )));
         }
         return Ok(Ok((full, Some(swa))));
     }
-    let ratio = swa_ratio(settings);
-    let cell = stage.full_bytes as f64 + ratio * stage.swa_bytes as f64;
+    let ratio = shape.swa_ratio;
+    let cell = full_bytes as f64 + ratio * swa_bytes as f64;
     let full = down(scaled_whole(floor_div(bytes as f64, cell)));
     let swa = down(scaled(full, ratio));
     Ok(check_window(shape, swa).map(|()| (full, Some(swa))))

@@ -106,7 +106,9 @@ pub fn multimodal(class: &str) -> bool {
 
 /// Whether prefill graphs stay on for a class.
 pub fn prefill_graphs(class: &str, multimodal: bool, kda: bool) -> bool {
-    (!multimodal || MULTIMODAL_GRAPHS.contains(&class))
+    // DeepSeek-V4's attention cannot be captured for prompts.
+    !class.starts_with("DeepseekV4")
+        && (!multimodal || MULTIMODAL_GRAPHS.contains(&class))
         && (!kda || class == "Glm5NextForConditionalGeneration")
 }
 
@@ -131,6 +133,10 @@ pub fn attention_backend(
     mla: bool,
     uneven_heads: bool,
 ) -> String {
+    if is_compressed(model) {
+        // Set by the class, whatever is given.
+        return "dsv4".to_owned();
+    }
     if let Some(given) = &settings.attention_backend {
         return given.to_ascii_lowercase();
     }
@@ -150,53 +156,190 @@ pub fn attention_backend(
         } else {
             "triton"
         }
+    } else if class == "GptOssForCausalLM" || class == "Llama4ForConditionalGeneration" {
+        // These classes choose by the card alone.
+        if blackwell {
+            "trtllm_mha"
+        } else if hopper && settings.kv_cache_dtype != KvDtype::Fp8E5m2 {
+            "fa3"
+        } else {
+            "triton"
+        }
     } else if blackwell {
         match class {
             "MiMoV2ForCausalLM" | "MiMoV2FlashForCausalLM" => "fa4",
+            _ if is_minimax_sparse(class) => {
+                if settings.kv_cache_dtype == KvDtype::Fp8E4m3 {
+                    "trtllm_mha"
+                } else {
+                    "fa4"
+                }
+            }
             "Qwen3NextForCausalLM"
             | "Qwen3_5ForConditionalGeneration"
             | "Qwen3_5MoeForConditionalGeneration" => hybrid_qwen(settings),
             "FalconH1ForCausalLM" => "triton",
             "GraniteMoeHybridForCausalLM" if has_state(model) => "flashinfer",
             "Lfm2ForCausalLM" | "Lfm2MoeForCausalLM" => "flashinfer",
+            _ if !paged_kernels(settings) => without_own_kernels(class),
             _ if uneven_heads => "fa4",
             _ => "trtllm_mha",
         }
     } else if class.starts_with("Gemma4") {
         "triton"
-    } else if hopper && settings.kv_cache_dtype != KvDtype::Fp8E5m2 {
-        "fa3"
-    } else if hopper || SINKS_OR_CHUNKS.contains(&class) {
+    } else if hopper && settings.kv_cache_dtype == KvDtype::Fp8E5m2 {
         "triton"
+    } else if hopper && (chain_or_none(settings) || is_minimax_sparse(class)) {
+        "fa3"
     } else {
-        "flashinfer"
+        without_own_kernels(class)
     };
     name.to_owned()
 }
 
+/// Whether a class has MiniMax's sparse attention (`is_minimax_sparse`).
+pub fn is_minimax_sparse(class: &str) -> bool {
+    [
+        "MiniMaxM3SparseForCausalLM",
+        "MiniMaxM3SparseForConditionalGeneration",
+    ]
+    .contains(&class)
+}
+
+fn without_own_kernels(class: &str) -> &'static str {
+    if SINKS_OR_CHUNKS.contains(&class) {
+        "triton"
+    } else {
+        "flashinfer"
+    }
+}
+
+/// `is_no_spec_infer_or_topk_one`, asked before defaults of the drafter are filled in.
+fn chain_or_none(settings: &Settings) -> bool {
+    match settings.speculative.as_ref().and_then(|s| s.eagle_topk) {
+        None => true,
+        Some(1) => settings.page_size.is_none_or(|n| n == 1),
+        Some(_) => false,
+    }
+}
+
+/// Whether Blackwell's paged kernels may be taken: not beside a drafter whose tree is chosen later.
+fn paged_kernels(settings: &Settings) -> bool {
+    chain_or_none(settings)
+        && settings
+            .speculative
+            .as_ref()
+            .is_none_or(|s| s.eagle_topk.is_some())
+}
+
 /// Blackwell's backend for the gated-delta hybrids: the paged kernels only where states are not kept per page.
 fn hybrid_qwen(settings: &Settings) -> &'static str {
-    if settings.mamba_extra_buffer == Some(true) || settings.disable_radix_cache {
+    let whole_pages = settings.mamba_extra_buffer == Some(true)
+        || settings.disable_radix_cache
+        || settings.speculative.is_some();
+    if whole_pages && paged_kernels(settings) {
         "trtllm_mha"
     } else {
         "triton"
     }
 }
 
+/// Why this card or backend does not take the type of the cache, in the engine's sense
+/// (`srt/arg_groups/kv_cache_hook.py`, `_mla_kv_cache_dtype_checks` and `_dsa_kv_cache_dtype_default`).
+pub fn refuses_kv_dtype(
+    model: &Model,
+    settings: &Settings,
+    card: &Card,
+    backend: &str,
+    mla: bool,
+) -> Option<String> {
+    let dtype = settings.kv_cache_dtype;
+    let name = dtype.name();
+    if !matches!(dtype, KvDtype::Mxfp8 | KvDtype::Nvfp4 | KvDtype::Fp4MxBlock16) {
+        return (is_sparse(model) && dtype == KvDtype::Fp8E5m2).then(|| {
+            "SGLang's sparse latent attention takes a KV cache of bfloat16 or fp8_e4m3, not fp8_e5m2"
+                .to_owned()
+        });
+    }
+    let major = card.capability.0;
+    if is_sparse(model) || is_compressed(model) {
+        return Some(format!(
+            "SGLang's sparse latent attention takes a KV cache of bfloat16 or fp8_e4m3, not {name}"
+        ));
+    }
+    if ["trtllm_mla", "cutedsl_mla"].contains(&backend) {
+        return Some(format!(
+            "{backend} takes a KV cache of bf16 or fp8_e4m3, not {name}; --attention-backend flashinfer takes it"
+        ));
+    }
+    match dtype {
+        KvDtype::Mxfp8 if major < 10 => {
+            Some("SGLang's mxfp8 KV cache needs a Blackwell GPU (compute capability 10 or 12)".to_owned())
+        }
+        KvDtype::Nvfp4 if ![10, 12].contains(&major) => Some(
+            "SGLang's nvfp4 KV cache needs a Blackwell GPU (compute capability 10 or 12); fp4_mx_block16 does not"
+                .to_owned(),
+        ),
+        KvDtype::Nvfp4 if !["flashinfer", "trtllm_mha"].contains(&backend) => Some(format!(
+            "SGLang's nvfp4 KV cache is read by flashinfer and trtllm_mha, not by {backend}"
+        )),
+        KvDtype::Nvfp4 if backend == "trtllm_mha" && major != 10 => Some(
+            "native nvfp4 prefill needs compute capability 10; --attention-backend flashinfer takes it".to_owned(),
+        ),
+        KvDtype::Fp4MxBlock16 => {
+            let takes: &[&str] = if mla {
+                &["flashinfer"]
+            } else {
+                &["triton", "torch_native", "flex_attention", "trtllm_mha"]
+            };
+            (!takes.contains(&backend)).then(|| {
+                format!(
+                    "SGLang's fp4_mx_block16 KV cache is read by {}, not by {backend}; give --attention-backend",
+                    takes.join(", ")
+                )
+            })
+        }
+        _ => None,
+    }
+}
+
 /// Tokens in a page: as set, corrected to what the backend takes
 /// (`_mla_backend_page_constraints`, `_fa4_page_constraint`, `_page_size_default`).
 pub fn page_size(model: &Model, settings: &Settings, card: &Card, backend: &str, mla: bool) -> u64 {
+    if is_compressed(model) {
+        return 256;
+    }
     if let Some(pool) = sparse_pooling(model) {
         return 64 * pool;
     }
-    let given = settings.page_size;
+    let class = model.architecture.as_str();
+    let given = settings.page_size.or_else(|| {
+        let wide = match card.capability.0 {
+            10 => ["fa4", "trtllm_mha"].contains(&backend),
+            9 => backend == "fa3" || settings.attention_backend.is_none(),
+            _ => false,
+        };
+        (is_minimax_sparse(class) && wide).then_some(128)
+    });
+    let paged = |given: Option<u64>| given.filter(|n| [16, 32, 64, 128].contains(n)).unwrap_or(64);
     match backend {
         "flashmla" | "hpc_ops" => 64,
         "trtllm_mla" | "cutedsl_mla" => given.filter(|n| [32, 64].contains(n)).unwrap_or(64),
-        "trtllm_mha" => given.filter(|n| [16, 32, 64, 128].contains(n)).unwrap_or(64),
+        "trtllm_mha" => paged(given),
+        // Decoding is TensorRT-LLM's.
+        _ if settings.kv_cache_dtype == KvDtype::Nvfp4 => paged(given),
         "fa4" if !mla && card.capability.0 == 10 => 128,
         _ => given.unwrap_or(1),
     }
+}
+
+/// Whether attention is DeepSeek-V4's.
+pub fn is_compressed(model: &Model) -> bool {
+    model
+        .layers
+        .iter()
+        .flat_map(|layer| &layer.caches)
+        .any(|cache| matches!(cache.kind, CacheKind::Compressed { .. }))
 }
 
 fn is_sparse(model: &Model) -> bool {

@@ -1,5 +1,6 @@
 //! What a user can say to SGLang about memory, under the engine's own names.
 
+use super::speculative::Speculative;
 use crate::dtype::Dtype;
 use crate::names::nearest;
 use crate::{Error, Result};
@@ -16,6 +17,12 @@ pub enum KvDtype {
     Fp8E4m3,
     /// 8-bit float, 5 exponent bits.
     Fp8E5m2,
+    /// 8-bit float with a scale for every 32 (Blackwell).
+    Mxfp8,
+    /// 4-bit float with a scale for every 16 and one for the tensor (Blackwell).
+    Nvfp4,
+    /// 4-bit float with a scale for every 16.
+    Fp4MxBlock16,
 }
 
 impl KvDtype {
@@ -26,7 +33,15 @@ impl KvDtype {
             Self::Bfloat16 => "bfloat16",
             Self::Fp8E4m3 => "fp8_e4m3",
             Self::Fp8E5m2 => "fp8_e5m2",
+            Self::Mxfp8 => "mxfp8",
+            Self::Nvfp4 => "nvfp4",
+            Self::Fp4MxBlock16 => "fp4_mx_block16",
         }
+    }
+
+    /// Whether elements have 4 bits.
+    pub const fn is_fp4(self) -> bool {
+        matches!(self, Self::Nvfp4 | Self::Fp4MxBlock16)
     }
 
     /// Parses the engine's spellings and the common others.
@@ -39,17 +54,34 @@ impl KvDtype {
             "bf16" | "bfloat16" => Ok(Self::Bfloat16),
             "fp8_e4m3" | "fp8" | "fp8_e4m3fn" | "float8_e4m3fn" => Ok(Self::Fp8E4m3),
             "fp8_e5m2" | "float8_e5m2" => Ok(Self::Fp8E5m2),
-            "mxfp8" | "nvfp4" | "fp4_mx_block16" => Err(Error::unsupported(format!(
-                "--kv-cache-dtype {text}: SGLang's block-scaled KV pools are not planned"
+            "mxfp8" => Ok(Self::Mxfp8),
+            "nvfp4" => Ok(Self::Nvfp4),
+            "fp4_mx_block16" => Ok(Self::Fp4MxBlock16),
+            "fp4_e2m1" | "mxfp4" => Err(Error::input(format!(
+                "--kv-cache-dtype {text} does not say how SGLang scales its 4-bit cache"
             ))
-            .hint("write auto, bfloat16, fp8_e4m3 or fp8_e5m2")),
+            .hint("write nvfp4 (Blackwell) or fp4_mx_block16")),
             other => {
                 let error = Error::input(format!(
                     "--kv-cache-dtype is \"{text}\", which SGLang does not take"
                 ))
-                .hint("write auto, bfloat16, fp8_e4m3 or fp8_e5m2");
+                .hint("write auto, bfloat16, fp8_e4m3, fp8_e5m2, mxfp8, nvfp4 or fp4_mx_block16");
                 Err(
-                    match nearest(other, ["auto", "bfloat16", "fp8_e4m3", "fp8_e5m2"], 1).first() {
+                    match nearest(
+                        other,
+                        [
+                            "auto",
+                            "bfloat16",
+                            "fp8_e4m3",
+                            "fp8_e5m2",
+                            "mxfp8",
+                            "nvfp4",
+                            "fp4_mx_block16",
+                        ],
+                        1,
+                    )
+                    .first()
+                    {
                         Some(near) => error.hint(format!("did you mean {near}?")),
                         None => error,
                     },
@@ -122,6 +154,8 @@ pub struct Settings {
     pub kv_cache_memory_bytes: Option<u64>,
     /// Whether vision and audio towers are left out (`--language-model-only`).
     pub language_model_only: bool,
+    /// Speculative decoding.
+    pub speculative: Option<Speculative>,
 }
 
 impl Settings {
@@ -198,6 +232,9 @@ impl Settings {
                 self.tp()
             )));
         }
+        if let Some(speculative) = &self.speculative {
+            speculative.validate()?;
+        }
         if self.max_mamba_cache_size.is_some_and(|n| n < self.attention_dp()) {
             return Err(Error::input(
                 "--max-mamba-cache-size is smaller than the number of attention groups that share it",
@@ -262,7 +299,8 @@ mod tests {
             "expected 1 to 65536",
         );
         assert!(d().validate().is_ok());
-        assert!(KvDtype::parse("nvfp4").is_err());
+        assert!(KvDtype::parse("mxfp4").is_err());
+        assert_eq!(KvDtype::parse("NVFP4").unwrap(), KvDtype::Nvfp4);
         assert!(format!("{:?}", KvDtype::parse("fp8_e4").unwrap_err()).contains("fp8_e4m3"));
     }
 }

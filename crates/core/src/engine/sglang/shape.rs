@@ -1,13 +1,21 @@
 //! What the pools of SGLang hold for one token and one request, on one rank of each pipeline stage.
 
+use super::compressed::{self, Compressed};
 use super::memory::{Card, Traits, defaults};
+use super::rows::{Pool, Rows};
 use super::served;
 use super::settings::{KvDtype, Settings};
+use super::speculative::{DraftLayers, Steps};
 use super::state;
 use crate::arch::{CacheKind, Config, Heads, Model, State};
 use crate::dtype::Dtype;
 use crate::engine::vllm;
 use crate::{Error, Result};
+
+/// Default share of the full pool's tokens that the sliding-window pool has.
+const SWA_FULL_TOKENS_RATIO: f64 = 0.8;
+/// Running requests beside a drafter where nothing is said (`srt/arg_groups/speculative_hook.py`).
+const SPECULATIVE_RUNNING: u64 = 48;
 
 /// A vision tower, as the memory rule sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,6 +59,12 @@ pub struct Stage {
     pub full_bytes: u64,
     /// Bytes that a token takes in all sliding-window layers.
     pub swa_bytes: u64,
+    /// Bytes that the drafter adds to a token of the full (or only) pool.
+    pub draft_full_bytes: u64,
+    /// Bytes that the drafter adds to a token of the sliding-window pool.
+    pub draft_swa_bytes: u64,
+    /// Layers of DeepSeek-V4's attention, which has a rule of its own.
+    pub compressed: Option<Compressed>,
 }
 
 /// What decides the pools.
@@ -64,7 +78,7 @@ pub struct Shape {
     pub backend: String,
     /// Tokens in a page.
     pub page_size: u64,
-    /// Element type of the pool.
+    /// Element type of the pool; bytes where one holds two 4-bit elements.
     pub element: Dtype,
     /// What the pool's type is called in reports.
     pub kv_dtype: &'static str,
@@ -74,6 +88,14 @@ pub struct Shape {
     pub two_pools: bool,
     /// Window of the sliding layers, where there are two pools.
     pub window: Option<u64>,
+    /// Share of the full pool's tokens that the sliding-window pool has.
+    pub swa_ratio: f64,
+    /// Speculative decoding's steps.
+    pub steps: Option<Steps>,
+    /// Running requests where nothing is said, for the classes and drafters that set them.
+    pub default_running: Option<u64>,
+    /// Why the engine would not take these settings for this model and card.
+    pub refused: Option<String>,
     /// Recurrent states, if any layer has one.
     pub states: Option<States>,
     /// Prompt tokens of one step, where prompts are chunked.
@@ -106,17 +128,34 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
     }
     let mla = kinds().any(|k| matches!(k, CacheKind::Latent { .. }));
     let text = text_config(config)?;
-    let two = served::two_pools(class) && kinds().any(is_windowed);
+    let compressed = served::is_compressed(model);
+    let two = served::two_pools(class) && kinds().any(is_windowed) || compressed;
     let uneven = kinds().any(|k| heads(k).is_some_and(|h| h.head_dim != h.head_dim_v));
     let backend = served::attention_backend(model, settings, card, mla, uneven);
     let page_size = served::page_size(model, settings, card, &backend, mla);
     let sparse = kinds().any(|k| matches!(k, CacheKind::Latent { sparse: true, .. }));
     let model_dtype = model_dtype(model, settings, card);
-    let (element, kv_dtype) = element(config, settings, card, model_dtype, sparse)?;
+    let (element, kv_dtype) = element(config, settings, card, model_dtype, sparse, compressed)?;
     let vision = vision(class, config, settings)?;
     let kda = kinds().any(|k| matches!(k, CacheKind::State(State::Kda { .. })));
     let states = states(model, &text, settings)?;
-    let rows = Rows::of(model, settings.attention_tp(), element, card)?;
+    let refused = served::refuses_kv_dtype(model, settings, card, &backend, mla);
+    let rows = Rows::of(
+        model,
+        &text,
+        settings,
+        &Pool {
+            element,
+            card,
+            backend: &backend,
+            two,
+            mla,
+        },
+    )?;
+    let drafter = match &settings.speculative {
+        Some(speculative) => speculative.layers(model)?,
+        None => None,
+    };
     let mut stages = Vec::new();
     let layers = model.layers.len() as u64;
     let layer_kinds = layer_kinds(model, &text, two, states.is_some());
@@ -131,7 +170,11 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
         };
         let (full_layers, swa_layers) = (count(Place::Full), count(Place::Window));
         let too_large = || Error::overflow("the KV cache of one token");
-        let mut full_bytes = rows.full.checked_mul(full_layers).ok_or_else(too_large)?;
+        let mut full_bytes = rows
+            .full
+            .checked_mul(full_layers)
+            .and_then(|bytes| bytes.checked_add(if full_layers > 0 { rows.shared } else { 0 }))
+            .ok_or_else(too_large)?;
         if rows.indexer > 0 {
             let indexers = model.layers[range.clone()]
                 .iter()
@@ -147,12 +190,21 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
                 .and_then(|b| b.checked_add(full_bytes))
                 .ok_or_else(too_large)?;
         }
-        stages.push(Stage {
+        let mut stage = Stage {
             full_layers,
             swa_layers,
             full_bytes,
             swa_bytes: rows.window.checked_mul(swa_layers).ok_or_else(too_large)?,
-        });
+            draft_full_bytes: 0,
+            draft_swa_bytes: 0,
+            compressed: None,
+        };
+        if compressed {
+            stage.set_compressed(&model.layers[range], settings.speculative.is_some())?;
+        } else if let Some(drafter) = drafter {
+            stage.add_drafter(&rows, drafter, two, sparse)?;
+        }
+        stages.push(stage);
     }
     let hopper_qwen_vl = card.capability.0 == 9
         && card.memory_mib >= 60.0 * 1024.0
@@ -195,6 +247,18 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
         stages,
         two_pools: two,
         window: two.then(|| kinds().find_map(window)).flatten(),
+        swa_ratio: settings.swa_full_tokens_ratio.unwrap_or(if compressed {
+            compressed::WINDOW_RATIO
+        } else {
+            SWA_FULL_TOKENS_RATIO
+        }),
+        steps: settings.speculative.as_ref().map(|s| s.steps(class)),
+        default_running: if compressed {
+            Some(compressed::RUNNING)
+        } else {
+            settings.speculative.as_ref().map(|_| SPECULATIVE_RUNNING)
+        },
+        refused,
         states,
         chunk_tokens: defaults(settings, card, &traits).chunked_prefill_size,
         context_len: settings.context_length.or(model.max_position).unwrap_or(2048),
@@ -243,7 +307,7 @@ fn layer_kinds(model: &Model, text: &Config, two: bool, hybrid: bool) -> Vec<Pla
         .collect()
 }
 
-fn is_windowed(kind: &CacheKind) -> bool {
+pub(super) fn is_windowed(kind: &CacheKind) -> bool {
     matches!(kind, CacheKind::Sliding { .. } | CacheKind::Chunked { .. })
 }
 
@@ -251,7 +315,7 @@ fn row_kind(kind: &CacheKind) -> bool {
     heads(kind).is_some() || matches!(kind, CacheKind::Latent { .. })
 }
 
-fn heads(kind: &CacheKind) -> Option<Heads> {
+pub(super) fn heads(kind: &CacheKind) -> Option<Heads> {
     match kind {
         CacheKind::Full(heads) | CacheKind::Sliding { heads, .. } | CacheKind::Chunked { heads, .. } => {
             Some(*heads)
@@ -264,77 +328,76 @@ fn window(kind: &CacheKind) -> Option<u64> {
     match kind {
         CacheKind::Sliding { window, .. } => Some(*window),
         CacheKind::Chunked { chunk, .. } => Some(*chunk),
+        CacheKind::Compressed { window, .. } => Some(*window),
         _ => None,
     }
 }
 
 fn not_planned(kind: &CacheKind) -> Option<&'static str> {
     match kind {
-        CacheKind::Compressed { .. } => Some("compressed attention (DeepSeek-V4)"),
         CacheKind::ConvWindow { .. } => Some("windows of convolutions"),
         CacheKind::SlidingLatent { .. } => Some("windows of latents"),
         CacheKind::PooledIndexer { .. } | CacheKind::Ring { .. } => Some("indexers over pools of tokens"),
         CacheKind::Cross(_) => Some("cross attention"),
-        CacheKind::Indexer { kernel_block, .. } if *kernel_block != 64 => Some("MiniMax's sparse attention"),
         _ => None,
     }
 }
 
-/// Bytes of one token in one layer.
-struct Rows {
-    full: u64,
-    window: u64,
-    indexer: u64,
-}
-
-impl Rows {
-    fn of(model: &Model, ranks: u64, element: Dtype, card: &Card) -> Result<Self> {
-        let bytes = element.bits() / 8;
-        let mut rows = Self {
-            full: 0,
-            window: 0,
-            indexer: 0,
-        };
-        let too_large = || Error::overflow("the KV cache of one token in one layer");
-        for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
-            match &cache.kind {
-                CacheKind::Latent {
-                    width, rope, sparse, ..
-                } => {
-                    let lora = width.saturating_sub(*rope);
-                    let row = if *sparse && element == Dtype::F8E4m3 && !served::raw_sparse_latents(card) {
-                        // Latents in fp8 with a float32 scale every 128, rotary part in 16 bits.
-                        rope.checked_mul(2)
-                            .and_then(|r| r.checked_add(lora + lora / 128 * 4))
-                    } else {
-                        width.checked_mul(bytes)
-                    };
-                    rows.full = rows.full.max(row.ok_or_else(too_large)?);
-                }
-                CacheKind::Indexer { bytes_per_token, .. } => {
-                    rows.indexer = rows.indexer.max(*bytes_per_token);
-                }
-                kind => {
-                    let Some(h) = heads(kind) else { continue };
-                    // With more ranks than heads each rank keeps one.
-                    let row = (h.kv_heads / ranks)
-                        .max(1)
-                        .checked_mul(h.head_dim.checked_add(h.head_dim_v).ok_or_else(too_large)?)
-                        .and_then(|n| n.checked_mul(bytes))
-                        .ok_or_else(too_large)?;
-                    if is_windowed(kind) {
-                        rows.window = rows.window.max(row);
-                    } else {
-                        rows.full = rows.full.max(row);
-                    }
-                }
+impl Stage {
+    /// DeepSeek-V4's layers; the bytes are for reports, the pool is sized by the layers.
+    fn set_compressed(&mut self, layers: &[crate::arch::Layer], speculative: bool) -> Result<()> {
+        let mut all = Compressed::default();
+        for cache in layers.iter().flat_map(|layer| &layer.caches) {
+            if let CacheKind::Compressed {
+                ratio,
+                head_dim,
+                index_head_dim,
+                ..
+            } = &cache.kind
+            {
+                all.add(*ratio, *head_dim, *index_head_dim)?;
             }
         }
-        // A model whose layers are all windowed has one shape, whichever pool it is in.
-        if rows.full == 0 {
-            rows.full = rows.window;
+        let cells = all.cells(speculative);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a few thousand bytes, rounded up"
+        )]
+        let whole = |x: f64| x.ceil() as u64;
+        self.full_layers = all.fours + all.hundreds;
+        self.swa_layers = all.layers;
+        self.full_bytes = whole(cells.full);
+        self.swa_bytes = whole(cells.window);
+        self.compressed = Some(all);
+        Ok(())
+    }
+
+    /// The drafter's layers, charged as the target's.
+    fn add_drafter(&mut self, rows: &Rows, drafter: DraftLayers, two: bool, sparse: bool) -> Result<()> {
+        let too_large = || Error::overflow("the drafter's cache of one token");
+        let times = |a: u64, b: u64| a.checked_mul(b).ok_or_else(too_large);
+        if two {
+            let full = drafter.layers.saturating_sub(drafter.window_layers);
+            self.draft_full_bytes = times(rows.full, full)?;
+            self.draft_swa_bytes = times(rows.window, drafter.window_layers)?;
+        } else if self.full_layers > 0 {
+            let target = self.full_bytes;
+            let of = |bytes: u64| -> Result<u64> {
+                // `int(bytes * layers / target layers)`.
+                Ok(times(bytes, drafter.layers)? / self.full_layers)
+            };
+            self.draft_full_bytes = if sparse {
+                // Modules hold an indexer each, also where the target's layers share one.
+                let latents = times(rows.full, self.full_layers)?;
+                of(latents)?
+                    .checked_add(times(rows.indexer, drafter.layers)?)
+                    .ok_or_else(too_large)?
+            } else {
+                of(target)?
+            };
         }
-        Ok(rows)
+        Ok(())
     }
 }
 
@@ -416,16 +479,17 @@ fn element(
     card: &Card,
     model: Dtype,
     sparse: bool,
+    compressed: bool,
 ) -> Result<(Dtype, &'static str)> {
     Ok(match settings.kv_cache_dtype {
         KvDtype::Bfloat16 => (Dtype::Bf16, "bfloat16"),
-        KvDtype::Fp8E5m2 if sparse => {
-            return Err(Error::unsupported(
-                "SGLang's sparse latent attention takes a KV cache of bfloat16 or fp8_e4m3, not fp8_e5m2",
-            ));
-        }
         KvDtype::Fp8E4m3 => (Dtype::F8E4m3, "fp8_e4m3"),
         KvDtype::Fp8E5m2 => (Dtype::F8E5m2, "fp8_e5m2"),
+        KvDtype::Mxfp8 => (Dtype::F8E4m3, "mxfp8"),
+        KvDtype::Nvfp4 => (Dtype::U8, "nvfp4"),
+        KvDtype::Fp4MxBlock16 => (Dtype::U8, "fp4_mx_block16"),
+        // DeepSeek-V4's latents are in 8 bits, whatever is said.
+        KvDtype::Auto if compressed => (Dtype::F8E4m3, "fp8_e4m3"),
         KvDtype::Auto if sparse && card.capability.0 >= 10 => (Dtype::F8E4m3, "fp8_e4m3"),
         KvDtype::Auto if sparse => (Dtype::Bf16, "bfloat16"),
         KvDtype::Auto => {
@@ -459,7 +523,13 @@ fn vision(class: &str, config: &Config, settings: &Settings) -> Result<Option<Vi
     let Some(tower) = config.sub("vision_config")? else {
         return Ok(None);
     };
-    let size = |key: &str, default: f64| -> Result<f64> { Ok(tower.u64(key)?.map_or(default, |n| n as f64)) };
+    // The engine asks attributes of the tower's configuration, which MiniMax-M3's is a plain dictionary for.
+    let size = |key: &str, default: f64| -> Result<f64> {
+        Ok(match tower.u64(key)? {
+            Some(n) if !served::is_minimax_sparse(class) => n as f64,
+            _ => default,
+        })
+    };
     Ok(Some(Vision {
         layers: size("num_hidden_layers", 24.0)?,
         hidden: size("hidden_size", 1024.0)?,

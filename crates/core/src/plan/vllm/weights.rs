@@ -21,7 +21,7 @@ pub(in crate::plan) struct Stages {
     /// Quantisation, for the formula.
     pub(in crate::plan) how: String,
     /// What the drafter of speculative decoding adds to the last stage.
-    pub(super) drafter: Option<DrafterWeights>,
+    pub(in crate::plan) drafter: Option<DrafterWeights>,
 }
 
 /// Weights of the subject and its drafter.

@@ -8,7 +8,7 @@ use kvwise_core::plan::{CheckpointBytes, GgufFile, LlamaCpp};
 use kvwise_core::units::{parse_bytes, parse_count};
 use kvwise_core::{Error, Result};
 
-use super::Deployment;
+use super::{Deployment, speculative};
 
 /// A flag that the user gave, and what to write instead, if anything.
 type Foreign = (&'static str, bool, &'static str);
@@ -30,7 +30,7 @@ impl Deployment {
     }
 
     /// Flags of SGLang alone.
-    fn of_sglang(&self) -> [Foreign; 7] {
+    fn of_sglang(&self) -> [Foreign; 12] {
         [
             ("--mem-fraction-static", self.mem_fraction_static.is_some(), ""),
             ("--page-size", self.page_size.is_some(), ""),
@@ -46,6 +46,31 @@ impl Deployment {
                 "--mamba-full-memory-ratio",
                 self.mamba_full_memory_ratio.is_some(),
                 "",
+            ),
+            (
+                "--speculative-algorithm",
+                self.speculative_algorithm.is_some(),
+                "--speculative-config (method)",
+            ),
+            (
+                "--speculative-draft-model-path",
+                self.speculative_draft_model_path.is_some(),
+                "--speculative-config (model)",
+            ),
+            (
+                "--speculative-num-steps",
+                self.speculative_num_steps.is_some(),
+                "--speculative-config (num_speculative_tokens)",
+            ),
+            (
+                "--speculative-eagle-topk",
+                self.speculative_eagle_topk.is_some(),
+                "",
+            ),
+            (
+                "--speculative-num-draft-tokens",
+                self.speculative_num_draft_tokens.is_some(),
+                "--speculative-config (num_speculative_tokens)",
             ),
         ]
     }
@@ -90,7 +115,11 @@ impl Deployment {
                 self.disable_hybrid_kv_cache_manager,
                 "",
             ),
-            ("--speculative-config", self.speculative_config.is_some(), ""),
+            (
+                "--speculative-config",
+                self.speculative_config.is_some(),
+                "--speculative-algorithm and --speculative-draft-model-path",
+            ),
             ("--enable-lora", self.enable_lora, ""),
             ("--max-loras", self.max_loras.is_some(), ""),
             ("--max-lora-rank", self.max_lora_rank.is_some(), ""),
@@ -107,8 +136,8 @@ impl Deployment {
     /// SGLang's settings.
     ///
     /// # Errors
-    /// If a flag means nothing to SGLang or a value cannot be read.
-    pub(super) fn sglang(&self) -> Result<sglang::Settings> {
+    /// If a flag means nothing to SGLang, a value cannot be read, or the drafter is not found.
+    pub(super) fn sglang(&self, model: &str, target: Option<&Model>) -> Result<sglang::Settings> {
         Self::refuse("sglang", &self.of_llamacpp())?;
         Self::refuse("sglang", &self.of_vllm())?;
         Self::refuse(
@@ -176,10 +205,41 @@ impl Deployment {
                 })
                 .transpose()?,
             language_model_only: self.language_model_only,
+            speculative: self.sglang_speculative(model, target)?,
             ..sglang::Settings::default()
         };
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// SGLang's speculative decoding.
+    fn sglang_speculative(&self, model: &str, target: Option<&Model>) -> Result<Option<sglang::Speculative>> {
+        let Some(algorithm) = &self.speculative_algorithm else {
+            return match &self.speculative_draft_model_path {
+                Some(_) => Err(Error::input(
+                    "--speculative-draft-model-path needs --speculative-algorithm",
+                )),
+                None => Ok(None),
+            };
+        };
+        let algorithm = sglang::Algorithm::parse(algorithm)?;
+        let drafter = match &self.speculative_draft_model_path {
+            None => sglang::Drafter::Unnamed,
+            Some(path) if path == model || self.model.as_ref() == Some(path) => sglang::Drafter::Target,
+            Some(path) => sglang::Drafter::Model(Box::new(speculative::of_sglang(
+                path,
+                algorithm,
+                target,
+                self.lookup,
+            )?)),
+        };
+        Ok(Some(sglang::Speculative {
+            algorithm,
+            num_steps: self.speculative_num_steps,
+            eagle_topk: self.speculative_eagle_topk,
+            num_draft_tokens: self.speculative_num_draft_tokens,
+            drafter,
+        }))
     }
 
     /// llama.cpp's settings, for a file if there is one.

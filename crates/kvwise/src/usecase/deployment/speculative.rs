@@ -2,6 +2,7 @@
 
 use kvwise_core::arch::family::{self, Eagle};
 use kvwise_core::arch::{Config, Model};
+use kvwise_core::engine::sglang::Algorithm;
 use kvwise_core::engine::vllm::{Draft, Method, Speculative};
 use kvwise_core::{Error, Result};
 use kvwise_io::model::{Checkpoint, Found};
@@ -94,7 +95,12 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: Lookup) -> Result
             if own {
                 None
             } else {
-                Some(Box::new(draft(found, method, target)?))
+                Some(Box::new(draft(
+                    "--speculative-config model",
+                    found,
+                    method,
+                    target,
+                )?))
             }
         }
         _ => None,
@@ -140,8 +146,27 @@ fn method(given: &Given, config: Option<&Config>) -> Result<Method> {
     })
 }
 
-fn draft(found: Found, method: Method, target: Option<&Model>) -> Result<Draft> {
-    let place = "--speculative-config model";
+/// The drafter that `--speculative-draft-model-path` of SGLang names.
+///
+/// # Errors
+/// If it cannot be found or read as a drafter of this algorithm.
+pub(super) fn of_sglang(
+    path: &str,
+    algorithm: Algorithm,
+    target: Option<&Model>,
+    lookup: Lookup,
+) -> Result<Draft> {
+    let place = "--speculative-draft-model-path";
+    let found = lookup.find(path, None).map_err(|e| e.at(place))?;
+    let method = match algorithm {
+        Algorithm::Eagle => Method::Eagle,
+        Algorithm::Eagle3 => Method::Eagle3,
+        Algorithm::Standalone | Algorithm::Ngram => Method::DraftModel,
+    };
+    draft(place, found, method, target)
+}
+
+fn draft(place: &str, found: Found, method: Method, target: Option<&Model>) -> Result<Draft> {
     let tensors = match &found.checkpoint {
         Some(Checkpoint::Tensors(headers)) => Some(headers),
         _ => None,

@@ -12,7 +12,7 @@ use super::command::why;
 use crate::report::generate::Argument;
 
 /// Fields of a deployment and the flags of SGLang 0.5.23 that say the same.
-const FLAGS: [(&str, &str); 23] = [
+const FLAGS: [(&str, &str); 28] = [
     ("revision", "--revision"),
     ("tensor_parallel_size", "--tp-size"),
     ("pipeline_parallel_size", "--pp-size"),
@@ -37,6 +37,11 @@ const FLAGS: [(&str, &str); 23] = [
     ("no_async_scheduling", "--disable-overlap-schedule"),
     ("attention_backend", "--attention-backend"),
     ("language_model_only", "--language-model-only"),
+    ("speculative_algorithm", "--speculative-algorithm"),
+    ("speculative_draft_model_path", "--speculative-draft-model-path"),
+    ("speculative_num_steps", "--speculative-num-steps"),
+    ("speculative_eagle_topk", "--speculative-eagle-topk"),
+    ("speculative_num_draft_tokens", "--speculative-num-draft-tokens"),
 ];
 
 /// Fields that SGLang's plan knows or passes over, but no flag of its server says.

@@ -159,18 +159,24 @@ fn graphs(boot: &Boot, causes: &mut Vec<Cause>) {
     }
 }
 
-/// SGLang's ranks had more free than planned: their communication buffers were not there.
+/// SGLang's ranks had more free than planned: they talk over another link than was planned for.
 fn communication(case: &Case, rows: &[Row], causes: &mut Vec<Cause>) {
-    let more = rows.iter().any(|row| {
-        row.name == "free_before_load" && row.status.is_wrong() && row.error.is_some_and(|error| error > 0.0)
+    let error = rows
+        .iter()
+        .find(|row| row.name == "free_before_load" && row.status.is_wrong())
+        .and_then(|row| row.error);
+    let (Some(error), true) = (error, case.plan.gpu.count > 1) else {
+        return;
+    };
+    causes.push(Cause {
+        term: "free_before_load",
+        cause: format!(
+            "{} was free before loading than with communication buffers as over {}: --interconnect says how the GPUs talk",
+            if error > 0.0 { "more" } else { "less" },
+            if case.resolved.hardware().pcie_only { "PCIe" } else { "NVLink" }
+        ),
+        evidence: None,
     });
-    if more && case.plan.gpu.count > 1 {
-        causes.push(Cause {
-            term: "free_before_load",
-            cause: "the plan takes communication buffers as between GPUs with NVLink; over PCIe they were not there when the engine measured (--overhead says what the context takes)".to_owned(),
-            evidence: None,
-        });
-    }
 }
 
 /// Memory that others held before the start.

@@ -73,15 +73,17 @@ pub(super) fn sglang(boot: &Boot, found: &mut Found) {
     for name in taken {
         found.note(name, "in the log");
     }
-    for (name, what) in [
-        ("speculative_algorithm", "its drafter's weights and cache are"),
-        ("max_mamba_cache_size", "this size of the recurrent states is"),
-    ] {
-        if let Some(value) = text(name) {
-            found
-                .warnings
-                .push(format!("the server has {name}={value}: {what} not planned"));
-        }
+    if let Some(algorithm) = text("speculative_algorithm")
+        && !drafter(boot, &algorithm, found)
+    {
+        found.warnings.push(format!(
+            "the server has speculative_algorithm={algorithm}: its drafter's weights and cache are not planned"
+        ));
+    }
+    if let Some(value) = text("max_mamba_cache_size") {
+        found.warnings.push(format!(
+            "the server has max_mamba_cache_size={value}: this size of the recurrent states is not planned"
+        ));
     }
     if boot.flags.is_empty() {
         found
@@ -89,6 +91,30 @@ pub(super) fn sglang(boot: &Boot, found: &mut Found) {
             .push("the log does not show the server's arguments: the defaults are planned".to_owned());
     }
     quantization(boot, found);
+}
+
+/// SGLang's drafter, where its model is one that can be found.
+fn drafter(boot: &Boot, algorithm: &str, found: &mut Found) -> bool {
+    let text = |name: &str| boot.flags.get(name).and_then(Value::text);
+    let path = text("speculative_draft_model_path");
+    let own = path.is_some() && path == text("model_path");
+    let drafter = match (&path, own) {
+        (Some(_), true) => found.deployment.model.clone(),
+        (Some(path), false) => known_name(path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)),
+        (None, _) => None,
+    };
+    if sglang::Algorithm::parse(algorithm).is_err() || path.is_some() && drafter.is_none() {
+        return false;
+    }
+    let count = |name: &str| boot.flags.get(name).and_then(Value::count);
+    let d = &mut found.deployment;
+    d.speculative_algorithm = Some(algorithm.to_owned());
+    d.speculative_draft_model_path = drafter;
+    d.speculative_num_steps = count("speculative_num_steps");
+    d.speculative_eagle_topk = count("speculative_eagle_topk");
+    d.speculative_num_draft_tokens = count("speculative_num_draft_tokens");
+    found.note("speculative_algorithm", "in the log");
+    true
 }
 
 /// llama.cpp's file, context and placement.

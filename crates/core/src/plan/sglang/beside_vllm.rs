@@ -1,0 +1,102 @@
+//! What vLLM would make of the same GPU, beside SGLang's derivation.
+
+use crate::engine::{sglang, vllm};
+use crate::plan::evaluation::Evaluation;
+use crate::plan::ledger::Step;
+use crate::plan::request::Request;
+use crate::units::{grouped, human_bytes};
+
+/// The same deployment by vLLM's rules, as steps of the derivation. Where vLLM refuses it, that is all there is to say.
+pub(super) fn beside_vllm(
+    evaluation: &mut Evaluation,
+    request: &Request,
+    settings: &sglang::Settings,
+    reserve: u64,
+) {
+    let as_vllm = vllm::Settings {
+        tensor_parallel_size: settings.attention_tp(),
+        data_parallel_size: settings.attention_dp(),
+        pipeline_parallel_size: settings.pp(),
+        enable_expert_parallel: settings.expert_parallel,
+        dtype: settings.dtype,
+        quantization: settings.quantization.clone(),
+        kv_cache_dtype: match settings.kv_cache_dtype {
+            sglang::KvDtype::Auto => vllm::KvDtype::Auto,
+            sglang::KvDtype::Bfloat16 => vllm::KvDtype::Bfloat16,
+            sglang::KvDtype::Fp8E4m3 => vllm::KvDtype::Fp8,
+            sglang::KvDtype::Fp8E5m2 => vllm::KvDtype::Fp8E5m2,
+            sglang::KvDtype::Mxfp8 | sglang::KvDtype::Fp4MxBlock16 => {
+                evaluation.steps.push(
+                    Step::new(
+                        "vLLM on the same GPU",
+                        format!("vLLM has no {} KV cache", settings.kv_cache_dtype.name()),
+                        "not planned",
+                    )
+                    .of("vLLM 0.32.0, as --engine vllm plans it"),
+                );
+                return;
+            }
+            sglang::KvDtype::Nvfp4 => vllm::KvDtype::Nvfp4,
+        },
+        language_model_only: settings.language_model_only,
+        ..vllm::Settings::default()
+    };
+    let source = "vLLM 0.32.0, as --engine vllm plans it";
+    let other = match crate::plan::vllm::evaluate(request, &as_vllm) {
+        Ok(other) => other,
+        Err(error) => {
+            evaluation
+                .steps
+                .push(Step::new("vLLM on the same GPU", error.to_string(), "not planned").of(source));
+            return;
+        }
+    };
+    let tokens = |e: &Evaluation| e.kv_cache.as_ref().map_or(0, |kv| kv.capacity_tokens);
+    let (ours, theirs) = (tokens(evaluation), tokens(&other));
+    evaluation.steps.push(
+        Step::new(
+            "vLLM on the same GPU",
+            format!(
+                "{} of {} - {} weights - {} measured for activations, graphs and context",
+                human_bytes(other.budget_bytes),
+                human_bytes(other.gpu_bytes),
+                human_bytes(other.weights.bytes),
+                human_bytes(other.overhead_bytes())
+            ),
+            other.refused.clone().unwrap_or_else(|| {
+                format!(
+                    "{} of KV cache, {} tokens",
+                    human_bytes(other.available_bytes),
+                    grouped(theirs)
+                )
+            }),
+        )
+        .of(source),
+    );
+    if other.refused.is_some() || evaluation.refused.is_some() {
+        return;
+    }
+    let (more, fewer) = (ours.max(theirs), ours.min(theirs));
+    evaluation.steps.push(Step::new(
+        "difference",
+        format!(
+            "SGLang keeps {} free by rule, vLLM {} ({} outside of its budget and what it measures){}",
+            human_bytes(reserve),
+            human_bytes(
+                (other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes))
+                    .saturating_add(other.overhead_bytes())
+            ),
+            human_bytes(other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes)),
+            if evaluation.kv_cache.as_ref().is_some_and(|kv| kv.groups.len() > 1) {
+                "; vLLM's tokens count requests of the full length, SGLang's are slots of the full pool"
+            } else {
+                ""
+            }
+        ),
+        format!(
+            "SGLang holds {} tokens {}",
+            grouped(more - fewer),
+            if ours >= theirs { "more" } else { "fewer" }
+        ),
+    ));
+}
