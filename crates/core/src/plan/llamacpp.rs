@@ -1,13 +1,14 @@
 //! llama.cpp's rules on a request: where the layers go, the caches it allocates at start, and the buffers beside them.
 
 use super::budget::Spread;
+use super::calibration::Correction;
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::{LlamaCpp, Request};
 use crate::engine::llamacpp::convert::{self, Mix};
-use crate::engine::llamacpp::{Caches, Hparams, Placement, Settings, Weights, caches, place};
+use crate::engine::llamacpp::{Caches, Hparams, Placement, Settings, Weights, caches, compute, place};
 use crate::units::{MIB, grouped, human_bytes};
 use crate::{Error, Result};
 
@@ -87,19 +88,30 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         human_bytes(host_bytes),
     ));
 
+    let site = request
+        .policy
+        .site
+        .filter(|site| matches!(site, Correction::Deployment { .. }));
     let overhead = match request.policy.overhead_bytes {
         Some(bytes) => vec![Term::exact("overhead", bytes, "--overhead")],
         None if offloaded == 0 => Vec::new(),
-        None => vec![
-            compute_buffer(&model, &settings, &caches),
-            Term::estimated(
-                "cuda_context",
-                Basis::Assumed,
-                CONTEXT_BYTES,
-                (CONTEXT_BYTES / 2, CONTEXT_BYTES * 2),
-                "context of one process",
-            ),
-        ],
+        None => {
+            let mut terms = vec![
+                Term::estimated(
+                    "cuda_context",
+                    Basis::Assumed,
+                    CONTEXT_BYTES,
+                    (CONTEXT_BYTES / 2, CONTEXT_BYTES * 2),
+                    "context of one process",
+                ),
+                compute_buffer(&model, &settings, &caches, offloaded == all),
+            ];
+            if let Some(correction) = site {
+                // The last one takes the difference that the logs show.
+                let _sum = correction.apply(&mut terms, Spread::exact(0));
+            }
+            terms
+        }
     };
     for term in &overhead {
         steps.push(Step::new(
@@ -122,10 +134,15 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
             "weights",
             basis,
             device.weights,
-            (
-                device.weights - device.weights / 20,
-                device.weights.saturating_add(device.weights / 12),
-            ),
+            if site.is_some() {
+                // Their difference is in the sum that the logs show.
+                (device.weights, device.weights)
+            } else {
+                (
+                    device.weights - device.weights / 20,
+                    device.weights.saturating_add(device.weights / 12),
+                )
+            },
             formula,
         ),
     };
@@ -374,37 +391,15 @@ fn per_token(model: &Hparams, settings: &Settings, placement: &Placement, gpu: u
     Ok(at(long + 256)?.saturating_sub(at(long)?) / 256)
 }
 
-/// The buffer for intermediate results: the mask of a batch against the cache, and the larger of a layer's and the
-/// output's results; without flash attention also the scores. Logs of Llama-3.1-8B with 8192 tokens of context show
-/// 258 MiB with and 560 MiB without (this gives 266 and 616).
-fn compute_buffer(model: &Hparams, settings: &Settings, caches: &Caches) -> Term {
-    let batch = settings.ubatch_size.min(settings.batch_size).min(caches.ctx);
-    let words = |n: u64| n.saturating_mul(batch).saturating_mul(4);
-    let mask = words(caches.cells);
-    let logits = words(model.vocabulary);
-    let layer = words(
-        model
-            .embedding
-            .saturating_mul(4)
-            .saturating_add(model.feed_forward.saturating_mul(2)),
-    );
-    let scores = if settings.flash_attn {
-        0
-    } else {
-        words(model.heads.saturating_mul(caches.cells))
-    };
-    let best = logits.max(layer.saturating_add(scores)).saturating_add(mask);
+/// The buffer for intermediate results.
+fn compute_buffer(model: &Hparams, settings: &Settings, caches: &Caches, offloaded_all: bool) -> Term {
+    let made = compute(model, settings, caches, offloaded_all);
     Term::estimated(
         "compute_buffer",
-        Basis::Assumed,
-        best,
-        (best / 2, best.saturating_mul(2)),
-        format!(
-            "{batch} tokens x 4 B x (max({} logits, {} of a layer) + {} of the mask)",
-            grouped(model.vocabulary),
-            grouped((layer.saturating_add(scores)) / batch.max(1) / 4),
-            grouped(caches.cells)
-        ),
+        Basis::Fitted,
+        made.bytes,
+        (made.low_bytes, made.high_bytes),
+        made.formula,
     )
 }
 

@@ -164,6 +164,10 @@ mod tests {
             context_length: 4096,
             embedding: 256,
             feed_forward: 512,
+            dense_feed_forward: 0,
+            expert_feed_forward: 0,
+            gated: true,
+            mixer_width: 0,
             heads: 2,
             vocabulary: 128,
             layers: layers

@@ -1,9 +1,10 @@
 //! Configurations as llama.cpp's converter would write them: for planning before there is a GGUF file.
 
 use super::gguf::Header;
-use super::hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
+use super::hparams::{Attention, Hparams, Layer, Recurrent, Sliding, mixer_width};
 use super::place::Weights;
-use crate::arch::{self, Cache, CacheKind, Heads, Model, Outside, Place, Role, State, Weight};
+use crate::arch::weight::Shard;
+use crate::arch::{self, Cache, CacheKind, Heads, Model, Op, Outside, Parallel, Place, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -141,19 +142,106 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
         }
         layers.push(out);
     }
+    let widths_of = FeedForward::of(model);
     Ok(Hparams {
         architecture: model.architecture.clone(),
         context_length: model.max_position.unwrap_or(0),
         embedding: model.hidden_size,
-        feed_forward: model.hidden_size.saturating_mul(4),
+        feed_forward: widths_of.feed_forward,
+        dense_feed_forward: widths_of.feed_forward,
+        expert_feed_forward: widths_of.expert,
+        gated: widths_of.gated,
+        mixer_width: model
+            .layers
+            .iter()
+            .flat_map(|layer| &layer.caches)
+            .map(|cache| match &cache.kind {
+                CacheKind::State(state) => mixer(state),
+                _ => 0,
+            })
+            .max()
+            .unwrap_or(0),
         heads: model.num_attention_heads,
         vocabulary: model.vocab_size,
         layers,
         sliding,
         mla,
         head_widths: widths,
-        experts: (0, 0),
+        experts: widths_of.experts,
     })
+}
+
+/// Widths of the feed-forward parts.
+struct FeedForward {
+    feed_forward: u64,
+    expert: u64,
+    experts: (u64, u64),
+    gated: bool,
+}
+
+impl FeedForward {
+    fn of(model: &Model) -> Self {
+        let mut out = Self {
+            feed_forward: 0,
+            expert: 0,
+            experts: (0, 0),
+            gated: false,
+        };
+        let mut widest_outputs = 0;
+        for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
+            match &weight.op {
+                Op::Experts {
+                    experts,
+                    top_k,
+                    intermediate,
+                    gated,
+                    ..
+                } => {
+                    out.expert = out.expert.max(*intermediate);
+                    out.experts = (*experts, *top_k);
+                    out.gated |= gated;
+                }
+                Op::Linear { .. } if matches!(weight.role, Role::Mlp | Role::SharedExpert) => {
+                    // What cannot be divided by one is nothing that a layer could run.
+                    let Ok(Shard::Linear { inputs, outputs, .. }) = weight.shard(&Parallel::default()) else {
+                        continue;
+                    };
+                    let sum = outputs.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+                    if sum == model.hidden_size {
+                        out.feed_forward = out.feed_forward.max(inputs);
+                    } else {
+                        widest_outputs = widest_outputs.max(sum);
+                    }
+                }
+                _ => {}
+            }
+        }
+        out.gated |= out.feed_forward > 0 && widest_outputs >= out.feed_forward.saturating_mul(2);
+        if out.feed_forward == 0 && out.expert == 0 {
+            out.feed_forward = model.hidden_size.saturating_mul(4);
+        }
+        out
+    }
+}
+
+/// Elements alive in a recurrent layer, as for a file.
+fn mixer(state: &State) -> u64 {
+    match state {
+        State::Mamba1 { inner, .. } => mixer_width(*inner, 0, 0),
+        State::Mamba2 {
+            inner, groups, state, ..
+        } => mixer_width(*inner, *groups, *state),
+        State::GatedDelta {
+            k_heads,
+            v_heads,
+            k_dim,
+            v_dim,
+            ..
+        } => mixer_width(v_heads.saturating_mul(*v_dim), *k_heads, *k_dim),
+        State::Kda { heads, dim, .. } => mixer_width(heads.saturating_mul(*dim), *heads, *dim),
+        State::ShortConv { hidden, .. } => mixer_width(*hidden, 0, 0),
+        State::Linear { .. } => 0,
+    }
 }
 
 fn recurrent(state: &State) -> Result<Recurrent> {

@@ -27,7 +27,7 @@ struct Run {
 }
 
 /// The metadata as the reader of files would give it.
-fn header(metadata: &Map<String, Value>) -> Header {
+pub(super) fn header(metadata: &Map<String, Value>) -> Header {
     let mut header = Header {
         version: 3,
         ..Header::default()
@@ -51,7 +51,7 @@ fn header(metadata: &Map<String, Value>) -> Header {
     header
 }
 
-fn settings(run: &Map<String, Value>) -> Settings {
+pub(super) fn settings(run: &Map<String, Value>) -> Settings {
     let mut s = Settings {
         ctx_size: Some(4096),
         ..Settings::default()

@@ -54,6 +54,14 @@ pub struct Hparams {
     pub embedding: u64,
     /// Width of the widest feed-forward part.
     pub feed_forward: u64,
+    /// Width of the feed-forward parts without routed experts (dense layers, shared experts) in a model that has some.
+    pub dense_feed_forward: u64,
+    /// Width of one routed expert; 0 where the metadata leaves it at the feed-forward's.
+    pub expert_feed_forward: u64,
+    /// Whether feed-forward parts have a gate.
+    pub gated: bool,
+    /// Elements of one token that are alive at once in a recurrent layer.
+    pub mixer_width: u64,
     /// Query heads of the layer that has most.
     pub heads: u64,
     /// Tokens in the vocabulary.
@@ -86,6 +94,24 @@ const WITHOUT_CACHE: [&str; 14] = [
     "llada-moe",
     "rnd1",
     "t5encoder",
+];
+
+/// Architectures whose feed-forward parts have no gate.
+const UNGATED: [&str; 14] = [
+    "falcon",
+    "gpt2",
+    "gptj",
+    "gptneox",
+    "mpt",
+    "starcoder",
+    "starcoder2",
+    "bloom",
+    "codeshell",
+    "phi2",
+    "nemotron",
+    "nemotron_h",
+    "jais",
+    "apertus",
 ];
 
 /// Architectures whose every layer is recurrent.
@@ -338,6 +364,17 @@ impl Hparams {
             context_length: header.size("context_length")?.unwrap_or(0),
             embedding,
             feed_forward: feed_forward.iter().copied().max().unwrap_or(0),
+            dense_feed_forward: match header.size("leading_dense_block_count")?.unwrap_or(0) {
+                0 => header.size("expert_shared_feed_forward_length")?.unwrap_or(0),
+                _ => feed_forward.iter().copied().max().unwrap_or(0),
+            },
+            expert_feed_forward: header.size("expert_feed_forward_length")?.unwrap_or(0),
+            gated: !UNGATED.contains(&arch),
+            mixer_width: mixer_width(
+                header.size("ssm.inner_size")?.unwrap_or(0),
+                header.size("ssm.group_count")?.unwrap_or(0),
+                header.size("ssm.state_size")?.unwrap_or(0),
+            ),
             heads: heads.iter().copied().max().unwrap_or(0),
             vocabulary: header.vocabulary()?,
             layers,
@@ -353,6 +390,13 @@ impl Hparams {
             architecture: name,
         })
     }
+}
+
+/// Projections, convolution and gate of a recurrent layer: five times its inner width, and six times its groups' states.
+pub(super) fn mixer_width(inner: u64, groups: u64, state: u64) -> u64 {
+    inner
+        .saturating_mul(5)
+        .saturating_add(groups.saturating_mul(state).saturating_mul(6))
 }
 
 /// Whether the layers of an architecture are modelled, and which of them slide.

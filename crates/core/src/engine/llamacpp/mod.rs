@@ -2,10 +2,11 @@
 //!
 //! llama.cpp allocates everything at start: the weights where each layer is placed ([`mod@place`]), a cell of keys and
 //! values for every token of the context in every attention layer, smaller windows for sliding layers, and fixed states
-//! for recurrent ones ([`cache`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
+//! for recurrent ones ([`cache`]), and a buffer for the widest place of its graph ([`mod@compute`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
 //! from a configuration ([`convert`]).
 
 pub mod cache;
+pub mod compute;
 pub mod convert;
 pub mod ggml;
 pub mod gguf;
@@ -16,6 +17,7 @@ pub mod place;
 pub mod settings;
 
 pub use cache::{Caches, caches};
+pub use compute::{Compute, Outputs, compute};
 pub use ggml::GgmlType;
 pub use gguf::{Header, Meta, Tensor};
 pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};

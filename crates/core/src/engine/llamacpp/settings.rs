@@ -1,5 +1,6 @@
 //! What a user can say to llama.cpp about memory, under the names of `llama-server`'s flags.
 
+use super::compute::Outputs;
 use super::ggml::GgmlType;
 use super::hparams::Hparams;
 use crate::{Error, Result};
@@ -36,6 +37,8 @@ pub struct Settings {
     pub no_kv_offload: bool,
     /// GPUs.
     pub gpus: u64,
+    /// For which tokens of a batch logits are reserved.
+    pub outputs: Outputs,
 }
 
 impl Default for Settings {
@@ -54,6 +57,7 @@ impl Default for Settings {
             tensor_split: Vec::new(),
             no_kv_offload: false,
             gpus: 1,
+            outputs: Outputs::Sequences,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Each figure that SGLang or llama.cpp logs beside the planned one.
 
-use kvwise_core::engine::llamacpp::{caches, convert};
+use kvwise_core::engine::llamacpp::{self, Outputs, caches, compute, convert};
 use kvwise_core::engine::sglang::{Card, Pools, Settings, Static, pools, shape};
 use kvwise_core::plan::{Basis, LlamaCpp, Term};
 use kvwise_core::units::GIB;
@@ -205,6 +205,27 @@ fn pools_of_log(case: &Case, settings: &Settings) -> Result<Option<[Pools; 3]>> 
     Ok(made.try_into().ok())
 }
 
+/// For which tokens the build of the log reserved logits.
+fn outputs(case: &Case) -> Outputs {
+    let config = &case.boot.config;
+    let per_sequence = config.get("n_outputs_max").and_then(Value::count);
+    let apart = config.get("reserves_apart").and_then(Value::flag);
+    match (per_sequence, apart) {
+        (Some(n), _)
+            if n < case
+                .boot
+                .config
+                .get("n_ubatch")
+                .and_then(Value::count)
+                .unwrap_or(512) =>
+        {
+            Outputs::Sequences
+        }
+        (Some(_), _) | (None, Some(false)) => Outputs::Tokens,
+        (None, _) => Outputs::Unknown,
+    }
+}
+
 /// llama.cpp: weights on the GPUs, the caches it allocates, and its compute buffer.
 ///
 /// # Errors
@@ -252,6 +273,22 @@ pub(super) fn llamacpp(case: &Case, engine: &LlamaCpp, rows: &mut Vec<Row>) -> R
     };
     if let Some(hparams) = hparams.filter(|_| engine.settings.ctx_size.is_some()) {
         let made = caches(&hparams, &engine.settings)?;
+        // One GPU that holds all: with several, each has a part of the graph.
+        if loads.len() == 1 {
+            let settings = llamacpp::Settings {
+                outputs: outputs(case),
+                ..engine.settings.clone()
+            };
+            let buffer = compute(&hparams, &settings, &made, settings.gpu_layers.is_none());
+            let of = [buffer.bytes, buffer.low_bytes, buffer.high_bytes].map(|n| n as f64);
+            add(
+                "compute_buffer",
+                Unit::Bytes,
+                Basis::Fitted,
+                Some((of[0], of[1], of[2])),
+                boot.compute_bytes.map(of_figure),
+            );
+        }
         let sum = |lists: &[&[u64]]| {
             lists
                 .iter()
@@ -279,16 +316,6 @@ pub(super) fn llamacpp(case: &Case, engine: &LlamaCpp, rows: &mut Vec<Row>) -> R
             Basis::Exact,
             Some(exactly(sum(&[&made.state_bytes])?)),
             boot.state_bytes.map(of_figure),
-        );
-    }
-    if loads.len() <= 1 {
-        let buffer = component(case, "compute_buffer");
-        add(
-            "compute_buffer",
-            Unit::Bytes,
-            buffer.map_or(Basis::Assumed, |term| term.basis),
-            buffer.map(of_term),
-            boot.compute_bytes.map(of_figure),
         );
     }
     Ok(())

@@ -1,0 +1,339 @@
+//! The buffer for intermediate results of the worst graph that is reserved at start (llama.cpp b11549,
+//! `src/llama-context.cpp`, `sched_reserve`; the graphs in `src/llama-graph.cpp` and `src/models`).
+//!
+//! The allocator reuses what is no longer needed, so the buffer is as large as the widest place of the graph: in a layer the
+//! mask, four copies of the residual stream (five where the embedding is on the same device) and what is alive of the
+//! feed-forward, the attention or the recurrent part; or at the end the logits. Servers make logits for one token of each
+//! sequence; builds before the autumn of 2026, and other programs, for every token of a batch.
+//!
+//! The shares were read off 185 buffers that build b11549 reserved on the CPU for 31 models of real widths
+//! (`tests/data/llamacpp_compute.jsonl`): COMPUTE. What a GPU holds was checked with published logs that
+//! had no part in it (see `gpus_hold_what_published_logs_show`).
+
+use super::cache::Caches;
+use super::hparams::Hparams;
+use super::settings::Settings;
+
+/// For which tokens of a batch logits are reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outputs {
+    /// One of each sequence: today's servers (`n_outputs_max`).
+    #[default]
+    Sequences,
+    /// All: earlier builds, and programs that read every token's logits.
+    Tokens,
+    /// A log does not tell.
+    Unknown,
+}
+
+/// Bytes of the buffer with their interval, and what fills it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compute {
+    /// Best value.
+    pub bytes: u64,
+    /// Rarely less.
+    pub low_bytes: u64,
+    /// Rarely more.
+    pub high_bytes: u64,
+    /// Derivation.
+    pub formula: String,
+}
+
+/// Bytes of one activation.
+const ELEMENT_BYTES: u64 = 4;
+/// Copies of the residual stream that a GPU holds; the host keeps the first.
+const RESIDUALS: u64 = 4;
+
+/// Everything in bytes for one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Parts {
+    batch: u64,
+    mask: u64,
+    residual: u64,
+    feed_forward: u64,
+    attention: u64,
+    scores: u64,
+    recurrent: u64,
+    logits_of_one: u64,
+}
+
+impl Parts {
+    fn of(model: &Hparams, settings: &Settings, caches: &Caches) -> Self {
+        let batch = settings.ubatch_size.min(settings.batch_size).min(caches.ctx);
+        let rows = |width: u64| width.saturating_mul(batch).saturating_mul(ELEMENT_BYTES);
+        let attends = model.layers.iter().any(|l| l.attention.is_some());
+        let slides = model
+            .layers
+            .iter()
+            .any(|l| l.attention.is_some_and(|a| a.sliding));
+        let full = model
+            .layers
+            .iter()
+            .any(|l| l.attention.is_some_and(|a| !a.sliding));
+        // Masks are in 16 bits for flash attention.
+        let cells =
+            if full { caches.cells } else { 0 }.saturating_add(if slides { caches.window_cells } else { 0 });
+        let mask = cells
+            .saturating_mul(batch)
+            .saturating_mul(if settings.flash_attn { 2 } else { 4 });
+        // Gate, up and their product; classes without a gate work in place.
+        let dense = rows(model.feed_forward).saturating_mul(if model.gated { 3 } else { 1 });
+        let used = model.experts.1;
+        let feed_forward = if used > 0 {
+            let width = match model.expert_feed_forward {
+                0 => model.feed_forward,
+                width => width,
+            };
+            let hidden = rows(width).saturating_mul(used);
+            let outputs = rows(model.embedding).saturating_mul(used);
+            // The experts' outputs take the place of gate and up where they fit in.
+            let fits = outputs <= hidden.saturating_mul(2);
+            let routed = hidden
+                .saturating_mul(3)
+                .saturating_add(if fits { 0 } else { outputs });
+            routed.max(rows(model.dense_feed_forward).saturating_mul(3))
+        } else {
+            dense
+        };
+        let widths = model.layers.iter().filter_map(|l| l.attention).map(|a| a.keys);
+        let keys = widths.max().unwrap_or(0);
+        let queries = model.heads.saturating_mul(model.head_widths.0);
+        let attention = if model.mla {
+            // Queries and results in the latent space, and the queries' own heads, which are a third as wide.
+            let absorbed = keys.saturating_mul(2).saturating_add(keys / 3);
+            rows(model.heads.saturating_mul(absorbed))
+        } else {
+            rows(queries).saturating_mul(2)
+        };
+        let (scores, beside) = if settings.flash_attn {
+            (0, 0)
+        } else {
+            (
+                model
+                    .heads
+                    .saturating_mul(caches.cells)
+                    .saturating_mul(batch)
+                    .saturating_mul(ELEMENT_BYTES),
+                if model.mla {
+                    0
+                } else {
+                    rows(keys).saturating_mul(2)
+                },
+            )
+        };
+        Self {
+            batch,
+            mask: if attends { mask } else { 0 },
+            residual: rows(model.embedding),
+            feed_forward,
+            attention: if attends {
+                attention.saturating_add(beside)
+            } else {
+                0
+            },
+            scores: if attends { scores } else { 0 },
+            recurrent: rows(model.mixer_width),
+            logits_of_one: model.vocabulary.saturating_mul(ELEMENT_BYTES),
+        }
+    }
+
+    /// The widest place of a layer.
+    fn layer(&self, residuals: u64) -> u64 {
+        let widest = self
+            .feed_forward
+            .max(self.attention.saturating_add(self.scores))
+            .max(self.recurrent);
+        self.residual
+            .saturating_mul(residuals)
+            .saturating_add(self.mask)
+            .saturating_add(widest)
+    }
+
+    /// The logits of so many tokens, with the rows that they are made of.
+    fn end(&self, outputs: u64) -> u64 {
+        let outputs = outputs.min(self.batch);
+        self.logits_of_one
+            .saturating_mul(outputs)
+            .saturating_add(self.residual / self.batch.max(1) * outputs)
+    }
+}
+
+/// The buffer on a GPU that holds all layers and the output.
+pub fn compute(model: &Hparams, settings: &Settings, caches: &Caches, offloaded_all: bool) -> Compute {
+    let parts = Parts::of(model, settings, caches);
+    let of_sequences = parts.layer(RESIDUALS).max(parts.end(settings.parallel));
+    // Earlier builds copied masks in 32 bits and made those of flash attention of them.
+    let old_mask = if settings.flash_attn {
+        parts.mask.saturating_mul(2)
+    } else {
+        0
+    };
+    let old_attention = (parts.residual.saturating_mul(RESIDUALS))
+        .saturating_add(parts.mask)
+        .saturating_add(old_mask)
+        .saturating_add(parts.attention.saturating_add(parts.scores));
+    let of_tokens = parts
+        .layer(RESIDUALS)
+        .max(old_attention)
+        .max(parts.end(parts.batch));
+    let (best, least, most) = match settings.outputs {
+        Outputs::Sequences => (of_sequences, of_sequences, of_sequences),
+        Outputs::Tokens => (of_tokens, of_tokens, of_tokens),
+        Outputs::Unknown => (of_tokens, of_sequences.min(of_tokens), of_tokens),
+    };
+    let tokens = match settings.outputs {
+        Outputs::Sequences => settings.parallel.min(parts.batch),
+        Outputs::Tokens | Outputs::Unknown => parts.batch,
+    };
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / 1_048_576.0);
+    Compute {
+        bytes: best,
+        low_bytes: least - least / 7,
+        // Weights of layers that stay with the host are copied for large batches.
+        high_bytes: if offloaded_all {
+            most.saturating_add(most / 5)
+        } else {
+            most.saturating_mul(3)
+        },
+        formula: format!(
+            "{} tokens: max(mask {} + {RESIDUALS} residuals {} + widest of feed-forward {}, attention {}, recurrent {} MiB; logits of {tokens}: {} MiB)",
+            parts.batch,
+            mib(parts.mask),
+            mib(parts.residual.saturating_mul(RESIDUALS)),
+            mib(parts.feed_forward),
+            mib(parts.attention.saturating_add(parts.scores)),
+            mib(parts.recurrent),
+            mib(parts.end(tokens))
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::{Map, Value};
+
+    use super::super::cache::caches;
+    use super::super::convert;
+    use super::super::golden::{header, settings};
+    use super::*;
+    use crate::arch::family;
+    use crate::catalogue;
+
+    #[derive(Deserialize)]
+    struct Row {
+        name: String,
+        metadata: Map<String, Value>,
+        runs: Vec<(Map<String, Value>, f64)>,
+    }
+
+    /// On the CPU everything is in one buffer: the inputs are never given back, and there is one residual more.
+    fn on_cpu(parts: &Parts, outputs: u64) -> u64 {
+        let end = parts.mask + parts.residual * RESIDUALS + parts.end(outputs);
+        parts.layer(RESIDUALS + 1).max(end)
+    }
+
+    #[test]
+    fn buffers_are_those_that_the_engine_reserved() {
+        let (mut near, mut count) = (0, 0);
+        for line in include_str!("../../../tests/data/llamacpp_compute.jsonl").lines() {
+            let row: Row = serde_json::from_str(line).unwrap();
+            let model = Hparams::read(&header(&row.metadata)).unwrap();
+            for (run, mib) in &row.runs {
+                let mut run = run.clone();
+                let outputs = run.remove("out").and_then(|n| n.as_u64()).unwrap();
+                let settings = settings(&run);
+                let made = caches(&model, &settings).unwrap();
+                let ours = on_cpu(&Parts::of(&model, &settings, &made), outputs) as f64 / 1_048_576.0;
+                let error = (ours / mib - 1.0).abs();
+                assert!(error < 0.25, "{} {run:?}: {ours:.2} instead of {mib}", row.name);
+                near += usize::from(error < 0.02);
+                count += 1;
+            }
+        }
+        assert!(count > 180 && near * 100 >= count * 85, "{near} of {count}");
+    }
+
+    fn hparams(name: &str) -> Hparams {
+        let config = catalogue::find(name).unwrap().config().unwrap();
+        match family::read(name, &config).unwrap() {
+            family::Reading::Model(model) => convert::hparams(&model).unwrap(),
+            family::Reading::Refused(r) => panic!("{}", r.reason),
+        }
+    }
+
+    /// Logs of CUDA servers: model, context, sequences, batch, flash attention, whether logits of every token were
+    /// reserved, and MiB as logged. Sources: a log of 2026-10-08 (Qwen3-4B), a README with build b7342 (Qwen3-30B-A3B),
+    /// llama.cpp's own logs of Llama-3.1-8B with and without flash attention, fedora-copr/logdetective pull request 106
+    /// (Mistral-7B), `GenerelSchwerz/llama.cpp` pull request 62 (a 27B model with the sizes of Qwen3.5-27B).
+    #[test]
+    fn gpus_hold_what_published_logs_show() {
+        for (name, ctx, parallel, ubatch, flash, outputs, logged) in [
+            ("Qwen/Qwen3-4B", 8192, 1, 512, true, Outputs::Sequences, 85.01),
+            (
+                "Qwen/Qwen3-30B-A3B",
+                65_536,
+                4,
+                512,
+                true,
+                Outputs::Tokens,
+                300.75,
+            ),
+            (
+                "meta-llama/Meta-Llama-3.1-8B",
+                8192,
+                1,
+                512,
+                true,
+                Outputs::Tokens,
+                258.5,
+            ),
+            (
+                "meta-llama/Meta-Llama-3.1-8B",
+                8192,
+                1,
+                512,
+                false,
+                Outputs::Tokens,
+                560.0,
+            ),
+            (
+                "mistralai/Mistral-7B-Instruct-v0.3",
+                32_768,
+                1,
+                512,
+                false,
+                Outputs::Tokens,
+                2144.0,
+            ),
+            ("Qwen/Qwen3.5-27B", 4096, 1, 512, true, Outputs::Tokens, 505.0),
+            ("Qwen/Qwen3.5-27B", 4096, 1, 512, true, Outputs::Sequences, 132.0),
+            ("Qwen/Qwen3.5-27B", 4096, 1, 2048, true, Outputs::Sequences, 568.0),
+        ] {
+            let settings = Settings {
+                ctx_size: Some(ctx),
+                parallel,
+                kv_unified: true,
+                ubatch_size: ubatch,
+                flash_attn: flash,
+                outputs,
+                ..Settings::default()
+            };
+            let model = hparams(name);
+            let made = caches(&model, &settings).unwrap();
+            let ours = compute(&model, &settings, &made, true);
+            let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+            assert!(
+                mib(ours.low_bytes) <= logged && logged <= mib(ours.high_bytes),
+                "{name}: {:.1} to {:.1} instead of {logged}",
+                mib(ours.low_bytes),
+                mib(ours.high_bytes)
+            );
+            assert!(
+                (mib(ours.bytes) / logged - 1.0).abs() < 0.12,
+                "{name}: {:.1}",
+                mib(ours.bytes)
+            );
+        }
+    }
+}
