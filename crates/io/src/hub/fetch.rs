@@ -38,6 +38,52 @@ struct Sibling {
     rfilename: String,
 }
 
+/// Why a repository was not described.
+pub(super) enum Undescribed {
+    /// The hub refused or was not reached.
+    Failed(Failure),
+    /// What it answered means nothing.
+    Nonsense(Error),
+}
+
+impl Undescribed {
+    /// The error to show, a refusal in the caller's words.
+    pub(super) fn or_explained(self, explain: &dyn Fn(&Failure) -> Error) -> Error {
+        match self {
+            Self::Failed(failure) => explain(&failure),
+            Self::Nonsense(error) => error,
+        }
+    }
+}
+
+/// The commit that a revision is, and the names of all files in it.
+pub(super) fn describe(
+    client: &Client,
+    id: &RepoId,
+    revision: &str,
+) -> std::result::Result<(String, Vec<String>), Undescribed> {
+    let path = format!("/api/models/{id}/revision/{}", revision.replace('/', "%2F"));
+    let bytes = client.whole(&path, MAX_INFO_BYTES).map_err(Undescribed::Failed)?;
+    let info: Info = serde_json::from_slice(&bytes).map_err(|e| {
+        Undescribed::Nonsense(
+            Error::input(format!(
+                "{}{path}: not what a hub says of a model: {e}",
+                client.endpoint()
+            ))
+            .hint("is HF_ENDPOINT the address of a Hugging Face hub?"),
+        )
+    })?;
+    if !store::is_commit(&info.sha) {
+        return Err(Undescribed::Nonsense(Error::input(format!(
+            "{}{path}: \"{}\" is not a commit",
+            client.endpoint(),
+            info.sha.chars().take(80).collect::<String>()
+        ))));
+    }
+    let names = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    Ok((info.sha, names))
+}
+
 /// Asks the hub and stores what it answers.
 ///
 /// # Errors
@@ -55,36 +101,21 @@ pub(super) fn fetch(
     })?;
     let refused = |failure: &Failure| explain(failure, client, id, revision);
     progress("description", 0, 1);
-    let path = format!("/api/models/{id}/revision/{}", revision.replace('/', "%2F"));
-    let bytes = client.whole(&path, MAX_INFO_BYTES).map_err(|f| refused(&f))?;
-    let info: Info = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::input(format!(
-            "{}{path}: not what a hub says of a model: {e}",
-            client.endpoint()
-        ))
-        .hint("is HF_ENDPOINT the address of a Hugging Face hub?")
-    })?;
-    if !store::is_commit(&info.sha) {
-        return Err(Error::input(format!(
-            "{}{path}: \"{}\" is not a commit",
-            client.endpoint(),
-            info.sha.chars().take(80).collect::<String>()
-        )));
-    }
-    if let Some(snapshot) = Snapshot::of_commit(&cache, id, &info.sha)? {
+    let (sha, names) = describe(client, id, revision).map_err(|e| e.or_explained(&refused))?;
+    if let Some(snapshot) = Snapshot::of_commit(&cache, id, &sha)? {
         // stored under another name of the same commit
         snapshot.name(&cache, revision)?;
         return snapshot.model(revision, Taken::OwnCache);
     }
-    let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     if !names.contains(&"config.json") {
         return Err(no_configuration(id, &names));
     }
 
-    let draft = Draft::new(&cache, id, &info.sha)?;
+    let draft = Draft::new(&cache, id, &sha)?;
     let whole = |name: &str, cap: usize| {
         client
-            .whole(&address(id, &info.sha, name), cap as u64)
+            .whole(&address(id, &sha, name), cap as u64)
             .map_err(|f| refused(&f))
     };
     progress("config.json", 0, 1);
@@ -108,7 +139,7 @@ pub(super) fn fetch(
         .map(|&name| name.to_owned())
         .collect();
     let wanted = folder::tensor_files(id.as_str(), &here, index.as_deref())?;
-    let tensor_files = headers(client, id, &info.sha, &wanted, &draft, &refused, progress)?;
+    let tensor_files = headers(client, id, &sha, &wanted, &draft, &refused, progress)?;
     let mut notes = Vec::new();
     if wanted.is_empty() {
         notes.push(format!(
@@ -121,10 +152,10 @@ pub(super) fn fetch(
 }
 
 /// Path of a file at a commit.
-fn address(id: &RepoId, commit: &str, name: &str) -> String {
+pub(super) fn address(id: &RepoId, commit: &str, name: &str) -> String {
     let mut path = format!("/{id}/resolve/{commit}/");
     for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+        if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
             path.push(char::from(byte));
         } else {
             path.push_str(&format!("%{byte:02X}"));
@@ -223,7 +254,9 @@ fn no_configuration(id: &RepoId, names: &[&str]) -> Error {
     let error = Error::unsupported(format!("{id} has no config.json on the hub"));
     let has = |what: &str| names.contains(&what);
     if names.iter().any(|n| n.to_ascii_lowercase().ends_with(".gguf")) {
-        error.hint("it holds GGUF files: download one and give the file, or give the original model's name")
+        error.hint(format!(
+            "it holds GGUF files: {id}:Q4_K_M plans one of them, the original model's name plans for other engines"
+        ))
     } else if has("adapter_config.json") {
         error.hint("it is an adapter: give its base model, with --enable-lora --max-lora-rank")
     } else if has("model_index.json") {
@@ -236,7 +269,7 @@ fn no_configuration(id: &RepoId, names: &[&str]) -> Error {
 }
 
 /// What a refusal means, and what to do.
-fn explain(failure: &Failure, client: &Client, id: &RepoId, revision: &str) -> Error {
+pub(super) fn explain(failure: &Failure, client: &Client, id: &RepoId, revision: &str) -> Error {
     let hub = client.endpoint();
     let code = failure.code.as_deref().unwrap_or_default();
     let token_says_no = failure

@@ -11,6 +11,7 @@
 
 mod client;
 mod fetch;
+pub mod gguf;
 mod id;
 mod settings;
 mod snapshot;
@@ -20,6 +21,7 @@ mod test_hub;
 #[cfg(test)]
 mod tests;
 
+pub use gguf::{GgufId, HubGguf, Pick};
 pub use id::RepoId;
 pub use settings::{Limits, Settings, Token};
 

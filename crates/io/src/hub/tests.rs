@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use kvwise_core::ErrorKind;
 
-use super::test_hub::{Asked, Reply, Repo, SHA, TestHub, safetensors};
+use super::test_hub::{Asked, Reply, Repo, SHA, Stored, TestHub, safetensors};
 use super::*;
 use crate::model::{self, Place};
+
+mod gguf;
 
 /// Waits that suit tests.
 const QUICK: Limits = Limits {

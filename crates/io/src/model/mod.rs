@@ -14,7 +14,7 @@ use kvwise_core::arch::{Config, shape};
 use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::{Error, ErrorKind, Result, catalogue};
 
-use crate::hub::{self, OnProgress, RepoId};
+use crate::hub::{self, GgufId, OnProgress, RepoId};
 pub use folder::Checkpoint;
 pub(crate) use quantization::QUANTIZATION_FILE;
 
@@ -74,6 +74,9 @@ pub fn find_anywhere(
     settings: &hub::Settings,
     progress: OnProgress,
 ) -> Result<Found> {
+    if let Some(wanted) = GgufId::parse(name).filter(|_| !Path::new(name).exists()) {
+        return gguf_on_hub(&wanted, revision, settings, progress);
+    }
     if let Some(found) = find_path(name)? {
         return Ok(found);
     }
@@ -109,6 +112,13 @@ pub fn find_anywhere(
                     None => Err(unknown.hint("models of the hub are written ORG/NAME")),
                 };
             }
+            if names_gguf(&id) {
+                let wanted = GgufId {
+                    id,
+                    pick: hub::Pick::Default,
+                };
+                return gguf_on_hub(&wanted, revision, settings, progress);
+            }
             hub::find(&id, revision, settings, progress)
                 .map(on_hub)
                 .map_err(|e| {
@@ -124,6 +134,36 @@ pub fn find_anywhere(
                 })
         }
     }
+}
+
+/// Whether a repository is named as one of GGUF files (`ORG/NAME-GGUF`).
+fn names_gguf(id: &RepoId) -> bool {
+    id.as_str().to_ascii_lowercase().ends_with("gguf")
+}
+
+/// Whether a model's name means a GGUF file: a path, a file of the hub, or a repository of them.
+pub fn is_gguf_name(name: &str) -> bool {
+    extension(Path::new(name)).as_deref() == Some("gguf")
+        || GgufId::parse(name).is_some()
+        || RepoId::parse(name).is_some_and(|id| id.has_organisation() && names_gguf(&id))
+}
+
+/// A GGUF file of the hub.
+fn gguf_on_hub(
+    wanted: &GgufId,
+    revision: Option<&str>,
+    settings: &hub::Settings,
+    progress: OnProgress,
+) -> Result<Found> {
+    let found = hub::gguf::find(wanted, revision, settings, progress)?;
+    Ok(Found {
+        name: found.name,
+        place: Place::Hub(found.origin),
+        config: Config::from_map(serde_json::Map::new()),
+        checkpoint: None,
+        notes: Vec::new(),
+        gguf: Some(Box::new(found.header)),
+    })
 }
 
 fn in_catalogue(entry: &catalogue::Entry) -> Result<Found> {

@@ -17,6 +17,7 @@ use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::{Error, Result};
 
 pub use reader::{MAX_HEADER_BYTES, read_header};
+pub(crate) use split::with_other_parts;
 
 /// Reads the header of a file, and of the other parts if it is split.
 ///
@@ -24,7 +25,7 @@ pub use reader::{MAX_HEADER_BYTES, read_header};
 /// If a file cannot be read or breaks a rule of the format, or a part is missing; the message names the file.
 pub fn read(path: &Path) -> Result<Header> {
     let first = read_one(path)?;
-    split::with_other_parts(path, first, read_one)
+    with_other_parts(path, first, Path::is_file, read_one)
 }
 
 fn read_one(path: &Path) -> Result<Header> {

@@ -22,9 +22,10 @@ fn parts_of(path: &Path) -> Option<(String, u64, u64)> {
 ///
 /// # Errors
 /// If parts are missing, contradict each other or repeat a tensor.
-pub(super) fn with_other_parts(
+pub(crate) fn with_other_parts(
     path: &Path,
     first: Header,
+    is_there: impl Fn(&Path) -> bool,
     read: impl Fn(&Path) -> Result<Header>,
 ) -> Result<Header> {
     let count = match first.metadata.get("split.count") {
@@ -55,7 +56,9 @@ pub(super) fn with_other_parts(
         )));
     };
     let file = |n: u64| -> PathBuf { path.with_file_name(format!("{name}-{n:05}-of-{named:05}.gguf")) };
-    let missing: Vec<u64> = (1..=count).filter(|&n| n != part && !file(n).is_file()).collect();
+    let missing: Vec<u64> = (1..=count)
+        .filter(|&n| n != part && !is_there(&file(n)))
+        .collect();
     if let Some(&one) = missing.first() {
         return Err(Error::not_found(format!(
             "{}: {} of the {count} parts are missing, {} is the first",
