@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use super::changed::{replan, with_generic, with_llamacpp, with_sglang, with_vllm};
+use super::evaluate;
 use super::report::Plan;
-use super::request::{Engine, Generic, Mode, Request};
-use super::{answer, evaluate};
-use crate::engine::vllm::{KvDtype, MaxModelLen, Settings};
+use super::request::{Engine, Mode, Request};
+use crate::engine::vllm::{KvDtype, MaxModelLen};
 use crate::engine::{llamacpp, sglang};
 use crate::units::{GIB, grouped};
 
@@ -50,57 +51,6 @@ pub(super) fn advise(request: &Request, plan: &mut Plan) {
     if plan.fix.is_none() && !plan.feasibility.fits {
         plan.fix = fallback(plan);
     }
-}
-
-/// The whole plan of a changed request; `None` if the change is an error.
-pub(super) fn replan(request: &Request) -> Option<Plan> {
-    let evaluation = evaluate(request).ok()?;
-    answer(request, &evaluation).ok()
-}
-
-/// The request with vLLM's settings changed; `None` for other engines.
-pub(super) fn with_vllm<'a>(
-    request: &Request<'a>,
-    change: impl FnOnce(&mut Settings),
-) -> Option<Request<'a>> {
-    let Engine::Vllm(settings) = &request.engine else {
-        return None;
-    };
-    let mut settings = settings.clone();
-    change(&mut settings);
-    let ranks = settings
-        .tensor_parallel_size
-        .saturating_mul(settings.pipeline_parallel_size)
-        .saturating_mul(settings.data_parallel_size);
-    let mut changed = Request {
-        engine: Engine::Vllm(settings),
-        explain: false,
-        ..request.clone()
-    };
-    changed.hardware.gpus = changed.hardware.gpus.max(ranks);
-    Some(changed)
-}
-
-/// The request with the generic engine's settings changed; `None` for other engines.
-pub(super) fn with_generic<'a>(
-    request: &Request<'a>,
-    change: impl FnOnce(&mut Generic),
-) -> Option<Request<'a>> {
-    let Engine::Generic(settings) = &request.engine else {
-        return None;
-    };
-    let mut settings = settings.clone();
-    change(&mut settings);
-    let ranks = settings
-        .tensor_parallel_size
-        .saturating_mul(settings.pipeline_parallel_size);
-    let mut changed = Request {
-        engine: Engine::Generic(settings),
-        explain: false,
-        ..request.clone()
-    };
-    changed.hardware.gpus = changed.hardware.gpus.max(ranks);
-    Some(changed)
 }
 
 /// Changes to try, the least invasive first.
@@ -183,15 +133,7 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
         }
     }
     if let Engine::Sglang(settings) = &request.engine {
-        let with = |change: &dyn Fn(&mut sglang::Settings)| {
-            let mut settings = settings.clone();
-            change(&mut settings);
-            Some(Request {
-                engine: Engine::Sglang(settings),
-                explain: false,
-                ..request.clone()
-            })
-        };
+        let with = |change: &dyn Fn(&mut sglang::Settings)| with_sglang(request, change);
         if settings.kv_cache_dtype == sglang::KvDtype::Auto {
             push(
                 "--kv-cache-dtype",
@@ -211,24 +153,18 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
             }
             for tp in [2, 4, 8, 16] {
                 if tp > settings.tp() {
-                    let changed = with(&|s| s.tensor_parallel_size = tp).map(|mut changed| {
-                        changed.hardware.gpus = changed.hardware.gpus.max(tp * settings.pp());
-                        changed
-                    });
-                    push("--tensor-parallel-size", tp.to_string(), changed);
+                    push(
+                        "--tensor-parallel-size",
+                        tp.to_string(),
+                        with(&|s| s.tensor_parallel_size = tp),
+                    );
                 }
             }
         }
     }
     if let Engine::LlamaCpp(engine) = &request.engine {
         let with = |change: &dyn Fn(&mut llamacpp::Settings)| {
-            let mut engine = engine.clone();
-            change(&mut engine.settings);
-            Some(Request {
-                engine: Engine::LlamaCpp(engine),
-                explain: false,
-                ..request.clone()
-            })
+            with_llamacpp(request, |engine| change(&mut engine.settings))
         };
         let q8 = llamacpp::GgmlType::by_name("q8_0");
         if let Some(q8) = q8.filter(|q8| engine.settings.cache_type_k.block_bytes * q8.block > q8.block_bytes)
@@ -278,14 +214,10 @@ fn most_layers(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
         (None, None) => return None,
     } as u64;
     let fits = |n: u64| {
-        let mut engine = engine.clone();
-        engine.settings.gpu_layers = Some(n);
-        let changed = Request {
-            engine: Engine::LlamaCpp(Box::new(engine)),
-            explain: false,
-            ..request.clone()
-        };
-        replan(&changed).is_some_and(|other| other.feasibility.fits)
+        with_llamacpp(request, |engine| engine.settings.gpu_layers = Some(n))
+            .as_ref()
+            .and_then(replan)
+            .is_some_and(|other| other.feasibility.fits)
     };
     // Fewer layers never need more of a GPU.
     let (mut yes, mut no) = (0, layers + 1);

@@ -24,6 +24,7 @@
 mod advise;
 pub mod budget;
 pub mod calibration;
+mod changed;
 mod evaluation;
 pub mod generic;
 pub mod ledger;

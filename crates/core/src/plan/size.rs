@@ -5,13 +5,17 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::advise::{replan, with_generic, with_vllm};
+use super::changed::{replan, with_generic, with_llamacpp, with_sglang, with_vllm};
 use super::report::Plan;
 use super::request::{Engine, Request, echo};
 use super::{Load, Quantization};
-use crate::engine::vllm::{KvDtype, MaxModelLen, Rules};
+use crate::engine::vllm::{MaxModelLen, Rules};
 use crate::units::grouped;
 use crate::{Error, Result};
+
+mod candidates;
+
+use candidates::candidates;
 
 /// Version of the JSON shape.
 pub const SCHEMA: &str = "kvwise.size/1";
@@ -84,7 +88,9 @@ pub struct Sizing {
     pub probability: f64,
     /// Fewest GPUs that meet the need; `null` if none up to the limit do.
     pub fewest_gpus: Option<Gpus>,
-    /// Smallest share of the memory that meets it, the other settings as given; `null` if none does.
+    /// The flag of the engine that says which share of the memory it takes; `null` where there is none.
+    pub utilization_flag: Option<&'static str>,
+    /// Smallest such share that meets it, the other settings as given; `null` if none does.
     pub smallest_utilization: Option<f64>,
     /// Longest context of the asked number of requests at once, with the settings as given.
     pub longest_context: u64,
@@ -103,9 +109,9 @@ pub struct Sizing {
 pub struct Gpus {
     /// How many.
     pub count: u64,
-    /// `--tensor-parallel-size`.
+    /// `--tensor-parallel-size`; 1 for llama.cpp, which spreads layers.
     pub tensor_parallel_size: u64,
-    /// `--pipeline-parallel-size`.
+    /// `--pipeline-parallel-size`; 1 for llama.cpp.
     pub pipeline_parallel_size: u64,
     /// Most requests of the asked context at once.
     pub most_requests: u64,
@@ -185,6 +191,7 @@ pub fn size(request: &Request, need: &Need) -> Result<Sizing> {
         concurrency: need.concurrency,
         probability: need.probability,
         fewest_gpus,
+        utilization_flag: utilization_flag(&request.engine),
         smallest_utilization,
         longest_context,
         most_requests,
@@ -234,15 +241,36 @@ fn fewest(request: &Request, need: &Need) -> Option<Gpus> {
                 s.tensor_parallel_size = tp;
                 s.pipeline_parallel_size = pp;
             })
+        })
+        .or_else(|| {
+            with_sglang(request, |s| {
+                s.tensor_parallel_size = tp;
+                s.pipeline_parallel_size = pp;
+            })
+        })
+        .or_else(|| {
+            with_llamacpp(request, |engine| {
+                engine.settings.gpus = tp * pp;
+                engine.settings.tensor_split.clear();
+            })
         })?;
         let plan = replan(&changed)?;
+        let spread = matches!(request.engine, Engine::LlamaCpp(_));
         need.met_by(&plan).then(|| Gpus {
             count: tp * pp,
-            tensor_parallel_size: tp,
-            pipeline_parallel_size: pp,
+            tensor_parallel_size: if spread { 1 } else { tp },
+            pipeline_parallel_size: if spread { 1 } else { pp },
             most_requests: plan.feasibility.max_concurrency_at_context.unwrap_or(0),
         })
     })
+}
+
+fn utilization_flag(engine: &Engine) -> Option<&'static str> {
+    match engine {
+        Engine::Vllm(_) | Engine::Generic(_) => Some("--gpu-memory-utilization"),
+        Engine::Sglang(_) => Some("--mem-fraction-static"),
+        Engine::LlamaCpp(_) => None,
+    }
 }
 
 fn smallest_utilization(request: &Request, need: &Need) -> Option<f64> {
@@ -255,7 +283,8 @@ fn smallest_utilization(request: &Request, need: &Need) -> Option<f64> {
     let share = |percent: u64| percent as f64 / 100.0;
     let meets = |percent: u64| {
         let changed = with_vllm(request, |s| s.gpu_memory_utilization = Some(share(percent)))
-            .or_else(|| with_generic(request, |s| s.gpu_memory_utilization = share(percent)));
+            .or_else(|| with_generic(request, |s| s.gpu_memory_utilization = share(percent)))
+            .or_else(|| with_sglang(request, |s| s.mem_fraction_static = Some(share(percent))));
         changed
             .as_ref()
             .and_then(replan)
@@ -292,7 +321,12 @@ fn widest_weights(request: &Request, need: &Need, plan: &Plan) -> Option<WeightF
         } else {
             Some(
                 with_vllm(request, |s| s.quantization = Some(name.to_owned()))
-                    .or_else(|| with_generic(request, |s| s.quantization = Quantization::parse(name)))?,
+                    .or_else(|| with_generic(request, |s| s.quantization = Quantization::parse(name)))
+                    .or_else(|| {
+                        // Made on load by SGLang: 8 bits alone.
+                        with_sglang(request, |s| s.quantization = Some(name.to_owned()))
+                            .filter(|_| name == "fp8")
+                    })?,
             )
         };
         let other = match &changed {
@@ -305,119 +339,6 @@ fn widest_weights(request: &Request, need: &Need, plan: &Plan) -> Option<WeightF
             most_requests: other.feasibility.max_concurrency_at_context.unwrap_or(0),
         })
     })
-}
-
-/// Single changes worth trying, with what each costs.
-fn candidates<'a>(request: &Request<'a>) -> Vec<(&'static str, String, Option<Request<'a>>, &'static str)> {
-    let mut out = Vec::new();
-    match &request.engine {
-        Engine::Vllm(s) => {
-            let given_pool = s.kv_cache_memory_bytes.is_some();
-            if s.kv_cache_dtype == KvDtype::Auto {
-                out.push((
-                    "--kv-cache-dtype",
-                    "fp8".to_owned(),
-                    with_vllm(request, |s| s.kv_cache_dtype = KvDtype::Fp8),
-                    "8-bit keys and values: a small loss of accuracy",
-                ));
-            }
-            if s.gpu_memory_utilization.is_none_or(|u| u < 0.95) && !given_pool {
-                out.push((
-                    "--gpu-memory-utilization",
-                    "0.95".to_owned(),
-                    with_vllm(request, |s| s.gpu_memory_utilization = Some(0.95)),
-                    "less is left for CUDA graphs of old versions and for other processes",
-                ));
-            }
-            if !s.enforce_eager && !given_pool {
-                out.push((
-                    "--enforce-eager",
-                    String::new(),
-                    with_vllm(request, |s| s.enforce_eager = true),
-                    "slower steps: no CUDA graphs",
-                ));
-            }
-            let sequences = request.load.concurrencies.first().copied().unwrap_or(1);
-            if s.max_num_seqs.is_none_or(|n| n > sequences) {
-                out.push((
-                    "--max-num-seqs",
-                    sequences.to_string(),
-                    with_vllm(request, |s| s.max_num_seqs = Some(sequences)),
-                    "further requests wait",
-                ));
-            }
-            if s.max_num_batched_tokens.is_none_or(|n| n > 2048) {
-                let tokens = 2048.max(sequences);
-                out.push((
-                    "--max-num-batched-tokens",
-                    tokens.to_string(),
-                    with_vllm(request, |s| {
-                        s.max_num_batched_tokens = Some(tokens);
-                        s.max_num_seqs = s.max_num_seqs.map(|n| n.min(tokens));
-                    }),
-                    "prompts take more steps",
-                ));
-            }
-            let towers = request
-                .subject
-                .model
-                .is_some_and(|(model, _)| model.outside.iter().any(|part| part.tower));
-            if towers && !s.language_model_only {
-                out.push((
-                    "--language-model-only",
-                    String::new(),
-                    with_vllm(request, |s| s.language_model_only = true),
-                    "no images, video or audio",
-                ));
-            }
-            let quantised = request
-                .subject
-                .model
-                .is_some_and(|(_, config)| config.get("quantization_config").is_some_and(|q| !q.is_null()));
-            if s.quantization.is_none() && !quantised {
-                out.push((
-                    "--quantization",
-                    "fp8".to_owned(),
-                    with_vllm(request, |s| s.quantization = Some("fp8".to_owned())),
-                    "8-bit weights: a small loss of accuracy",
-                ));
-            }
-            let tp = s.tensor_parallel_size.saturating_mul(2);
-            out.push((
-                "--tensor-parallel-size",
-                tp.to_string(),
-                with_vllm(request, |s| s.tensor_parallel_size = tp),
-                "twice the GPUs",
-            ));
-            let pp = s.pipeline_parallel_size.saturating_mul(2);
-            out.push((
-                "--pipeline-parallel-size",
-                pp.to_string(),
-                with_vllm(request, |s| s.pipeline_parallel_size = pp),
-                "twice the GPUs, and a request passes them one after the other",
-            ));
-        }
-        // What helps these is in the plan's own advice.
-        Engine::Sglang(_) | Engine::LlamaCpp(_) => {}
-        Engine::Generic(s) => {
-            if s.kv_element_bytes.is_none_or(|bytes| bytes > 1) {
-                out.push((
-                    "--kv-cache-dtype",
-                    "fp8".to_owned(),
-                    with_generic(request, |s| s.kv_element_bytes = Some(1)),
-                    "8-bit keys and values: a small loss of accuracy",
-                ));
-            }
-            let tp = s.tensor_parallel_size.saturating_mul(2);
-            out.push((
-                "--tensor-parallel-size",
-                tp.to_string(),
-                with_generic(request, |s| s.tensor_parallel_size = tp),
-                "twice the GPUs",
-            ));
-        }
-    }
-    out
 }
 
 fn changes(request: &Request, need: &Need, plan: &Plan) -> Vec<Helps> {
@@ -468,6 +389,10 @@ fn verdict(sizing: &Sizing, given: &Plan, request: &Request) -> String {
         grouped(sizing.context)
     );
     let gpus = |g: &Gpus| {
+        if matches!(request.engine, Engine::LlamaCpp(_)) {
+            // Layers are spread over the GPUs: there are neither ranks nor stages to name.
+            return format!("{} x {}", g.count, request.hardware.name);
+        }
         format!(
             "{} x {} ({}{})",
             g.count,

@@ -70,18 +70,22 @@ fn answers(sizing: &Sizing) -> Grid {
     row(
         "fewest GPUs".to_owned(),
         sizing.fewest_gpus.as_ref().map_or_else(none, |g| {
-            format!(
-                "{} (TP {}, PP {})",
-                g.count, g.tensor_parallel_size, g.pipeline_parallel_size
-            )
+            let (tp, pp) = (g.tensor_parallel_size, g.pipeline_parallel_size);
+            if tp.saturating_mul(pp) == g.count {
+                format!("{} (TP {tp}, PP {pp})", g.count)
+            } else {
+                format!("{}, layers spread", g.count)
+            }
         }),
     );
-    row(
-        "smallest --gpu-memory-utilization".to_owned(),
-        sizing
-            .smallest_utilization
-            .map_or_else(none, |share| format!("{share:.2}")),
-    );
+    if let Some(flag) = sizing.utilization_flag {
+        row(
+            format!("smallest {flag}"),
+            sizing
+                .smallest_utilization
+                .map_or_else(none, |share| format!("{share:.2}")),
+        );
+    }
     row(
         format!("longest context for {} at once", grouped(sizing.concurrency)),
         format!("{} tokens", grouped(sizing.longest_context)),
