@@ -88,10 +88,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         human_bytes(host_bytes),
     ));
 
-    let site = request
-        .policy
-        .site
-        .filter(|site| matches!(site, Correction::Deployment { .. }));
+    let mut site_spread = None;
     let overhead = match request.policy.overhead_bytes {
         Some(bytes) => vec![Term::exact("overhead", bytes, "--overhead")],
         None if offloaded == 0 => Vec::new(),
@@ -106,9 +103,16 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
                 ),
                 compute_buffer(&model, &settings, &caches, offloaded == all),
             ];
-            if let Some(correction) = site {
-                // The last one takes the difference that the logs show.
+            if let Some(correction @ Correction::Deployment { spread_bytes, .. }) = request.policy.site {
+                // The last one takes the difference that the logs show; they give the sum, so the parts stay as sure as
+                // they were.
+                let own: Vec<_> = terms.iter().map(|t| (t.low_bytes, t.high_bytes)).collect();
                 let _sum = correction.apply(&mut terms, Spread::exact(0));
+                for (term, (low, high)) in terms.iter_mut().zip(own) {
+                    term.low_bytes = term.low_bytes.min(low);
+                    term.high_bytes = term.high_bytes.max(high);
+                }
+                site_spread = Some(spread_bytes);
             }
             terms
         }
@@ -134,26 +138,27 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
             "weights",
             basis,
             device.weights,
-            if site.is_some() {
-                // Their difference is in the sum that the logs show.
-                (device.weights, device.weights)
-            } else {
-                (
-                    device.weights - device.weights / 20,
-                    device.weights.saturating_add(device.weights / 12),
-                )
-            },
+            (
+                device.weights - device.weights / 20,
+                device.weights.saturating_add(device.weights / 12),
+            ),
             formula,
         ),
     };
     let sum = |pick: &dyn Fn(&Term) -> u64| {
         overhead
             .iter()
-            .fold(pick(&weights_term).saturating_sub(device.weights), |sum, t| {
-                sum.saturating_add(pick(t))
-            })
+            .fold(pick(&weights_term), |sum, t| sum.saturating_add(pick(t)))
+            .saturating_sub(device.weights)
     };
-    let spread = Spread::between(sum(&|t| t.bytes), (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)));
+    let taken = sum(&|t| t.bytes);
+    let spread = Spread::between(
+        taken,
+        match site_spread {
+            None => (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)),
+            Some(spread) => (taken.saturating_sub(spread), taken.saturating_add(spread)),
+        },
+    );
     let total = hardware.driver_bytes;
     let used = device.weights.saturating_add(spread.bytes());
     let available = total.saturating_sub(used);

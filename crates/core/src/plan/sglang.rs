@@ -141,17 +141,26 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         (fullest - fullest / 100, fullest.saturating_add(fullest / 33)),
         &formula,
     );
-    // Logs of this deployment say what all of it took: the difference goes to the weights, beside what is reserved by rule.
-    let (per_rank, fullest) = match request.policy.site {
-        Some(correction @ Correction::Deployment { offset_bytes, .. }) => {
+    // Logs of this deployment say what all of it took, not which part: the difference goes to the weights.
+    let (per_rank, fullest, site_spread) = match request.policy.site {
+        Some(
+            correction @ Correction::Deployment {
+                offset_bytes,
+                spread_bytes,
+                ..
+            },
+        ) => {
+            let own = (weights_term.low_bytes, weights_term.high_bytes);
             let _sum = correction.apply(std::slice::from_mut(&mut weights_term), Spread::exact(fullest));
+            weights_term.low_bytes = weights_term.low_bytes.min(own.0);
+            weights_term.high_bytes = weights_term.high_bytes.max(own.1);
             let moved = per_rank
                 .iter()
                 .map(|bytes| bytes.saturating_add_signed(offset_bytes))
                 .collect();
-            (moved, weights_term.bytes)
+            (moved, weights_term.bytes, Some(spread_bytes))
         }
-        _ => (per_rank, fullest),
+        _ => (per_rank, fullest, None),
     };
     steps.push(Step::new("weights per GPU", &formula, human_bytes(fullest)));
 
@@ -182,16 +191,11 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             (true, false) => (NVLINK_BYTES, " and NCCL's buffers over NVLink"),
         };
         let best = CONTEXT_BYTES.0 + link.0;
-        let known = matches!(request.policy.site, Some(Correction::Deployment { .. }));
         Term::estimated(
             "cuda_context",
             Basis::Assumed,
             best,
-            if known {
-                (best, best)
-            } else {
-                (CONTEXT_BYTES.1 + link.1, CONTEXT_BYTES.2 + link.2)
-            },
+            (CONTEXT_BYTES.1 + link.1, CONTEXT_BYTES.2 + link.2),
             format!("context of one process{between}"),
         )
     };
@@ -298,11 +302,17 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     let sum = |pick: &dyn Fn(&Term) -> u64| {
         overhead
             .iter()
-            .fold(pick(&weights_term).saturating_sub(fullest), |sum, t| {
-                sum.saturating_add(pick(t))
-            })
+            .fold(pick(&weights_term), |sum, t| sum.saturating_add(pick(t)))
+            .saturating_sub(fullest)
     };
-    let spread = Spread::between(sum(&|t| t.bytes), (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)));
+    let taken = sum(&|t| t.bytes);
+    let spread = Spread::between(
+        taken,
+        match site_spread {
+            None => (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)),
+            Some(spread) => (taken.saturating_sub(spread), taken.saturating_add(spread)),
+        },
+    );
     let room_bytes =
         i128::from(whole) - i128::from(fullest) - if pool_given { i128::from(available) } else { 0 };
     let mut evaluation = Evaluation {

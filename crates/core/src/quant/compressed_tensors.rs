@@ -87,7 +87,7 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         name: "compressed-tensors".to_owned(),
         rule: Rule::Groups(Groups { groups, ignore }),
         cache_scales: CacheScales::ThreeWithZeros,
-        padding: Mxfp4Padding::TRITON,
+        padding: Mxfp4Padding::NONE,
     })
 }
 

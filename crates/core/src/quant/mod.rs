@@ -184,7 +184,7 @@ impl Quantization {
                 experts: None,
             },
             cache_scales,
-            padding: Mxfp4Padding::TRITON,
+            padding: Mxfp4Padding::NONE,
         }
     }
 

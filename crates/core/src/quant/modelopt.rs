@@ -125,6 +125,6 @@ fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
         } else {
             CacheScales::None
         },
-        padding: Mxfp4Padding::TRITON,
+        padding: Mxfp4Padding::NONE,
     })
 }

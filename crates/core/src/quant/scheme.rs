@@ -85,24 +85,41 @@ pub struct Mxfp4Padding {
     pub hidden: u64,
     /// Multiple of an expert's width on one rank.
     pub intermediate: u64,
+    /// Whether the scales are rearranged for the kernel into tiles of 256 rows, with biases in 32 bits.
+    pub swizzled: bool,
+    /// Whether the scales as they were read stay beside those.
+    pub keeps_scales: bool,
 }
 
 impl Mxfp4Padding {
-    /// The Triton kernels that vLLM 0.32.0 takes on compute capability 9.x.
-    pub const TRITON: Self = Self {
+    /// As the checkpoint has them.
+    pub const NONE: Self = Self {
         hidden: 1,
         intermediate: 64,
+        swizzled: false,
+        keeps_scales: false,
+    };
+    /// The Triton kernels that vLLM takes on compute capability 9.x (`quantization/utils/mxfp4_utils.py`,
+    /// `_swizzle_mxfp4`): rows of scales in tiles of 256, biases in float32.
+    pub const TRITON: Self = Self {
+        swizzled: true,
+        ..Self::NONE
+    };
+    /// The same before vLLM pull request 46549 of June 2026 freed the scales that nothing reads any more. With them
+    /// gpt-oss-20b takes 13.4 GiB (0.11.0 on an H100 logs 13.47), gpt-oss-120b 64.3 (0.14.1 logs 64.38).
+    pub const TRITON_KEEPS: Self = Self {
+        keeps_scales: true,
+        ..Self::TRITON
     };
     /// The `TensorRT-LLM` kernels that it takes on 10.x.
     pub const TRTLLM: Self = Self {
         hidden: 256,
         intermediate: 128,
+        swizzled: false,
+        keeps_scales: false,
     };
     /// Marlin, where no other kernel supports the GPU.
-    pub const MARLIN: Self = Self {
-        hidden: 256,
-        intermediate: 128,
-    };
+    pub const MARLIN: Self = Self::TRTLLM;
 }
 
 /// A running total of bytes that never wraps.
@@ -132,6 +149,31 @@ fn groups(what: &str, size: u64, group: u64) -> Result<u64> {
         "{what}: {size} inputs on a rank are no multiple of the quantisation group of {group}"
     ))
     .hint("choose a smaller tensor-parallel size"))
+}
+
+/// What rearranging the scales of 4-bit block-scaled experts adds to them: rows in tiles of 256, and themselves where the
+/// old ones stay.
+fn swizzled_scales(
+    sum: &mut Sum,
+    experts: u64,
+    hidden: u64,
+    intermediate: u64,
+    parts: u64,
+    padding: Mxfp4Padding,
+) -> Result<()> {
+    let what = sum.what;
+    let overflow = || Error::overflow(format_args!("the padded scales of {what}"));
+    let rows = intermediate.checked_mul(parts).ok_or_else(overflow)?;
+    for (rows, inputs) in [(rows, hidden), (hidden, intermediate)] {
+        let padded = rows.checked_next_multiple_of(256).ok_or_else(overflow)?;
+        let more = if padding.keeps_scales {
+            padded
+        } else {
+            padded - rows
+        };
+        sum.add(Dtype::U8, &[experts, more, inputs / 32])?;
+    }
+    Ok(())
 }
 
 impl Scheme {
@@ -182,9 +224,14 @@ impl Scheme {
                     (*hidden, *intermediate)
                 };
                 self.experts(&mut sum, *experts, hidden, intermediate, *parts, model)?;
+                let swizzled = self == Self::Mxfp4 && padding.swizzled;
+                if swizzled {
+                    swizzled_scales(&mut sum, *experts, hidden, intermediate, *parts, padding)?;
+                }
                 if *bias || gptq {
-                    sum.add(model, &[*experts, *parts, intermediate])?;
-                    sum.add(model, &[*experts, hidden])?;
+                    let biases = if swizzled { Dtype::F32 } else { model };
+                    sum.add(biases, &[*experts, *parts, intermediate])?;
+                    sum.add(biases, &[*experts, hidden])?;
                 }
             }
             Shard::Plain { elements } => sum.add(model, &[*elements])?,

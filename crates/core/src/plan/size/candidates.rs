@@ -235,14 +235,6 @@ fn of_llamacpp<'a>(request: &Request<'a>, engine: &LlamaCpp, out: &mut Vec<Candi
             "windows keep no more than they attend to: some prefixes cannot be reused",
         ));
     }
-    if !s.no_kv_offload {
-        out.push((
-            "--no-kv-offload",
-            String::new(),
-            with_llamacpp(request, |engine| engine.settings.no_kv_offload = true),
-            "the cache lies in the host's memory, at its speed",
-        ));
-    }
     if engine.file.is_none() {
         let now = engine.mix.as_deref().unwrap_or("q4_k_m");
         let bits = Mix::by_name(now).map_or(0, |mix| mix.millibits);

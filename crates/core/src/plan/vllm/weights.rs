@@ -5,7 +5,7 @@ use super::super::request::Subject;
 use crate::arch::weight::Shard;
 use crate::arch::{Config, Model, Op, Parallel, Role};
 use crate::dtype::Dtype;
-use crate::engine::vllm::{DrafterWeights, Gpu, Settings};
+use crate::engine::vllm::{DrafterWeights, Gpu, Settings, Version};
 use crate::names::normalise;
 use crate::quant::{Inventory, Mxfp4Padding, Quantization};
 use crate::units::grouped;
@@ -41,7 +41,8 @@ pub(in crate::plan) fn weights(
     let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
         Ok(Inventory::new(model, quantization(config, settings)?))
     })?;
-    let padding = mxfp4_padding(gpu);
+    let method = inventory.quantization().map_or("", Quantization::name);
+    let padding = mxfp4_padding(gpu, settings.version, method);
     let bytes =
         |stage: u64, parallel: &Parallel| inventory.bytes(model, stage, parallel, (dtype, padding), towers);
     let drafter = match &settings.speculative {
@@ -76,8 +77,10 @@ pub(in crate::plan) fn weights(
 /// The kernel that runs 4-bit block-scaled experts on this GPU decides their padding (vLLM 0.32.0,
 /// `fused_moe/oracle/mxfp4.py`: the first of the list that supports the GPU, and
 /// `mxfp4_round_up_hidden_size_and_intermediate_size`): Triton on 9.x, `TensorRT-LLM` on 10.x, Marlin elsewhere.
-fn mxfp4_padding(gpu: &Gpu) -> Mxfp4Padding {
+fn mxfp4_padding(gpu: &Gpu, version: Version, method: &str) -> Mxfp4Padding {
     match gpu.major {
+        // The release after the pull request; other methods had other kernels then.
+        9 if version < Version::new(0, 25, 0) && method == "mxfp4" => Mxfp4Padding::TRITON_KEEPS,
         9 => Mxfp4Padding::TRITON,
         10 => Mxfp4Padding::TRTLLM,
         _ => Mxfp4Padding::MARLIN,
@@ -174,4 +177,51 @@ pub(super) fn lora(model: &Model, settings: &Settings, parallel: &Parallel) -> R
             grouped(width)
         ),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::family;
+    use crate::catalogue;
+
+    #[test]
+    fn weights_of_gpt_oss_are_those_that_start_up_logs_show() {
+        // Sources: llm-d-planner's table of 0.11.0, vLLM issue 33155, a log of 0.10.1 on four A100, one of 0.19.0 on one.
+        for (name, gpu, (major, minor), tp, version, gib) in [
+            ("openai/gpt-oss-20b", "h100", (9, 0), 1, (0, 11, 0), 13.47),
+            ("openai/gpt-oss-120b", "h100", (9, 0), 1, (0, 14, 1), 64.38),
+            ("openai/gpt-oss-120b", "a100-80gb", (8, 0), 4, (0, 10, 1), 17.2217),
+            ("openai/gpt-oss-20b", "a100-80gb", (8, 0), 1, (0, 19, 0), 13.72),
+        ] {
+            let config = catalogue::find(name).unwrap().config().unwrap();
+            let family::Reading::Model(model) = family::read(name, &config).unwrap() else {
+                panic!("{name}");
+            };
+            let gpu = Gpu::new(gpu, major, minor, 80 << 30);
+            let settings = Settings {
+                version: Version::new(version.0, version.1, version.2),
+                ..Settings::default()
+            };
+            let parallel = Parallel {
+                tp,
+                ..Parallel::default()
+            };
+            let subject = Subject::of_model(name, "catalogue", &model, &config);
+            let ours = weights(
+                &subject,
+                (&model, &config),
+                &settings,
+                &gpu,
+                &parallel,
+                Dtype::Bf16,
+            )
+            .unwrap();
+            let ours = ours.bytes[0] as f64 / f64::from(1 << 30);
+            assert!(
+                (ours / gib - 1.0).abs() < 0.006,
+                "{name} {version:?}: {ours:.2} instead of {gib}"
+            );
+        }
+    }
 }
