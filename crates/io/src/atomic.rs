@@ -11,9 +11,32 @@ use kvwise_core::{Error, Result};
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
-    temporary: PathBuf,
-    /// `None` once committed.
-    file: Option<BufWriter<File>>,
+    file: BufWriter<File>,
+    // Dropped after the file is closed.
+    temporary: Temporary,
+}
+
+/// A file that goes away with this, unless it was renamed.
+#[derive(Debug)]
+struct Temporary {
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Temporary {
+    fn rename(&mut self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl AtomicFile {
@@ -31,8 +54,11 @@ impl AtomicFile {
         let file = File::create(&temporary).map_err(|e| fail(path, "write", &e))?;
         Ok(Self {
             path: path.to_owned(),
-            temporary,
-            file: Some(BufWriter::with_capacity(1 << 16, file)),
+            file: BufWriter::with_capacity(1 << 16, file),
+            temporary: Temporary {
+                path: temporary,
+                renamed: false,
+            },
         })
     }
 
@@ -41,45 +67,36 @@ impl AtomicFile {
     /// # Errors
     /// If the disk refuses.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let file = self.file.as_mut().expect("a file is open until it is committed");
-        file.write_all(bytes).map_err(|e| fail(&self.path, "write", &e))
+        self.file
+            .write_all(bytes)
+            .map_err(|e| fail(&self.path, "write", &e))
     }
 
     /// Finishes the file and gives it its name, replacing an older one.
     ///
     /// # Errors
     /// If the disk refuses; an existing file is then unchanged.
-    pub fn commit(mut self) -> Result<()> {
-        if let Some(file) = self.file.take() {
-            file.into_inner()
-                .map_err(io::IntoInnerError::into_error)
-                .and_then(|file| file.sync_all())
-                .and_then(|()| fs::rename(&self.temporary, &self.path))
-                .map_err(|e| {
-                    let _ = fs::remove_file(&self.temporary);
-                    fail(&self.path, "write", &e)
-                })?;
-        }
-        Ok(())
+    pub fn commit(self) -> Result<()> {
+        let Self {
+            path,
+            file,
+            mut temporary,
+        } = self;
+        file.into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| temporary.rename(&path))
+            .map_err(|e| fail(&path, "write", &e))
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let file = self.file.as_mut().expect("a file is open until it is committed");
-        file.write(bytes)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.as_mut().map_or(Ok(()), Write::flush)
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.temporary);
-        }
+        self.file.flush()
     }
 }
 
