@@ -147,8 +147,8 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
         architecture: model.architecture.clone(),
         context_length: model.max_position.unwrap_or(0),
         embedding: model.hidden_size,
-        feed_forward: widths_of.feed_forward,
-        dense_feed_forward: widths_of.feed_forward,
+        feed_forward: widths_of.dense,
+        dense_feed_forward: widths_of.dense,
         expert_feed_forward: widths_of.expert,
         gated: widths_of.gated,
         mixer_width: model
@@ -173,7 +173,7 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
 
 /// Widths of the feed-forward parts.
 struct FeedForward {
-    feed_forward: u64,
+    dense: u64,
     expert: u64,
     experts: (u64, u64),
     gated: bool,
@@ -182,7 +182,7 @@ struct FeedForward {
 impl FeedForward {
     fn of(model: &Model) -> Self {
         let mut out = Self {
-            feed_forward: 0,
+            dense: 0,
             expert: 0,
             experts: (0, 0),
             gated: false,
@@ -208,7 +208,7 @@ impl FeedForward {
                     };
                     let sum = outputs.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
                     if sum == model.hidden_size {
-                        out.feed_forward = out.feed_forward.max(inputs);
+                        out.dense = out.dense.max(inputs);
                     } else {
                         widest_outputs = widest_outputs.max(sum);
                     }
@@ -216,9 +216,9 @@ impl FeedForward {
                 _ => {}
             }
         }
-        out.gated |= out.feed_forward > 0 && widest_outputs >= out.feed_forward.saturating_mul(2);
-        if out.feed_forward == 0 && out.expert == 0 {
-            out.feed_forward = model.hidden_size.saturating_mul(4);
+        out.gated |= out.dense > 0 && widest_outputs >= out.dense.saturating_mul(2);
+        if out.dense == 0 && out.expert == 0 {
+            out.dense = model.hidden_size.saturating_mul(4);
         }
         out
     }

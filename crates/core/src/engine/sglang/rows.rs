@@ -116,7 +116,7 @@ fn four_bit_row(kv_heads: u64, head_dim: u64, settings: &Settings, pool: &Pool) 
     )
 }
 
-/// Bytes of MiniMax's index keys (`get_minimax_sparse_index_dtype`), with values where the layers keep them.
+/// Bytes of `MiniMax`'s index keys (`get_minimax_sparse_index_dtype`), with values where the layers keep them.
 fn minimax_index(bytes_16_bit: u64, text: &Config, settings: &Settings, pool: &Pool) -> Result<u64> {
     let major = pool.card.capability.0;
     let eight_bits = pool.element == Dtype::F8E4m3

@@ -67,7 +67,7 @@ const EXTRA_BUFFER: [&str; 15] = [
     "NemotronHPuzzleForCausalLM",
 ];
 
-/// Classes of the DeepSeek-V3 family, which take TensorRT-LLM's latent attention on Blackwell.
+/// Classes of the DeepSeek-V3 family, which take `TensorRT-LLM`'s latent attention on Blackwell.
 const DEEPSEEK_V3: [&str; 6] = [
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
@@ -185,9 +185,7 @@ pub fn attention_backend(
             _ if uneven_heads => "fa4",
             _ => "trtllm_mha",
         }
-    } else if class.starts_with("Gemma4") {
-        "triton"
-    } else if hopper && settings.kv_cache_dtype == KvDtype::Fp8E5m2 {
+    } else if class.starts_with("Gemma4") || hopper && settings.kv_cache_dtype == KvDtype::Fp8E5m2 {
         "triton"
     } else if hopper && (chain_or_none(settings) || is_minimax_sparse(class)) {
         "fa3"
@@ -197,7 +195,7 @@ pub fn attention_backend(
     name.to_owned()
 }
 
-/// Whether a class has MiniMax's sparse attention (`is_minimax_sparse`).
+/// Whether a class has `MiniMax`'s sparse attention (`is_minimax_sparse`).
 pub fn is_minimax_sparse(class: &str) -> bool {
     [
         "MiniMaxM3SparseForCausalLM",

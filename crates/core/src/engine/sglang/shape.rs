@@ -326,9 +326,8 @@ pub(super) fn heads(kind: &CacheKind) -> Option<Heads> {
 
 fn window(kind: &CacheKind) -> Option<u64> {
     match kind {
-        CacheKind::Sliding { window, .. } => Some(*window),
+        CacheKind::Sliding { window, .. } | CacheKind::Compressed { window, .. } => Some(*window),
         CacheKind::Chunked { chunk, .. } => Some(*chunk),
-        CacheKind::Compressed { window, .. } => Some(*window),
         _ => None,
     }
 }
