@@ -116,8 +116,9 @@ impl OtherEngineArgs {
         to.max_total_tokens.clone_from(&self.max_total_tokens);
         to.swa_full_tokens_ratio = self.swa_full_tokens_ratio;
         to.mamba_full_memory_ratio = self.mamba_full_memory_ratio;
-        to.speculative_algorithm = self.speculative_algorithm.clone();
-        to.speculative_draft_model_path = self.speculative_draft_model_path.clone();
+        to.speculative_algorithm.clone_from(&self.speculative_algorithm);
+        to.speculative_draft_model_path
+            .clone_from(&self.speculative_draft_model_path);
         to.speculative_num_steps = self.speculative_num_steps;
         to.speculative_eagle_topk = self.speculative_eagle_topk;
         to.speculative_num_draft_tokens = self.speculative_num_draft_tokens;

@@ -51,6 +51,7 @@ fn component(plan: &Plan, name: &str) -> u64 {
 }
 
 /// What was left of a budget in the log, and how much of the budget was planned for weights and for everything else.
+#[expect(clippy::struct_field_names, reason = "units come last in names")]
 struct Measured {
     budget_bytes: u64,
     available_bytes: i64,
