@@ -34,6 +34,8 @@ enum Head {
     Projector,
     /// One matrix to the labels in the model's own element type (Voyage).
     Linear,
+    /// One matrix to the times that a forced aligner tells apart, in the model's own element type.
+    Times,
 }
 
 /// Classes with model files of their own: name, the class whose layers they have, head.
@@ -49,7 +51,17 @@ const OWN: &[(&str, &str, Head)] = &[
         "LlamaForCausalLM",
         Head::Labels,
     ),
+    (
+        "JinaVLForRanking",
+        "Qwen2VLForConditionalGeneration",
+        Head::Reward(1),
+    ),
     ("LlamaBidirectionalModel", "LlamaForCausalLM", Head::None),
+    (
+        "Qwen3ASRForcedAlignerForTokenClassification",
+        "Qwen3ASRForConditionalGeneration",
+        Head::Times,
+    ),
     ("Qwen2ForProcessRewardModel", "Qwen2ForCausalLM", Head::Reward(2)),
     ("Qwen2ForRewardModel", "Qwen2ForCausalLM", Head::Reward(1)),
     (
@@ -60,7 +72,7 @@ const OWN: &[(&str, &str, Head)] = &[
 ];
 
 /// Classes that keep the output head although nothing reads it.
-const KEEPS_HEAD: &[&str] = &["JambaForSequenceClassification"];
+const KEEPS_HEAD: &[&str] = &["JambaForSequenceClassification", "JinaVLForRanking"];
 
 /// Endings of class names in the engine's order, and what a class that ends so is turned into
 /// (`_SUFFIX_TO_DEFAULTS` in `vllm/config/model.py`); the first four generate text.
@@ -183,6 +195,11 @@ impl Pooled {
                 Weight::replicated("projector.0", Role::Head, hidden, &[hidden / 2]).unquantized(),
                 Weight::replicated("projector.2", Role::Head, hidden / 2, &[512]).unquantized(),
             ],
+            Head::Times => {
+                let thinker = t.top.sub("thinker_config")?.unwrap_or_else(|| t.top.clone());
+                let times = thinker.dim("classify_num")?;
+                vec![Weight::replicated("classifier", Role::Head, hidden, &[times]).unquantized()]
+            }
             Head::Linear => {
                 vec![Weight::replicated("linear", Role::Head, hidden, &[labels(t)?]).unquantized()]
             }
