@@ -16,6 +16,7 @@ pub mod weight;
 
 pub use cache::{Cache, CacheKind, Heads, State};
 pub use config::Config;
-pub use model::{Layer, Model, Outside, Place, Pooling};
+pub(crate) use model::Kinds;
+pub use model::{Layer, Model, Outside, Place, Pooling, Weights};
 pub use parallel::Parallel;
 pub use weight::{Op, Part, Role, Shard, Split, Weight};

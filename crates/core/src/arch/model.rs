@@ -1,5 +1,8 @@
 //! The description of one model that everything else is computed from.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
 use super::{Cache, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -52,7 +55,101 @@ pub struct Layer {
     /// What it keeps between tokens; empty for layers that share an earlier layer's cache or keep nothing.
     pub caches: Vec<Cache>,
     /// Its parameters.
-    pub weights: Vec<Weight>,
+    pub weights: Weights,
+}
+
+/// Layers that one is compared with before it keeps parameters of its own.
+const COMPARED: usize = 16;
+
+impl Layer {
+    /// Takes the parameters of one of the last of `others` that has the same.
+    pub(crate) fn share(&mut self, others: &[Self]) {
+        if let Some(same) = others
+            .iter()
+            .rev()
+            .take(COMPARED)
+            .find(|other| other.weights == self.weights)
+        {
+            self.weights = same.weights.clone();
+        }
+    }
+}
+
+/// A layer's parameters. Layers of one kind share them, which makes copies and comparisons of equal layers cheap; a
+/// layer that is changed gets its own. Everything that works on a `Vec<Weight>` works on this.
+#[derive(Debug, Clone, Default)]
+pub struct Weights(Arc<Vec<Weight>>);
+
+impl Deref for Weights {
+    type Target = Vec<Weight>;
+
+    fn deref(&self) -> &Vec<Weight> {
+        &self.0
+    }
+}
+
+impl DerefMut for Weights {
+    fn deref_mut(&mut self) -> &mut Vec<Weight> {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl PartialEq for Weights {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl From<Vec<Weight>> for Weights {
+    fn from(weights: Vec<Weight>) -> Self {
+        Self(Arc::new(weights))
+    }
+}
+
+impl FromIterator<Weight> for Weights {
+    fn from_iter<I: IntoIterator<Item = Weight>>(weights: I) -> Self {
+        Vec::from_iter(weights).into()
+    }
+}
+
+/// Parameters of the kinds of layers that a model has, each made once.
+#[derive(Debug)]
+pub(crate) struct Kinds<K>(Vec<(K, Weights)>);
+
+impl<K> Default for Kinds<K> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: PartialEq> Kinds<K> {
+    /// The parameters of a kind; `make` is called for the first layer of it.
+    pub(crate) fn of(&mut self, kind: K, make: impl FnOnce() -> Vec<Weight>) -> Weights {
+        if let Some((_, weights)) = self.0.iter().find(|(known, _)| *known == kind) {
+            return weights.clone();
+        }
+        let weights = Weights::from(make());
+        self.0.push((kind, weights.clone()));
+        weights
+    }
+}
+
+impl<'a> IntoIterator for &'a Weights {
+    type Item = &'a Weight;
+    type IntoIter = std::slice::Iter<'a, Weight>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a mut Weights {
+    type Item = &'a mut Weight;
+    type IntoIter = std::slice::IterMut<'a, Weight>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
+    }
 }
 
 /// Weights outside of the decoder layers and the pipeline stages that hold them.

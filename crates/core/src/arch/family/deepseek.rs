@@ -4,7 +4,7 @@ use super::dense::{Attention, Decoder, Dense, Mlp, TWO_NORMS};
 use super::mla::{Mla, indexed_layers};
 use super::moe::{Moe, after_dense, experts, top_k};
 use super::text::{Attend, Text};
-use crate::arch::{Layer, Outside, Place, Role, Weight};
+use crate::arch::{Kinds, Layer, Outside, Place, Role, Weight};
 use crate::{Error, Result};
 
 /// Routed and shared experts as DeepSeek's configuration names them.
@@ -39,17 +39,19 @@ pub(crate) fn latent(
     let attention = [mla.weights(hidden, false), mla.weights(hidden, true)];
     let experts = moe.map(|moe| moe.weights(hidden));
     let dense = d.mlp.weights(hidden);
+    let mut kinds = Kinds::default();
     let mut decoder = d.build_with(|i, layer| {
         let indexed = indexed.get(i).copied().unwrap_or(false);
-        let norms: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
+        let experts = experts
+            .as_ref()
+            .filter(|_| sparse.get(i).copied().unwrap_or(true));
         layer.caches = mla.caches(indexed);
-        layer.weights.clone_from(&attention[usize::from(indexed)]);
-        layer.weights.extend(norms);
-        let feed = match &experts {
-            Some(experts) if sparse.get(i).copied().unwrap_or(true) => experts,
-            _ => &dense,
-        };
-        layer.weights.extend(feed.iter().cloned());
+        layer.weights = kinds.of((indexed, experts.is_some()), || {
+            let norms = layer.weights.iter().filter(|w| w.role == Role::Norm);
+            let attention = attention[usize::from(indexed)].iter();
+            let feed = experts.unwrap_or(&dense);
+            attention.chain(norms).chain(feed).cloned().collect()
+        });
         Ok(())
     })?;
     decoder.mtp_layers = t.config.dim_or("num_nextn_predict_layers", 0)?;

@@ -200,7 +200,7 @@ pub(crate) fn v4(t: &Text) -> Result<Decoder> {
                     index_head_dim: sizes.index_dim,
                 },
             }],
-            weights,
+            weights: weights.into(),
         };
         Ok(())
     })?;

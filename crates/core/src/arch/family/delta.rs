@@ -5,7 +5,7 @@ use super::kimi::kda_cache;
 use super::mla::Mla;
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::{Cache, CacheKind, Layer, Place, Role, State, Weight};
+use crate::arch::{Cache, CacheKind, Kinds, Layer, Place, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -191,20 +191,21 @@ pub(crate) fn qwen(t: &Text) -> Result<Decoder> {
     let norms: Vec<Weight> = d.norms.iter().map(|name| Weight::norm(*name, hidden)).collect();
     let experts = moe.map(|moe| moe.weights(hidden));
     let dense = d.mlp.weights(hidden);
+    let mut kinds = Kinds::default();
     let mut decoder = d.build_with(|i, layer| {
         let index = i as u64;
-        if attends.get(i) == Some(&true) {
-            layer.weights.clone_from(&attention);
-        } else {
+        let attends = attends.get(i) == Some(&true);
+        if !attends {
             layer.caches = vec![net.cache()];
-            layer.weights.clone_from(&delta);
         }
-        layer.weights.extend(norms.iter().cloned());
-        let feed = match &experts {
-            Some(experts) if !dense_only.contains(&index) && (index + 1).is_multiple_of(step) => experts,
-            _ => &dense,
-        };
-        layer.weights.extend(feed.iter().cloned());
+        let experts = experts
+            .as_ref()
+            .filter(|_| !dense_only.contains(&index) && (index + 1).is_multiple_of(step));
+        layer.weights = kinds.of((attends, experts.is_some()), || {
+            let mixer = if attends { &attention } else { &delta };
+            let feed = experts.unwrap_or(&dense);
+            mixer.iter().chain(&norms).chain(feed).cloned().collect()
+        });
         Ok(())
     })?;
     decoder.mtp_layers = c.dim_or("mtp_num_hidden_layers", c.dim_or("num_nextn_predict_layers", 0)?)?;
@@ -263,7 +264,7 @@ pub(crate) fn olmo(t: &Text) -> Result<Decoder> {
             weights.push(Weight::norm("post_attention_layernorm", hidden));
             *layer = Layer {
                 caches: vec![net.cache()],
-                weights,
+                weights: weights.into(),
             };
         }
     }
@@ -308,9 +309,9 @@ pub(crate) fn bailing(t: &Text) -> Result<Decoder> {
         let full = group == 0 || (index + 1).is_multiple_of(group);
         if full {
             layer.caches = mla.caches(false);
-            layer.weights = mla.weights(hidden, false);
+            layer.weights = mla.weights(hidden, false).into();
         } else {
-            layer.weights.clone_from(&linear);
+            layer.weights = linear.clone().into();
             layer.caches = vec![if third {
                 kda_cache(heads, head_dim, kernel, false)
             } else {

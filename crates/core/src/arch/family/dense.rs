@@ -5,7 +5,7 @@
 
 use super::text::{Attend, Text};
 use crate::Result;
-use crate::arch::{Cache, CacheKind, Heads, Layer, Outside, Place, Role, Weight};
+use crate::arch::{Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, Weight, Weights};
 
 /// What a family returns: everything of a [`Model`](crate::arch::Model) but its name.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -351,10 +351,10 @@ impl Dense {
 
     /// Attention, caches and norms of layer `i`, without a feed-forward part.
     pub fn layer(&self, i: usize) -> Layer {
-        self.layer_of(i, self.shared_weights())
+        self.layer_of(i, self.shared_weights().into())
     }
 
-    fn layer_of(&self, i: usize, weights: Vec<Weight>) -> Layer {
+    fn layer_of(&self, i: usize, weights: Weights) -> Layer {
         let attend = self.attends.get(i).copied().unwrap_or(Attend::Full);
         Layer {
             caches: vec![self.attention.cache(attend)],
@@ -368,8 +368,9 @@ impl Dense {
     /// None of its own; the type is shared with [`Dense::build_with`].
     pub fn build(&self) -> Result<Decoder> {
         let mlp = self.mlp.weights(self.hidden);
+        let mut kinds = Kinds::default();
         self.build_with(|_, layer| {
-            layer.weights.extend(mlp.iter().cloned());
+            layer.weights = kinds.of((), || layer.weights.iter().chain(&mlp).cloned().collect());
             Ok(())
         })
     }
@@ -380,10 +381,11 @@ impl Dense {
     /// Those of `finish`.
     pub fn build_with(&self, mut finish: impl FnMut(usize, &mut Layer) -> Result<()>) -> Result<Decoder> {
         let mut layers = Vec::with_capacity(self.attends.len());
-        let shared = self.shared_weights();
+        let shared = Weights::from(self.shared_weights());
         for i in 0..self.attends.len() {
             let mut layer = self.layer_of(i, shared.clone());
             finish(i, &mut layer)?;
+            layer.share(&layers);
             layers.push(layer);
         }
         Ok(Decoder {

@@ -70,7 +70,7 @@ pub(crate) fn dots3(t: &Text) -> Result<Decoder> {
             name: "self_attn.attn".to_owned(),
             kind: CacheKind::SlidingLatent { width, window },
         }],
-        weights: weights(&sliding, hidden, false, &sliding_gate),
+        weights: weights(&sliding, hidden, false, &sliding_gate).into(),
     };
     let full_layer = |indexed: bool| {
         let mut caches = full.caches(indexed);
@@ -81,7 +81,7 @@ pub(crate) fn dots3(t: &Text) -> Result<Decoder> {
         }
         Layer {
             caches,
-            weights: weights(&full, hidden, indexed, &full_gate),
+            weights: weights(&full, hidden, indexed, &full_gate).into(),
         }
     };
     let full_layers = [full_layer(false), full_layer(true)];

@@ -170,7 +170,7 @@ pub(crate) fn gemma4(t: &Text) -> Result<Decoder> {
         if sharing {
             layer.caches.clear();
         }
-        layer.weights = weights;
+        layer.weights = weights.into();
     }
     if per_layer > 0 {
         let wide = layers * per_layer;

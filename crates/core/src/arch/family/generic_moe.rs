@@ -56,7 +56,8 @@ pub(crate) fn jetmoe(t: &Text) -> Result<Decoder> {
             Weight::replicated("self_attention.kv_proj", Role::Attention, hidden, &[2 * keys]),
             Weight::norm("input_layernorm", hidden),
             Weight::norm("post_attention_layernorm", hidden),
-        ],
+        ]
+        .into(),
     };
     let mut ends = Ends::read(t)?;
     ends.tied = c.flag("tie_word_embeddings", true)?;
@@ -202,7 +203,7 @@ pub(crate) fn zaya(t: &Text) -> Result<Decoder> {
     }
     let d = Dense::with_mlp(t, Mlp::gated(1))?;
     let mut decoder = d.build_with(|i, layer| {
-        layer.weights.clone_from(&weights);
+        layer.weights = weights.clone().into();
         if i > 0 {
             layer.weights.push(vector("mlp.gate.router_states_scale", router));
         }

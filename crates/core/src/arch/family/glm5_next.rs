@@ -214,7 +214,7 @@ pub(crate) fn glm5_next(t: &Text) -> Result<Decoder> {
                 } else {
                     latent.caches()
                 },
-                weights,
+                weights: weights.into(),
             }
         })
         .collect();

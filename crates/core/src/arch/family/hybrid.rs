@@ -83,12 +83,12 @@ pub(crate) fn jamba(t: &Text) -> Result<Decoder> {
             let mut layer = if attends {
                 Layer {
                     caches: vec![attention.cache(Attend::Full)],
-                    weights: attention.weights(hidden),
+                    weights: attention.weights(hidden).into(),
                 }
             } else {
                 Layer {
                     caches: vec![mixer.cache()],
-                    weights: mixer.weights(hidden),
+                    weights: mixer.weights(hidden).into(),
                 }
             };
             if i % expert_period == expert_offset && experts > 1 {
@@ -142,7 +142,7 @@ pub(crate) fn falcon_h1(t: &Text) -> Result<Decoder> {
             weights.push(Weight::norm("pre_ff_layernorm", hidden));
             Layer {
                 caches: vec![attention.cache(Attend::Full), mixer.cache()],
-                weights,
+                weights: weights.into(),
             }
         })
         .collect();
@@ -204,12 +204,12 @@ pub(crate) fn granite_hybrid(t: &Text) -> Result<Decoder> {
             let mut layer = if kind.is_some_and(|kind| is_attention(kind)) {
                 Layer {
                     caches: vec![attention.cache(Attend::Full)],
-                    weights: attention.weights(hidden),
+                    weights: attention.weights(hidden).into(),
                 }
             } else {
                 Layer {
                     caches: vec![mixer.cache()],
-                    weights: mixer.weights(hidden),
+                    weights: mixer.weights(hidden).into(),
                 }
             };
             if experts > 0 {
@@ -286,7 +286,7 @@ pub(crate) fn lfm2(t: &Text) -> Result<Decoder> {
             let mut layer = if attends {
                 Layer {
                     caches: vec![attention.cache(Attend::Full)],
-                    weights: attention.weights(hidden),
+                    weights: attention.weights(hidden).into(),
                 }
             } else {
                 short_conv("short_conv", hidden, conv_width, kernel, bias)

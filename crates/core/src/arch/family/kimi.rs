@@ -218,7 +218,7 @@ pub(crate) fn kimi(t: &Text) -> Result<Decoder> {
         } else {
             mla.caches(false)
         };
-        layer.weights.clone_from(&attention[usize::from(recurrent)]);
+        layer.weights = attention[usize::from(recurrent)].clone().into();
         layer.weights.extend(norms.iter().cloned());
         let feed = match &experts {
             Some(experts) if index >= first && index.is_multiple_of(frequency) => experts,

@@ -169,7 +169,8 @@ pub(crate) fn short_conv(path: &str, hidden: u64, width: u64, kernel: u64, bias:
                 .unquantized(),
             Weight::column(format!("{path}.in_proj"), Role::Attention, hidden, &[width; 3]).bias(bias),
             Weight::row(format!("{path}.out_proj"), Role::Attention, width, hidden).bias(bias),
-        ],
+        ]
+        .into(),
     }
 }
 
@@ -238,7 +239,7 @@ pub(crate) fn mamba(t: &Text) -> Result<Decoder> {
     let hidden = t.hidden()?;
     stack(t, || Layer {
         caches: vec![mixer.cache()],
-        weights: mixer.weights(hidden),
+        weights: mixer.weights(hidden).into(),
     })
 }
 
@@ -261,6 +262,6 @@ pub(crate) fn mamba2(t: &Text) -> Result<Decoder> {
     let hidden = t.hidden()?;
     stack(t, || Layer {
         caches: vec![mixer.cache()],
-        weights: mixer.weights(hidden),
+        weights: mixer.weights(hidden).into(),
     })
 }

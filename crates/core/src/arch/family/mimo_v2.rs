@@ -53,7 +53,7 @@ pub(crate) fn flash(t: &Text) -> Result<Decoder> {
         };
         layer.caches = vec![attention.cache(attend)];
         let norms: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
-        layer.weights = attention.weights(base.hidden);
+        layer.weights = attention.weights(base.hidden).into();
         layer.weights.extend(norms);
         if is_windowed && sinks {
             let name = "self_attn.attention_sink_bias";

@@ -71,7 +71,8 @@ pub(crate) fn minicpm3(t: &Text) -> Result<Decoder> {
                 &[heads * (nope + value)],
             ),
             Weight::row("self_attn.o_proj", Role::Attention, heads * value, hidden),
-        ];
+        ]
+        .into();
         layer
             .weights
             .extend(d.norms.iter().map(|name| Weight::norm(*name, hidden)));

@@ -2,7 +2,7 @@
 
 use super::dense::{Decoder, Dense, Mlp};
 use super::text::Text;
-use crate::arch::{Role, Weight};
+use crate::arch::{Kinds, Role, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -241,13 +241,13 @@ impl Dense {
     /// None of its own; see [`Dense::build_with`].
     pub fn build_moe(&self, moe: &Moe, sparse: &[bool]) -> Result<Decoder> {
         let (experts, dense) = (moe.weights(self.hidden), self.mlp.weights(self.hidden));
+        let mut kinds = Kinds::default();
         self.build_with(|i, layer| {
-            let feed = if sparse.get(i).copied().unwrap_or(true) {
-                &experts
-            } else {
-                &dense
-            };
-            layer.weights.extend(feed.iter().cloned());
+            let sparse = sparse.get(i).copied().unwrap_or(true);
+            layer.weights = kinds.of(sparse, || {
+                let feed = if sparse { &experts } else { &dense };
+                layer.weights.iter().chain(feed).cloned().collect()
+            });
             Ok(())
         })
     }

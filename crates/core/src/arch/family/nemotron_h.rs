@@ -36,7 +36,7 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
             'M' => match &mixer {
                 Some((mixer, weights)) => Layer {
                     caches: vec![mixer.cache()],
-                    weights: weights.clone(),
+                    weights: weights.clone().into(),
                 },
                 None => Layer::default(),
             },
@@ -47,8 +47,8 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
             'E' => Layer {
                 caches: Vec::new(),
                 weights: match &experts {
-                    Some(weights) => weights.clone(),
-                    None => nemotron_h_experts(own, hidden)?,
+                    Some(weights) => weights.clone().into(),
+                    None => nemotron_h_experts(own, hidden)?.into(),
                 },
             },
             _ => {
@@ -62,11 +62,12 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
                 };
                 Layer {
                     caches: Vec::new(),
-                    weights: mlp.weights(hidden),
+                    weights: mlp.weights(hidden).into(),
                 }
             }
         };
         layer.weights.push(Weight::norm("norm", hidden));
+        layer.share(&layers);
         layers.push(layer);
     }
     let mut decoder = finish(t, layers, t.tied()?)?;
@@ -81,7 +82,7 @@ fn attention(t: &Text, hidden: u64) -> Result<Layer> {
     let attend = t.window()?.map_or(Attend::Full, Attend::Sliding);
     Ok(Layer {
         caches: vec![attention.cache(attend)],
-        weights: attention.weights(hidden),
+        weights: attention.weights(hidden).into(),
     })
 }
 

@@ -252,7 +252,7 @@ pub(crate) fn laguna(t: &Text) -> Result<Decoder> {
             .drain(..)
             .filter(|w| base.norms.contains(&w.name.as_str()))
             .collect();
-        layer.weights = attention.weights(base.hidden);
+        layer.weights = attention.weights(base.hidden).into();
         layer.weights.extend(norms);
         if gated {
             let width = if per_head {

@@ -47,7 +47,7 @@ pub(crate) fn hrm(t: &Text) -> Result<Decoder> {
         weights.extend(mlp.weights(hidden));
         Layer {
             caches: (0..runs).map(|_| attention.cache(Attend::Full)).collect(),
-            weights,
+            weights: weights.into(),
         }
     };
     let mut ends = Ends::read(t)?;
@@ -304,7 +304,7 @@ pub(crate) fn inkling(t: &Text) -> Result<Decoder> {
                     Attend::Full
                 }),
             ],
-            weights,
+            weights: weights.into(),
         });
     }
     let ends = Ends::read(t)?;

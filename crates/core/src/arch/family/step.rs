@@ -108,7 +108,7 @@ pub(crate) fn step3p5(t: &Text) -> Result<Decoder> {
             .drain(..)
             .filter(|w| base.norms.contains(&w.name.as_str()))
             .collect();
-        layer.weights = a.weights(base.hidden);
+        layer.weights = a.weights(base.hidden).into();
         layer.weights.extend(norms);
         if gated {
             layer.weights.push(Weight::column(

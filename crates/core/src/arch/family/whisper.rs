@@ -59,7 +59,7 @@ pub(crate) fn crossing_layer(width: u64, heads: u64, inner: u64) -> Layer {
                 kind: CacheKind::Cross(cross.cached()),
             },
         ],
-        weights,
+        weights: weights.into(),
     }
 }
 

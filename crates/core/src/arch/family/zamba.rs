@@ -51,7 +51,7 @@ pub(crate) fn zamba2(t: &Text) -> Result<Decoder> {
     for i in 0..t.layers()? {
         let mut layer = Layer {
             caches: Vec::new(),
-            weights: mixer.weights(hidden),
+            weights: mixer.weights(hidden).into(),
         };
         layer.weights.push(Weight::norm("input_layernorm", hidden));
         if let Some(pass) = hybrid.iter().position(|&h| h == i) {

@@ -424,7 +424,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
         }
         layers.push(arch::Layer {
             caches,
-            weights: vec![Weight::tensor("all", Role::Mlp, &[count], None)],
+            weights: vec![Weight::tensor("all", Role::Mlp, &[count], None)].into(),
         });
     }
     Ok(Model {

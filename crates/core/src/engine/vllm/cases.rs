@@ -34,7 +34,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
             name: "self_attn.attn".to_owned(),
             kind,
         }],
-        weights: Vec::new(),
+        weights: Vec::new().into(),
     };
     Model {
         name: "hand-made".to_owned(),

@@ -81,7 +81,7 @@ fn model() -> impl Strategy<Value = Model> {
                             kind: kind.clone(),
                         })
                         .collect(),
-                    weights: Vec::new(),
+                    weights: Vec::new().into(),
                 })
                 .collect(),
             outside: Vec::new(),
@@ -115,7 +115,7 @@ fn plain_model() -> impl Strategy<Value = Model> {
                         name: "attn".to_owned(),
                         kind,
                     }],
-                    weights: Vec::new(),
+                    weights: Vec::new().into(),
                 }
             })
             .collect();
@@ -186,7 +186,7 @@ proptest! {
             CacheKind::Compressed { ratio: 4, head_dim: size, window, index_head_dim: other },
             CacheKind::State(State::Mamba1 { inner: size, state: other, kernel: window, conv: None, ssm: None }),
         ] {
-            let layer = Layer { caches: vec![Cache { name: "attn".to_owned(), kind }], weights: Vec::new() };
+            let layer = Layer { caches: vec![Cache { name: "attn".to_owned(), kind }], weights: Vec::new().into() };
             let model = Model {
                 name: "absurd".to_owned(),
                 architecture: String::new(),
