@@ -10,6 +10,19 @@
       ticks: { stroke: colour("--line"), width: 1 } }, extra || {});
   }
 
+  // times are UTC, as everywhere in the report
+  function iso(t) { return new Date(t * 1000).toISOString(); }
+  function clock(u, splits, i, space, step) {
+    var day = "";
+    return splits.map(function (t) {
+      if (t === null) { return null; }
+      var text = iso(t), before = day;
+      day = text.slice(0, 10);
+      if (step >= 86400) { return day; }
+      return (step >= 60 ? text.slice(11, 16) : step >= 1 ? text.slice(11, 19) : text.slice(14, 23)) + (day === before ? "" : "\n" + day);
+    });
+  }
+
   function chart(parent, title, time, lines, percent) {
     var known = lines.filter(function (l) { return l.data && l.data.some(function (v) { return v !== null; }); });
     if (!known.length) { return; }
@@ -20,8 +33,9 @@
     var plot = new uPlot({
       width: parent.clientWidth || 1000, height: 190, title: title, cursor: { sync: { key: sync.key } },
       scales: percent ? { y: { range: [0, 1] } } : { y: { range: function (u, low, high) { return [0, high > 0 ? high * 1.05 : 1]; } } },
-      axes: [axis(), axis({ size: 64, values: function (u, all) { return all.map(function (v) { return percent ? Math.round(v * 100) + " %" : v; }); } })],
-      series: [{}].concat(known.map(function (l) {
+      tzDate: function (t) { return uPlot.tzDate(new Date(t * 1000), "Etc/UTC"); },
+      axes: [axis({ values: clock, space: 70 }), axis({ size: 64, values: function (u, all) { return all.map(function (v) { return percent ? Math.round(v * 100) + " %" : v; }); } })],
+      series: [{ label: "UTC", value: function (u, t) { return t === null || t === undefined ? "–" : iso(t).slice(0, 23).replace("T", " "); } }].concat(known.map(function (l) {
         return { label: l.label, stroke: colour(l.colour), width: l.thin ? 1 : 1.6, dash: l.thin ? [4, 3] : [],
           points: { show: !!l.sparse, size: 3 }, spanGaps: !!l.sparse, value: function (u, v) { return show(v); } };
       }))

@@ -12,6 +12,8 @@ use crate::usecase::watch::{EngineState, Target, generated, prompted};
 
 /// Rows that one engine needs.
 const ENGINE_ROWS: u16 = 10;
+/// Columns of two figures side by side; what is left of the width is for the pictures.
+const FIGURES_WIDTH: u16 = 52;
 
 fn percent(v: Option<f64>) -> String {
     v.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", v * 100.0))
@@ -138,9 +140,11 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
     let [top, rest] = Layout::vertical([Constraint::Length(said), Constraint::Min(0)]).areas(inner);
     frame.render_widget(Paragraph::new(wrong), top);
     let [left, right] =
-        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(rest);
+        Layout::horizontal([Constraint::Length(FIGURES_WIDTH), Constraint::Min(0)]).areas(rest);
+    // on a narrow terminal one below the other: figures that do not fit are lost, cut ones mislead
+    let abreast = if left.width < FIGURES_WIDTH { 1 } else { 2 };
     let lines: Vec<Line<'_>> = figures(engine)
-        .chunks(2)
+        .chunks(abreast)
         .map(|pair| {
             let mut spans = Vec::new();
             for (name, value) in pair {
@@ -173,7 +177,7 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
     let usage = filled(history.iter().map(|m| whole(m.usage, 1000.0)).collect());
     frame.render_widget(
         Sparkline::default()
-            .block(Block::default().title("KV usage (full height is 100 %)"))
+            .block(Block::default().title("KV usage, up to 100 %"))
             .max(1000)
             .style(Style::default().fg(Color::Blue))
             .data(&usage),
@@ -187,4 +191,57 @@ fn draw_engine(frame: &mut Frame<'_>, area: Rect, target: &Target, engine: &Engi
             .data(&waiting),
         queue_area,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kvwise_io::prometheus::engine::{EngineKey, EngineKind};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::usecase::watch::Moment;
+
+    /// The screen as text, one line a row.
+    fn screen(width: u16, height: u16) -> String {
+        let mut target = Target::new("http://127.0.0.1:8000", Duration::from_secs(1)).expect("a target");
+        let mut engine = EngineState::default();
+        "vllm tiny 0".clone_into(&mut engine.name);
+        engine.history.push_back(Moment {
+            t_s: 1.0,
+            usage: Some(0.425),
+            running: Some(123_456.0),
+            waiting: Some(78.0),
+            ..Moment::default()
+        });
+        let key = EngineKey {
+            engine: EngineKind::Vllm,
+            model: "tiny".to_owned(),
+            rank: "0".to_owned(),
+        };
+        target.engines.insert(key, engine);
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
+        terminal
+            .draw(|frame| draw(frame, std::slice::from_ref(&target), 0))
+            .expect("drawn");
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn every_figure_is_whole_on_terminals_of_any_size() {
+        for (width, height) in [(160, 50), (80, 24), (56, 12), (40, 12)] {
+            let text = screen(width, height);
+            for figure in ["usage 42.5 %", "running 123456", "waiting 78", "hit rate –"] {
+                assert!(
+                    text.contains(figure),
+                    "{width} x {height}: no {figure} in\n{text}"
+                );
+            }
+        }
+        // nothing fits, and nothing fails
+        screen(10, 3);
+        screen(1, 1);
+    }
 }

@@ -42,6 +42,8 @@ pub fn seconds(s: f64) -> String {
         )
     } else if s >= 120.0 {
         format!("{:.0} min {:.0} s", (s / 60.0).floor(), (s % 60.0).floor())
+    } else if s < 0.1 {
+        format!("{:.1} ms", s * 1000.0)
     } else {
         format!("{s:.1} s")
     }
