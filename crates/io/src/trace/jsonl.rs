@@ -223,7 +223,8 @@ pub(super) struct Chats {
 /// Times that run backwards are refused where the file's order is the order of arrival.
 pub(super) fn not_before(arrival: f64, builder: &TraceBuilder, sort: bool) -> Result<()> {
     let last = builder.last_arrival();
-    if !sort && arrival < last {
+    // a negative time is wrong wherever it stands, which the builder says
+    if !sort && arrival < last && arrival >= 0.0 {
         return Err(Error::input(format!(
             "the time {arrival} s is earlier than the line before ({last} s)"
         ))

@@ -204,7 +204,12 @@ fn detect(source: &mut Source) -> Result<TraceFormat> {
     let line = line.trim_start_matches('\u{feff}').trim_end();
     let has = |key: &str| line.contains(&format!("\"{key}\""));
     if line.is_empty() {
-        return Err(Error::input(format!("{name}: the file is empty")));
+        let what = if start.is_empty() {
+            "is empty"
+        } else {
+            "begins with nothing but blanks"
+        };
+        return Err(Error::input(format!("{name}: the file {what}")));
     }
     if let Some(format) = csv::detect(line) {
         return Ok(format);
