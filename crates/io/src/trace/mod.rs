@@ -13,6 +13,7 @@
 //! ```
 
 mod agentic;
+mod ahead;
 mod csv;
 pub mod json;
 mod jsonl;

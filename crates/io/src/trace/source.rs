@@ -9,8 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::bufread::MultiGzDecoder;
 use kvwise_core::{Error, Result};
 
+use super::ahead::Ahead;
+
 /// Bytes asked from the operating system at once.
 const CHUNK: usize = 256 * 1024;
+/// Compressed files of this size are decompressed by another thread.
+const WORTH_A_THREAD: u64 = 64 * 1024;
 /// Largest zstd window that is accepted: 128 MiB, what `zstd --long` makes. A larger one is refused by the decoder.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -78,11 +82,11 @@ impl Source {
         let fail = |e: io::Error| Error::io(format!("{name}: cannot read: {e}"));
         let start = plain.fill_buf().map_err(fail)?;
         let reader: Box<dyn BufRead + Send> = if start.starts_with(&[0x1f, 0x8b]) {
-            Box::new(BufReader::with_capacity(CHUNK, MultiGzDecoder::new(plain)))
+            decompressed(MultiGzDecoder::new(plain), total_bytes).map_err(fail)?
         } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
             let mut decoder = zstd::Decoder::with_buffer(plain).map_err(fail)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(fail)?;
-            Box::new(BufReader::with_capacity(CHUNK, decoder))
+            decompressed(decoder, total_bytes).map_err(fail)?
         } else {
             Box::new(plain)
         };
@@ -303,6 +307,18 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// Reads a decoder on a thread of its own where that is worth a thread.
+fn decompressed(
+    decoder: impl Read + Send + 'static,
+    total_bytes: Option<u64>,
+) -> io::Result<Box<dyn BufRead + Send>> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if cores > 1 && total_bytes.is_some_and(|bytes| bytes >= WORTH_A_THREAD) {
+        return Ok(Box::new(Ahead::new(decoder)?));
+    }
+    Ok(Box::new(BufReader::with_capacity(CHUNK, decoder)))
 }
 
 impl std::fmt::Debug for Source {
