@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn bytes(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i * i % 251) as u8).collect()
+        (0..=250u8).cycle().take(len).collect()
     }
 
     #[test]
@@ -172,20 +172,24 @@ mod tests {
         }
     }
 
+    /// Never ends, and tells when it is gone.
+    struct Endless(Sender<()>);
+
+    impl Read for Endless {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            Ok(out.len())
+        }
+    }
+
+    impl Drop for Endless {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
     #[test]
     fn a_reader_that_is_dropped_ends_the_thread() {
         let (told, end) = channel();
-        struct Endless(Sender<()>);
-        impl Read for Endless {
-            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-                Ok(out.len())
-            }
-        }
-        impl Drop for Endless {
-            fn drop(&mut self) {
-                let _ = self.0.send(());
-            }
-        }
         drop(Ahead::new(Endless(told)).unwrap());
         end.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
     }
