@@ -8,7 +8,7 @@ use kvwise_core::engine::vllm::Method;
 use kvwise_core::engine::vllm::version::{FreedBlocks, Rules, Version};
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
-use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run};
+use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run, run_unheard};
 use kvwise_sim::sched::vllm::Speculation;
 use kvwise_sim::trace::{Trace, TraceFormat};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ const WRITE_AT: usize = 1 << 18;
 /// If vLLM would refuse the settings, or the events cannot be written.
 pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Result<VllmReplayReport> {
     let summary = match events {
-        None => run(trace, config, &mut (), |()| Ok(()))?,
+        None => run_unheard(trace, config)?,
         Some(path) => with_events(trace, config, path)?,
     };
     Ok(VllmReplayReport::new(&summary))

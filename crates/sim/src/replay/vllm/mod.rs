@@ -79,6 +79,14 @@ pub struct Summary {
     pub generated_tokens: u64,
 }
 
+/// Runs the whole trace with nobody listening. Unlike [`run`] it is compiled with this crate and its optimisations.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_unheard(trace: &Trace, config: &ReplayConfig) -> Result<Summary> {
+    run(trace, config, &mut (), |()| Ok(()))
+}
+
 /// Runs the whole trace. `flush` is called now and then, to let `events` be emptied.
 ///
 /// # Errors
