@@ -544,6 +544,37 @@ mod tests {
     }
 
     #[test]
+    fn no_record_of_any_kind_stops_the_others() {
+        let folder = tempfile::tempdir().expect("folder");
+        let probe = folder.path().join(PROBE_FOLDER);
+        std::fs::create_dir(&probe).expect("folder");
+        let mut lines = String::new();
+        for kind in ('a'..='z').chain('A'..='Z') {
+            for rest in [
+                "",
+                ",null,null,null,null,null",
+                ",0,0,0,0,0,0,0",
+                ",\"a\",\"a\",\"a\",\"a\",\"a\"",
+                ",0,null,null,null",
+                ",0,[1],[null],[null],[null],[null],[null]",
+                ",{},[],{}",
+                ",-9223372036854775808,9223372036854775807,1e300,[[]]",
+            ] {
+                lines.push_str(&format!("[\"{kind}\",1{rest}]\n"));
+            }
+        }
+        std::fs::write(
+            probe.join("1-0.jsonl"),
+            format!("{HEADER}\n{lines}[\"a\",2000000000,0,[1,2,3]]\n"),
+        )
+        .expect("write");
+        let mut db = database();
+        let progress = ingest_all(&mut db, folder.path()).expect("read");
+        assert_eq!(progress.records + progress.bad_lines, 52 * 8 + 1);
+        assert!(progress.bad_lines > 52 * 4, "{progress:?}");
+    }
+
+    #[test]
     fn records_of_the_wrong_shape_are_counted_not_stored() {
         let folder = tempfile::tempdir().expect("folder");
         let probe = folder.path().join(PROBE_FOLDER);
