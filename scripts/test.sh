@@ -4,6 +4,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+# Cargo asks `rustc -` about the target and lets it inherit the standard input: whatever a runner leaves there
+# (a log that is open for reading and writing, say) would be compiled.
+exec </dev/null
+
 say() { printf '\n== %s\n' "$*"; }
 
 if ! command -v cc >/dev/null 2>&1; then
