@@ -5,10 +5,10 @@ use serde_json::json;
 use super::changed::{replan, with_generic, with_llamacpp, with_sglang, with_vllm};
 use super::evaluate;
 use super::report::Plan;
-use super::request::{Engine, Mode, Request};
+use super::request::{Engine, Mode, Request, Steps};
 use crate::engine::vllm::{KvDtype, MaxModelLen};
 use crate::engine::{llamacpp, sglang};
-use crate::units::{GIB, grouped};
+use crate::units::grouped;
 
 /// A changed setting.
 struct Change<'a> {
@@ -232,8 +232,7 @@ fn most_layers(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
     (yes > 0).then_some(yes)
 }
 
-/// Steps of the scheduler for what the deployment is for: sequences and tokens of a step by the rules of an earlier planner
-/// (vllm-wizard 0.2.0, `recommend.py`), within what the memory allows.
+/// Steps of the scheduler for what the deployment is for ([`Mode::steps`]), within what the memory allows.
 fn for_mode<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
     let Some(mode) = request.load.mode else {
         return Vec::new();
@@ -242,28 +241,19 @@ fn for_mode<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
         return Vec::new();
     };
     let concurrency = plan.feasibility.concurrency;
-    let (more, percent, what) = match mode {
-        Mode::Throughput => (
-            4,
-            150,
-            "throughput: some more requests than asked for, and steps that take prompts of several",
-        ),
-        Mode::Latency => (
-            0,
-            100,
-            "latency: no more requests than asked for, so that none waits for others' steps",
-        ),
-        Mode::Balanced => (2, 125, "balanced: two more requests than asked for"),
+    let what = match mode {
+        Mode::Throughput => {
+            "throughput: some more requests than asked for, and steps that take prompts of several"
+        }
+        Mode::Latency => "latency: no more requests than asked for, so that none waits for others' steps",
+        Mode::Balanced => "balanced: two more requests than asked for",
     };
-    let sequences = concurrency.saturating_add(more);
-    let memory = plan.gpu.memory_bytes;
-    let cap = match memory {
-        m if m >= 40 * GIB => 65_536,
-        m if m >= 20 * GIB => 32_768,
-        _ => 16_384,
-    };
-    let load = u128::from(context) * u128::from(concurrency) * percent / 100;
-    let wanted = u64::try_from(load).unwrap_or(cap).clamp(8192, cap);
+    let Steps {
+        sequences,
+        tokens: wanted,
+        most_tokens: cap,
+        percent,
+    } = mode.steps(context, concurrency, plan.gpu.memory_bytes);
     let tokens_why = |less: bool| {
         format!(
             "{}: {percent} % of the load's {} tokens in a step, at least 8192 and at most {}{}",

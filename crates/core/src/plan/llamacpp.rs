@@ -145,20 +145,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
             formula,
         ),
     };
-    let sum = |pick: &dyn Fn(&Term) -> u64| {
-        overhead
-            .iter()
-            .fold(pick(&weights_term), |sum, t| sum.saturating_add(pick(t)))
-            .saturating_sub(device.weights)
-    };
-    let taken = sum(&|t| t.bytes);
-    let spread = Spread::between(
-        taken,
-        match site_spread {
-            None => (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)),
-            Some(spread) => (taken.saturating_sub(spread), taken.saturating_add(spread)),
-        },
-    );
+    let spread = Spread::beside(device.weights, &weights_term, &overhead, site_spread);
     let total = hardware.driver_bytes;
     let used = device.weights.saturating_add(spread.bytes());
     let available = total.saturating_sub(used);

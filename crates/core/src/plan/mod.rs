@@ -45,7 +45,7 @@ pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
 pub use report::{KvCache, Performance, Plan, Range};
 pub use request::{
-    CheckpointBytes, Engine, Generic, GgufFile, Hardware, LlamaCpp, Load, Mode, Request, Subject,
+    CheckpointBytes, Engine, Generic, GgufFile, Hardware, LlamaCpp, Load, Mode, Request, Steps, Subject,
 };
 
 use serde_json::Map;

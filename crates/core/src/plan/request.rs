@@ -7,6 +7,7 @@ use crate::arch::{Config, Model};
 use crate::engine::{llamacpp, sglang, vllm};
 use crate::hardware::Gpu;
 use crate::quant::Inventories;
+use crate::units::GIB;
 use crate::{Error, Result};
 
 /// A question for [`plan`](super::plan).
@@ -251,18 +252,57 @@ impl Mode {
         }
     }
 
-    /// Parses a name.
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// Parses a name; case and blanks around it do not matter.
     ///
     /// # Errors
     /// If it is none of the three.
     pub fn parse(text: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|mode| mode.name().eq_ignore_ascii_case(text.trim()))
-            .ok_or_else(|| {
-                Error::input(format!("--mode is \"{text}\"")).hint("write throughput, latency or balanced")
-            })
+        Self::named(&text.trim().to_ascii_lowercase()).ok_or_else(|| {
+            Error::input(format!("--mode is \"{text}\"")).hint("write throughput, latency or balanced")
+        })
     }
+
+    /// Sequences and tokens of a step for `concurrency` requests of `context` tokens on a GPU with this memory, by the
+    /// rules of an earlier planner (vllm-wizard 0.2.0, `recommend.py`).
+    pub fn steps(self, context: u64, concurrency: u64, memory_bytes: u64) -> Steps {
+        let (more, percent) = match self {
+            Self::Throughput => (4, 150),
+            Self::Latency => (0, 100),
+            Self::Balanced => (2, 125),
+        };
+        let most_tokens = match memory_bytes {
+            m if m >= 40 * GIB => 65_536,
+            m if m >= 20 * GIB => 32_768,
+            _ => 16_384,
+        };
+        let load = u128::from(context) * u128::from(concurrency) * u128::from(percent) / 100;
+        Steps {
+            sequences: concurrency.saturating_add(more),
+            tokens: u64::try_from(load)
+                .unwrap_or(most_tokens)
+                .clamp(8192, most_tokens),
+            most_tokens,
+            percent,
+        }
+    }
+}
+
+/// Bounds of a scheduler's step that a [`Mode`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steps {
+    /// Sequences at once.
+    pub sequences: u64,
+    /// Tokens of a step.
+    pub tokens: u64,
+    /// What `tokens` is bounded by on this GPU.
+    pub most_tokens: u64,
+    /// Share of the load's tokens that a step takes, in percent.
+    pub percent: u64,
 }
 
 impl Default for Load {

@@ -298,21 +298,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     };
     let overhead: Vec<Term> = drafter_term.into_iter().chain(overhead).collect();
     let pool_given = settings.kv_cache_memory_bytes.is_some();
-    // The weights' own uncertainty is part of what is taken beside the best value of the weights.
-    let sum = |pick: &dyn Fn(&Term) -> u64| {
-        overhead
-            .iter()
-            .fold(pick(&weights_term), |sum, t| sum.saturating_add(pick(t)))
-            .saturating_sub(fullest)
-    };
-    let taken = sum(&|t| t.bytes);
-    let spread = Spread::between(
-        taken,
-        match site_spread {
-            None => (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)),
-            Some(spread) => (taken.saturating_sub(spread), taken.saturating_add(spread)),
-        },
-    );
+    let spread = Spread::beside(fullest, &weights_term, &overhead, site_spread);
     let room_bytes =
         i128::from(whole) - i128::from(fullest) - if pool_given { i128::from(available) } else { 0 };
     let mut evaluation = Evaluation {

@@ -95,10 +95,7 @@ pub(super) fn fetch(
     settings: &Settings,
     progress: OnProgress,
 ) -> Result<HubModel> {
-    let cache = settings.own_cache().ok_or_else(|| {
-        Error::input("there is no folder to keep what the hub answers: neither HOME nor KVWISE_CACHE is set")
-            .hint("set KVWISE_CACHE to a folder")
-    })?;
+    let cache = settings.folder_to_keep_in()?;
     let refused = |failure: &Failure| explain(failure, client, id, revision);
     progress("description", 0, 1);
     let (sha, names) = describe(client, id, revision).map_err(|e| e.or_explained(&refused))?;

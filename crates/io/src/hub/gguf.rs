@@ -307,10 +307,7 @@ fn on_hub(
     progress: OnProgress,
 ) -> Result<HubGguf> {
     let id = &wanted.id;
-    let cache = settings.own_cache().ok_or_else(|| {
-        Error::input("there is no folder to keep what the hub answers: neither HOME nor KVWISE_CACHE is set")
-            .hint("set KVWISE_CACHE to a folder")
-    })?;
+    let cache = settings.folder_to_keep_in()?;
     let refused = |failure: &Failure| explain(failure, client, id, revision);
     progress("description", 0, 1);
     let (commit, names) = describe(client, id, revision).map_err(|e| e.or_explained(&refused))?;

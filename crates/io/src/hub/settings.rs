@@ -208,6 +208,19 @@ impl Settings {
             .collect();
         self.cache.as_ref().map(|cache| cache.join("hub").join(name))
     }
+
+    /// The same, for who has an answer to keep.
+    ///
+    /// # Errors
+    /// If there is no such folder.
+    pub(super) fn folder_to_keep_in(&self) -> Result<PathBuf> {
+        self.own_cache().ok_or_else(|| {
+            Error::input(
+                "there is no folder to keep what the hub answers: neither HOME nor KVWISE_CACHE is set",
+            )
+            .hint("set KVWISE_CACHE to a folder")
+        })
+    }
 }
 
 /// Checks the address; a final slash is cut off.

@@ -275,10 +275,7 @@ impl DeploymentArgs {
             overhead: self.overhead.clone(),
             fragmentation_factor: self.fragmentation_factor.clone(),
             headroom: self.headroom.clone(),
-            lookup: Lookup {
-                network: !self.offline,
-                progress: std::io::stderr().is_terminal(),
-            },
+            lookup: Lookup::new(!self.offline, std::io::stderr().is_terminal()),
             no_calibration: self.no_calibration,
             ..Deployment::default()
         };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use kvwise_core::plan::Mode;
 use kvwise_core::{Error, Result};
 use kvwise_sim::simulate::{Lengths, closed_loop, open_loop};
 use kvwise_sim::trace::Trace;
@@ -13,7 +14,7 @@ use crate::printer::{ExitStatus, Printer};
 use crate::usecase::deployment::Deployment;
 use crate::usecase::recommend::bench::{Load, Objectives};
 use crate::usecase::recommend::prices::Prices;
-use crate::usecase::recommend::{Mode, Objective, Question, recommend};
+use crate::usecase::recommend::{Objective, Question, recommend};
 
 const EXAMPLES: &str = "Examples:
   kvwise recommend llama-3.1-8b --workload input=1000,output=200,rate=4 --slo-ttft-ms 1000 --slo-tpot-ms 50

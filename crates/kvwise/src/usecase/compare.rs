@@ -5,7 +5,6 @@ use kvwise_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::deployment::Deployment;
-use super::lookup::Known;
 use crate::report::compare::{Cell, Comparison, Row, SCHEMA, Scenario, View};
 
 /// Most combinations that are planned.
@@ -64,7 +63,6 @@ pub fn compare(question: &Question) -> Result<Comparison> {
             combinations.len()
         )));
     }
-    let known = Known::default();
     let rows = combinations
         .par_iter()
         .map(|(model, gpu, engine, kv)| {
@@ -75,8 +73,7 @@ pub fn compare(question: &Question) -> Result<Comparison> {
                 kv_cache_dtype: Some((*kv).clone()),
                 ..question.base.clone()
             };
-            row(question, &known, deployment)
-                .map_err(|e| if question.models.len() > 1 { e.at(model) } else { e })
+            row(question, deployment).map_err(|e| if question.models.len() > 1 { e.at(model) } else { e })
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Comparison {
@@ -88,7 +85,7 @@ pub fn compare(question: &Question) -> Result<Comparison> {
 }
 
 /// The smallest of the parallel sizes that fits, else the largest.
-fn row(question: &Question, known: &Known, mut deployment: Deployment) -> Result<Row> {
+fn row(question: &Question, mut deployment: Deployment) -> Result<Row> {
     let mut lengths = question.contexts.clone();
     for &(_, tokens, reserved) in &question.scenarios {
         lengths.extend([tokens, reserved]);
@@ -102,10 +99,7 @@ fn row(question: &Question, known: &Known, mut deployment: Deployment) -> Result
     let mut last = None;
     for &tp in &question.tensor_parallel_sizes {
         set_gpus(&mut deployment, tp);
-        let plan = match deployment
-            .resolve_among(known)
-            .and_then(|r| plan::assess(&r.request(false)))
-        {
+        let plan = match deployment.resolve().and_then(|r| plan::assess(&r.request(false))) {
             Ok(plan) => plan,
             // A size that the engine cannot use is no row of its own as long as another can.
             Err(e) if tp > 1 && last.is_some() => {

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 mod engines;
 
 use super::gpus;
-use super::lookup::{Known, Lookup};
+use super::lookup::Lookup;
 use super::settings;
 
 /// Everything that can be said; what is not said has the engine's default. Sizes, counts and names are text in the
@@ -237,7 +237,7 @@ impl Deployment {
         }
         let merged: Self = serde_json::from_value(merged).map_err(broken)?;
         Ok(Self {
-            lookup: self.lookup,
+            lookup: self.lookup.clone(),
             ..merged
         })
     }
@@ -247,14 +247,6 @@ impl Deployment {
     /// # Errors
     /// If a name is not known, a value cannot be read, or two contradict each other; the message names the flag.
     pub fn resolve(&self) -> Result<Resolved> {
-        self.resolve_among(&Known::default())
-    }
-
-    /// As [`Self::resolve`], with models that were read before taken from `known`.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub fn resolve_among(&self, known: &Known) -> Result<Resolved> {
         let mut warnings = Vec::new();
         let engine_name = self.engine_name()?;
         let params = self.params()?;
@@ -307,30 +299,29 @@ impl Deployment {
             });
         };
 
-        let looked = known.get(self.lookup, name, self.revision.as_deref())?;
-        let found = &looked.found;
-        warnings.extend(found.notes.iter().cloned());
-        if let Some(header) = &found.gguf {
+        let looked = self.lookup.read(name, self.revision.as_deref())?;
+        warnings.extend(looked.notes.iter().cloned());
+        if let Some(header) = &looked.gguf {
             let gpus = self.gpus.unwrap_or(1);
-            let file = engines::from_file(&found.name, header).map_err(|e| e.at(&found.name))?;
+            let file = engines::from_file(&looked.name, header).map_err(|e| e.at(&looked.name))?;
             let engine = match engine_name {
                 EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(Some(file.file), gpus)?)),
                 EngineName::Generic => Engine::Generic(self.generic(None)?),
                 EngineName::Vllm | EngineName::Sglang => {
                     return Err(Error::unsupported(format!(
                         "{}: a GGUF file is planned for llama.cpp, not for vLLM or SGLang",
-                        found.name
+                        looked.name
                     ))
                     .hint("leave --engine out, or give the original model"));
                 }
             };
-            let name = file.name.unwrap_or_else(|| found.name.clone());
+            let name = file.name.unwrap_or_else(|| looked.name.clone());
             let mut policy = self.policy(engine_name)?;
             policy.site =
                 self.correction(&name, &file.model.architecture, &hardware, &engine, &mut warnings)?;
             return Ok(Resolved {
                 name,
-                source: found.name.clone(),
+                source: looked.name.clone(),
                 described: Some((Arc::new(file.model), Arc::new(file.config))),
                 inventories: Inventories::default(),
                 refused: None,
@@ -352,7 +343,7 @@ impl Deployment {
                 "the weights of the tower in {part} are not known here and not counted; --language-model-only leaves it out"
             ));
         }
-        let checkpoint = match &found.checkpoint {
+        let checkpoint = match &looked.checkpoint {
             None => None,
             Some(checkpoint) => Some(CheckpointBytes {
                 total_bytes: checkpoint.total_bytes()?,
@@ -368,7 +359,7 @@ impl Deployment {
                 },
             }),
         };
-        let source = match &found.place {
+        let source = match &looked.place {
             Place::Catalogue(provenance) => {
                 warnings.extend(provenance.note.map(|note| format!("catalogue: {note}")));
                 format!("catalogue: {} ({})", provenance.source, provenance.date)
@@ -384,14 +375,14 @@ impl Deployment {
         };
         let engine = match engine_name {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
-            EngineName::Sglang => Engine::Sglang(Box::new(self.sglang(&found.name, described)?)),
+            EngineName::Sglang => Engine::Sglang(Box::new(self.sglang(&looked.name, described)?)),
             EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
             EngineName::Generic => Engine::Generic(self.generic(Some(&looked.config))?),
         };
         let mut policy = self.policy(engine_name)?;
         if let Some(model) = described {
             policy.site = self.correction(
-                &found.name,
+                &looked.name,
                 &model.architecture,
                 &hardware,
                 &engine,
@@ -399,7 +390,7 @@ impl Deployment {
             )?;
         }
         Ok(Resolved {
-            name: found.name.clone(),
+            name: looked.name.clone(),
             source,
             described: looked
                 .model
@@ -649,6 +640,18 @@ impl Deployment {
             policy.fragmentation = Factor::parse(text).map_err(|e| e.at("--fragmentation-factor"))?;
         }
         Ok(policy)
+    }
+
+    /// `--kv-cache-memory-bytes`: plain bytes, or a size with its unit.
+    fn pool_bytes(&self) -> Result<Option<u64>> {
+        self.kv_cache_memory_bytes
+            .as_deref()
+            .map(|text| {
+                parse_count(text)
+                    .or_else(|_| parse_bytes(text))
+                    .map_err(|e| e.at("--kv-cache-memory-bytes"))
+            })
+            .transpose()
     }
 
     /// `--dtype`: `auto` is none.

@@ -29,7 +29,7 @@ pub fn with(deployment: &Deployment, field: &str, value: Option<Value>) -> Resul
     }
     let changed: Deployment = serde_json::from_value(all).map_err(broken)?;
     Ok(Deployment {
-        lookup: deployment.lookup,
+        lookup: deployment.lookup.clone(),
         ..changed
     })
 }
@@ -38,7 +38,7 @@ pub fn with(deployment: &Deployment, field: &str, value: Option<Value>) -> Resul
 pub fn effect(deployment: &Deployment, plan: &Plan, field: &str) -> Option<String> {
     let other = without(deployment, field).ok()?;
     let other = match other.resolve() {
-        Ok(resolved) => plan::plan(&resolved.request(false)),
+        Ok(resolved) => plan::assess(&resolved.request(false)),
         Err(e) => Err(e),
     };
     match other {

@@ -7,28 +7,64 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvwise_core::Result;
 use kvwise_core::arch::{Config, Model, family};
+use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::quant::Inventories;
 use kvwise_io::hub::Settings;
-use kvwise_io::model::{self, Found};
+use kvwise_io::model::{self, Checkpoint, Found, Place};
 
 /// Quiet time before a bar appears.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// How far a look-up may go. By default it stays on this machine; the command line opens the network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How far a look-up may go, and the models that it has read: copies share them, so that the variants of a deployment
+/// read theirs once. By default it stays on this machine; the command line opens the network.
+#[derive(Debug, Clone, Default)]
 pub struct Lookup {
     /// Whether a model that is nowhere on this machine may be asked of the hub.
     pub network: bool,
     /// Whether to show a bar on stderr when that takes longer than a second.
     pub progress: bool,
+    read: Arc<Mutex<HashMap<Asked, Arc<Looked>>>>,
+}
+
+/// Name and revision of a model, as they were asked for.
+type Asked = (String, Option<String>);
+
+impl PartialEq for Lookup {
+    /// What was read before makes no difference.
+    fn eq(&self, other: &Self) -> bool {
+        (self.network, self.progress) == (other.network, other.progress)
+    }
 }
 
 impl Lookup {
+    /// A look-up that goes this far.
+    pub fn new(network: bool, progress: bool) -> Self {
+        Self {
+            network,
+            progress,
+            ..Self::default()
+        }
+    }
+
+    /// The model, read before or found and read now.
+    ///
+    /// # Errors
+    /// As [`Self::find`], and if its configuration cannot be used.
+    pub fn read(&self, name: &str, revision: Option<&str>) -> Result<Arc<Looked>> {
+        let asked = (name.to_owned(), revision.map(str::to_owned));
+        let list = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(looked) = list().get(&asked) {
+            return Ok(Arc::clone(looked));
+        }
+        let looked = Arc::new(Looked::read(self.find(name, revision)?)?);
+        Ok(Arc::clone(list().entry(asked).or_insert(looked)))
+    }
+
     /// Finds a model.
     ///
     /// # Errors
     /// If it is nowhere, or what is there cannot be used.
-    pub fn find(self, name: &str, revision: Option<&str>) -> Result<Found> {
+    pub fn find(&self, name: &str, revision: Option<&str>) -> Result<Found> {
         // what is here needs neither the hub nor variables that describe it
         if revision.is_none_or(|r| r == "main")
             && let Ok(found) = model::find(name)
@@ -61,15 +97,23 @@ impl Lookup {
     }
 }
 
-/// A model that was found and read.
+/// A model that was found and read; the fields of [`Found`], and what its configuration says.
 #[derive(Debug)]
 pub struct Looked {
-    /// Where it was found, and what lies beside its configuration.
-    pub found: Found,
-    /// Its layers, if the engine serves them.
-    pub model: Option<Arc<Model>>,
+    /// Hub id, or the path as the user wrote it.
+    pub name: String,
+    /// Where it was found.
+    pub place: Place,
+    /// Its tensors, where headers or an index were there.
+    pub checkpoint: Option<Checkpoint>,
+    /// What the user should know about how it was found, one sentence each.
+    pub notes: Vec<String>,
+    /// The header, where it is a GGUF file, which describes it instead of a configuration.
+    pub gguf: Option<Box<Header>>,
     /// Its configuration.
     pub config: Arc<Config>,
+    /// Its layers, if the engine serves them.
+    pub model: Option<Arc<Model>>,
     /// Why the engine does not serve its architecture, if it does not.
     pub refused: Option<String>,
     /// The part of the configuration with a tower whose weights are not known.
@@ -80,51 +124,29 @@ pub struct Looked {
 
 impl Looked {
     fn read(found: Found) -> Result<Self> {
-        let config = Arc::new(found.config.clone());
-        let mut looked = Self {
-            found,
-            model: None,
-            config,
-            refused: None,
-            unread_tower: None,
+        let (mut model, mut refused, mut unread_tower) = (None, None, None);
+        if found.gguf.is_none() {
+            match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
+                family::Reading::Model(layers) => {
+                    model = Some(Arc::new(*layers));
+                    unread_tower = family::unread_tower(&found.config)?;
+                }
+                family::Reading::Refused(refusal) => {
+                    refused = Some(format!("{}: {}", refusal.architecture, refusal.reason));
+                }
+            }
+        }
+        Ok(Self {
+            name: found.name,
+            place: found.place,
+            checkpoint: found.checkpoint,
+            notes: found.notes,
+            gguf: found.gguf,
+            config: Arc::new(found.config),
+            model,
+            refused,
+            unread_tower,
             inventories: Inventories::default(),
-        };
-        // A GGUF file is described by its header.
-        if looked.found.gguf.is_some() {
-            return Ok(looked);
-        }
-        match family::read(&looked.found.name, &looked.config).map_err(|e| e.at(&looked.found.name))? {
-            family::Reading::Model(model) => {
-                looked.model = Some(Arc::new(*model));
-                looked.unread_tower = family::unread_tower(&looked.config)?;
-            }
-            family::Reading::Refused(refusal) => {
-                looked.refused = Some(format!("{}: {}", refusal.architecture, refusal.reason));
-            }
-        }
-        Ok(looked)
-    }
-}
-
-/// Models by name and revision, each looked up and read once: for questions that plan the same model many times.
-#[derive(Debug, Default)]
-pub struct Known(Mutex<HashMap<Asked, Arc<Looked>>>);
-
-/// Name and revision of a model, as they were asked for.
-type Asked = (String, Option<String>);
-
-impl Known {
-    /// The model, from before or looked up now.
-    ///
-    /// # Errors
-    /// As [`Lookup::find`], and if its configuration cannot be used.
-    pub fn get(&self, lookup: Lookup, name: &str, revision: Option<&str>) -> Result<Arc<Looked>> {
-        let key = (name.to_owned(), revision.map(str::to_owned));
-        let list = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = list().get(&key) {
-            return Ok(Arc::clone(known));
-        }
-        let looked = Arc::new(Looked::read(lookup.find(name, revision)?)?);
-        Ok(Arc::clone(list().entry(key).or_insert(looked)))
+        })
     }
 }

@@ -61,14 +61,7 @@ pub(super) struct KeepForReaders;
 
 impl KvConnector for KeepForReaders {
     const ENABLED: bool = true;
-    fn matched(&mut self, _: &Query<'_>) -> Matched {
-        Matched::Tokens(0)
-    }
-    fn load(&mut self, _: &Load<'_>) {}
-    fn arrived(&mut self, _: u32) -> bool {
-        false
-    }
-    fn computed(&mut self, _: u32, _: &[u32], _: u32) {}
+
     fn finished(&mut self, _: u32, _: &[u32], _: u32) -> bool {
         true
     }
@@ -110,8 +103,6 @@ impl KvConnector for ReadFromPrefill {
     fn arrived(&mut self, tag: u32) -> bool {
         self.arrived.remove(&tag)
     }
-
-    fn computed(&mut self, _: u32, _: &[u32], _: u32) {}
 
     fn finished(&mut self, tag: u32, _: &[u32], _: u32) -> bool {
         self.asked.remove(&tag);

@@ -6,6 +6,7 @@
 //! (`data/measurements/vllm_boots.csv`; the accuracy page has the table), widened by a third: 47 logs are few, and the memory
 //! that loading takes beside the parameters (0.05 GiB in the median, up to 0.6) is in no term.
 
+use super::super::ledger::Term;
 use crate::units::GIB;
 
 /// Scale of the error that does not depend on the sum, bytes.
@@ -57,6 +58,25 @@ impl Spread {
             below: bytes.saturating_sub(low) as f64 / ends.0,
             above: high.saturating_sub(bytes) as f64 / ends.1,
         }
+    }
+
+    /// What is taken beside the best value of the weights, `held_bytes`: the overhead, and the weights' own uncertainty;
+    /// `site_bytes` around it where the user's own logs say.
+    pub fn beside(held_bytes: u64, weights: &Term, overhead: &[Term], site_bytes: Option<u64>) -> Self {
+        let sum = |pick: &dyn Fn(&Term) -> u64| {
+            overhead
+                .iter()
+                .fold(pick(weights), |sum, t| sum.saturating_add(pick(t)))
+                .saturating_sub(held_bytes)
+        };
+        let taken = sum(&|t| t.bytes);
+        Self::between(
+            taken,
+            match site_bytes {
+                None => (sum(&|t| t.low_bytes), sum(&|t| t.high_bytes)),
+                Some(around) => (taken.saturating_sub(around), taken.saturating_add(around)),
+            },
+        )
     }
 
     /// A sum that is known.

@@ -5,7 +5,7 @@ use kvwise_core::engine::llamacpp::hparams::display_name;
 use kvwise_core::engine::llamacpp::{self, GgmlType, Header, Hparams, Weights, convert};
 use kvwise_core::engine::sglang;
 use kvwise_core::plan::{CheckpointBytes, GgufFile, LlamaCpp};
-use kvwise_core::units::{parse_bytes, parse_count};
+use kvwise_core::units::parse_count;
 use kvwise_core::{Error, Result};
 
 use super::{Deployment, speculative};
@@ -195,15 +195,7 @@ impl Deployment {
             disable_radix_cache: self.no_enable_prefix_caching,
             disable_overlap_schedule: self.no_async_scheduling,
             attention_backend: self.attention_backend.clone(),
-            kv_cache_memory_bytes: self
-                .kv_cache_memory_bytes
-                .as_deref()
-                .map(|text| {
-                    parse_count(text)
-                        .or_else(|_| parse_bytes(text))
-                        .map_err(|e| e.at("--kv-cache-memory-bytes"))
-                })
-                .transpose()?,
+            kv_cache_memory_bytes: self.pool_bytes()?,
             language_model_only: self.language_model_only,
             speculative: self.sglang_speculative(model, target)?,
             ..sglang::Settings::default()
@@ -230,7 +222,7 @@ impl Deployment {
                 path,
                 algorithm,
                 target,
-                self.lookup,
+                &self.lookup,
             )?)),
         };
         Ok(Some(sglang::Speculative {

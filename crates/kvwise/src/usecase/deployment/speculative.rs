@@ -49,7 +49,7 @@ struct Given {
 ///
 /// # Errors
 /// If it is not such an object, the drafter cannot be found or read, or a number is missing.
-pub(super) fn read(text: &str, target: Option<&Model>, lookup: Lookup) -> Result<Speculative> {
+pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Result<Speculative> {
     let example = r#"example: '{"method":"eagle3","model":"ORG/NAME","num_speculative_tokens":3}'"#;
     let given: Given = serde_json::from_str(text).map_err(|e| {
         Error::input(format!(
@@ -154,7 +154,7 @@ pub(super) fn of_sglang(
     path: &str,
     algorithm: Algorithm,
     target: Option<&Model>,
-    lookup: Lookup,
+    lookup: &Lookup,
 ) -> Result<Draft> {
     let place = "--speculative-draft-model-path";
     let found = lookup.find(path, None).map_err(|e| e.at(place))?;

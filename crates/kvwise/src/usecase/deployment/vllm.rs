@@ -2,7 +2,7 @@
 
 use kvwise_core::arch::{Config, Model};
 use kvwise_core::engine::vllm;
-use kvwise_core::units::{parse_bytes, parse_count};
+use kvwise_core::units::parse_count;
 use kvwise_core::{Error, Result};
 
 use super::{Deployment, speculative};
@@ -63,15 +63,7 @@ impl Deployment {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: count("--max-num-batched-tokens", &self.max_num_batched_tokens)?,
             gpu_memory_utilization: self.gpu_memory_utilization,
-            kv_cache_memory_bytes: self
-                .kv_cache_memory_bytes
-                .as_deref()
-                .map(|text| {
-                    parse_count(text)
-                        .or_else(|_| parse_bytes(text))
-                        .map_err(|e| e.at("--kv-cache-memory-bytes"))
-                })
-                .transpose()?,
+            kv_cache_memory_bytes: self.pool_bytes()?,
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             enforce_eager: self.enforce_eager,
             // On unless said otherwise, as the engine does since 0.8.
@@ -93,7 +85,7 @@ impl Deployment {
             speculative: self
                 .speculative_config
                 .as_deref()
-                .map(|text| speculative::read(text, target, self.lookup))
+                .map(|text| speculative::read(text, target, &self.lookup))
                 .transpose()?,
             enable_lora: self.enable_lora,
             max_loras: self.max_loras,

@@ -3,6 +3,7 @@
 
 use kvwise_core::engine::flags::{self, meaning::meaning, parse::parse};
 use kvwise_core::engine::vllm::{Gpu, KvDtype, Rules};
+use kvwise_core::names::normalise;
 use kvwise_core::plan::{Engine, Plan};
 use kvwise_core::quant::Quantization;
 use kvwise_core::units::{grouped, human_bytes};
@@ -27,6 +28,9 @@ const MADE_ON_LOAD: [(&str, &str); 9] = [
     ("nvfp4", "nvfp4_per_token"),
     ("nvfp4_per_token", "nvfp4_per_token"),
 ];
+
+/// The first of them, for people.
+const MADE_ON_LOAD_NAMES: &str = "fp8, fp8_per_block, fp8_per_channel, mxfp8, int8, nvfp4";
 
 /// Fields of a deployment that are flags of vLLM under the same name, in the order of the command.
 const VLLM_FLAGS: [&str; 25] = [
@@ -106,10 +110,12 @@ pub fn vllm(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Result
         };
         let values = match (field, given) {
             (_, Value::Bool(_)) => Vec::new(),
-            ("quantization", _) => match quantization(resolved, &super::plain(given))? {
-                Some(method) => vec![method],
-                None => continue,
-            },
+            ("quantization", _) => {
+                match quantization(resolved, &super::plain(given), &MADE_ON_LOAD, MADE_ON_LOAD_NAMES)? {
+                    Some(method) => vec![method],
+                    None => continue,
+                }
+            }
             ("kv_cache_dtype", _) => vec![KvDtype::parse(&super::plain(given))?.name().to_owned()],
             ("max_model_len", _) => match &plan.kv_cache {
                 Some(kv) => vec![kv.max_model_len.to_string()],
@@ -153,8 +159,14 @@ pub fn vllm(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Result
     Ok(out)
 }
 
-/// The method to name for vLLM; `None` where the checkpoint says it already.
-fn quantization(resolved: &Resolved, given: &str) -> Result<Option<String>> {
+/// The method to name for an engine; `None` where the checkpoint says it already. `made_on_load` has what the engine makes
+/// of a 16-bit checkpoint, with its own names, and `examples` those for people.
+pub(super) fn quantization(
+    resolved: &Resolved,
+    given: &str,
+    made_on_load: &[(&str, &str)],
+    examples: &str,
+) -> Result<Option<String>> {
     let own = match resolved.described() {
         Some((_, config)) => Quantization::read(config)?,
         None => None,
@@ -167,18 +179,16 @@ fn quantization(resolved: &Resolved, given: &str) -> Result<Option<String>> {
             own.name()
         ))
         .hint("give the 16-bit checkpoint of the model")),
-        (name, Some(own)) if kvwise_core::names::normalise(name) == kvwise_core::names::normalise(own.name()) => {
-            Ok(None)
-        }
+        (name, Some(own)) if normalise(name) == normalise(own.name()) => Ok(None),
         // Another name for the same format chooses a kernel.
         (name, Some(_)) => Ok(Some(name.to_owned())),
-        (name, None) => match MADE_ON_LOAD.iter().find(|(plain, _)| *plain == name) {
+        (name, None) => match made_on_load.iter().find(|(plain, _)| *plain == name) {
             Some((_, method)) => Ok(Some((*method).to_owned())),
             None => Err(Error::input(format!(
                 "--quantization {name} needs a checkpoint that is quantised so, and this one is not"
             ))
             .hint("give the quantised checkpoint of the model (see `kvwise models`)")
-            .hint("made on load from 16 bits: fp8, fp8_per_block, fp8_per_channel, mxfp8, int8, nvfp4")),
+            .hint(format!("made on load from 16 bits: {examples}"))),
         },
     }
 }

@@ -28,7 +28,7 @@ pub fn nearest(deployment: &Deployment) -> Option<Nearest> {
         if changes.iter().any(|(field, _)| *field == "tensor_parallel_size") {
             changed.gpus = None;
         }
-        plan::plan(&changed.resolve().ok()?.request(false)).ok()
+        plan::assess(&changed.resolve().ok()?.request(false)).ok()
     };
     let tp = deployment.tensor_parallel_size.unwrap_or(1);
     let fp8 = ("kv_cache_dtype", json!("fp8"));

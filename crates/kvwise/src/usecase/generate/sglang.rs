@@ -1,14 +1,12 @@
 //! The flags of SGLang's server.
 
 use kvwise_core::engine::flags;
-use kvwise_core::names::normalise;
 use kvwise_core::plan::Plan;
-use kvwise_core::quant::Quantization;
 use kvwise_core::{Error, Result};
 use serde_json::Value;
 
 use super::super::deployment::{Deployment, Resolved};
-use super::command::why;
+use super::command::{quantization, why};
 use crate::report::generate::Argument;
 
 /// Fields of a deployment and the flags of SGLang 0.5.23 that say the same.
@@ -98,7 +96,7 @@ pub fn sglang(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Resu
             ("dtype" | "max_total_tokens", _) => vec![super::plain(
                 plan.inputs.get(field).unwrap_or(&Value::String(text)),
             )],
-            ("quantization", _) => match quantization(resolved, &text)? {
+            ("quantization", _) => match quantization(resolved, &text, &MADE_ON_LOAD, "fp8")? {
                 Some(method) => vec![method],
                 None => continue,
             },
@@ -131,29 +129,4 @@ pub fn sglang(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Resu
 
 /// Method that SGLang 0.5.23 makes on load from a 16-bit checkpoint (`srt/layers/quantization/fp8.py`,
 /// `is_checkpoint_fp8_serialized`).
-const MADE_ON_LOAD: &str = "fp8";
-
-/// The method to name for SGLang; `None` where the checkpoint says it already.
-fn quantization(resolved: &Resolved, given: &str) -> Result<Option<String>> {
-    let own = match resolved.described() {
-        Some((_, config)) => Quantization::read(config)?,
-        None => None,
-    };
-    let given = given.to_ascii_lowercase();
-    match (given.as_str(), own) {
-        ("auto", _) | ("none", None) => Ok(None),
-        ("none", Some(own)) => Err(Error::input(format!(
-            "--quantization none is a question for a plan: the checkpoint is quantised by {}, and no flag undoes that",
-            own.name()
-        ))
-        .hint("give the 16-bit checkpoint of the model")),
-        (name, Some(own)) if normalise(name) == normalise(own.name()) => Ok(None),
-        (name, Some(_)) => Ok(Some(name.to_owned())),
-        (name, None) if name == MADE_ON_LOAD => Ok(Some(name.to_owned())),
-        (name, None) => Err(Error::input(format!(
-            "--quantization {name} needs a checkpoint that is quantised so, and this one is not"
-        ))
-        .hint("give the quantised checkpoint of the model (see `kvwise models`)")
-        .hint("made on load from 16 bits: fp8")),
-    }
-}
+const MADE_ON_LOAD: [(&str, &str); 1] = [("fp8", "fp8")];

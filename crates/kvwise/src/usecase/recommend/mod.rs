@@ -7,6 +7,7 @@ pub mod space;
 
 use std::path::PathBuf;
 
+use kvwise_core::plan::Mode;
 use kvwise_core::units::grouped;
 use kvwise_core::{Error, Result, hardware};
 use kvwise_io::answers::Answers;
@@ -17,7 +18,7 @@ use prices::Prices;
 use rayon::prelude::*;
 pub use search::Objective;
 use search::{Bench, Fate, Limits, Size, Solution, equals, order, search};
-pub use space::{ASSUMED_ACCEPTANCE, Mode};
+pub use space::ASSUMED_ACCEPTANCE;
 use space::{Candidate, Choice};
 
 use super::deployment::Deployment;

@@ -4,13 +4,11 @@
 //! hardware; a shape that starts is tried with each of them, and the simulator says which the engine would refuse.
 
 use kvwise_core::hardware::{self, Gpu};
-use kvwise_core::plan;
-use kvwise_core::units::GIB;
+use kvwise_core::plan::{self, Mode};
 use kvwise_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::super::deployment::Deployment;
-use super::super::lookup::Known;
 
 /// Tensor-, pipeline- and data-parallel sizes of a shape, and on what it makes sense.
 const PARALLEL: [(u64, u64, u64, Sense); 18] = [
@@ -55,49 +53,6 @@ pub const MACHINE_GPUS: u64 = 8;
 /// 0.85 to 0.90 that DeepSeek-V3's report gives for its own module (arXiv 2412.19437, section 5.4.3) and what other
 /// traffic may bring.
 pub const ASSUMED_ACCEPTANCE: f64 = 0.7;
-
-/// What a workload is served for, as an earlier planner names it (vllm-wizard 0.2.0, `recommend.py`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Many requests, large steps.
-    Throughput,
-    /// No more requests than asked for.
-    Latency,
-    /// Between both.
-    Balanced,
-}
-
-impl Mode {
-    /// By its word.
-    pub fn named(word: &str) -> Option<Self> {
-        Some(match word {
-            "throughput" => Self::Throughput,
-            "latency" => Self::Latency,
-            "balanced" => Self::Balanced,
-            _ => return None,
-        })
-    }
-
-    /// Sequences and tokens of a step by that planner's rules for requests of `longest` tokens.
-    fn setting(self, longest: u64, concurrency: u64, gpu: &Gpu) -> Setting {
-        let (more, percent) = match self {
-            Self::Throughput => (4, 150),
-            Self::Latency => (0, 100),
-            Self::Balanced => (2, 125),
-        };
-        let cap = match gpu.memory_bytes {
-            m if m >= 40 * GIB => 65_536,
-            m if m >= 20 * GIB => 32_768,
-            _ => 16_384,
-        };
-        let wanted = u128::from(longest) * u128::from(concurrency) * percent / 100;
-        Setting {
-            tokens: Some(u64::try_from(wanted).unwrap_or(cap).clamp(8192, cap)),
-            seqs: Some(concurrency.saturating_add(more)),
-            ..Setting::default()
-        }
-    }
-}
 
 /// What may differ between candidates.
 #[derive(Debug, Clone)]
@@ -298,13 +253,12 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
         .filter(|shape| experts || !shape.expert_parallel)
         .collect();
     let settings = settings(choice, drafts);
-    let known = Known::default();
     let planned: Vec<Result<(), String>> = all
         .par_iter()
         .map(|shape| {
             let plan = shape
                 .deployment
-                .resolve_among(&known)
+                .resolve()
                 .and_then(|r| plan::assess(&r.request(false)))
                 .map_err(|e| e.to_string())?;
             if plan.feasibility.fits {
@@ -342,10 +296,14 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             }
             continue;
         }
-        let own = choice
-            .mode
-            .zip(choice.concurrency)
-            .map(|(mode, c)| mode.setting(choice.longest, c, shape.gpu));
+        let own = choice.mode.zip(choice.concurrency).map(|(mode, c)| {
+            let steps = mode.steps(choice.longest, c, shape.gpu.memory_bytes);
+            Setting {
+                tokens: Some(steps.tokens),
+                seqs: Some(steps.sequences),
+                ..Setting::default()
+            }
+        });
         let listed = settings.iter().copied().filter(|s| Some(*s) != own);
         for setting in listed.chain(own) {
             let mut deployment = shape.deployment.clone();

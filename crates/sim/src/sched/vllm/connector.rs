@@ -43,20 +43,26 @@ pub struct Load<'a> {
     pub blocks: u32,
 }
 
-/// Where keys and values come from besides the pool, and where they go.
+/// Where keys and values come from besides the pool, and where they go; what is not written loads and keeps nothing.
 pub trait KvConnector {
     /// Whether the scheduler asks at all.
     const ENABLED: bool;
     /// How much of a request can be loaded.
-    fn matched(&mut self, query: &Query<'_>) -> Matched;
+    fn matched(&mut self, _query: &Query<'_>) -> Matched {
+        Matched::Tokens(0)
+    }
     /// A load begins.
-    fn load(&mut self, load: &Load<'_>);
+    fn load(&mut self, _load: &Load<'_>) {}
     /// Whether the load of a request is over.
-    fn arrived(&mut self, tag: u32) -> bool;
+    fn arrived(&mut self, _tag: u32) -> bool {
+        false
+    }
     /// After a step the first `tokens` tokens of a request are in the pool.
-    fn computed(&mut self, tag: u32, keys: &[u32], tokens: u32);
+    fn computed(&mut self, _tag: u32, _keys: &[u32], _tokens: u32) {}
     /// A request has all its tokens; `true` keeps its blocks until [`Scheduler::release_held`](super::Scheduler::release_held).
-    fn finished(&mut self, tag: u32, keys: &[u32], tokens: u32) -> bool;
+    fn finished(&mut self, _tag: u32, _keys: &[u32], _tokens: u32) -> bool {
+        false
+    }
 }
 
 /// No connector.
@@ -65,15 +71,4 @@ pub struct NoConnector;
 
 impl KvConnector for NoConnector {
     const ENABLED: bool = false;
-    fn matched(&mut self, _: &Query<'_>) -> Matched {
-        Matched::Tokens(0)
-    }
-    fn load(&mut self, _: &Load<'_>) {}
-    fn arrived(&mut self, _: u32) -> bool {
-        false
-    }
-    fn computed(&mut self, _: u32, _: &[u32], _: u32) {}
-    fn finished(&mut self, _: u32, _: &[u32], _: u32) -> bool {
-        false
-    }
 }
