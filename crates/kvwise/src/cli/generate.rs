@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
 use kvwise_io::bundle;
 
 use super::deployment::DeploymentArgs;
 use super::output::{Format, json};
 use crate::printer::{ExitStatus, Printer};
-use crate::report::generate::{Generated, NearestPart, SCHEMA};
+use crate::report::generate::{Executor, Generated, NearestPart, SCHEMA};
 use crate::usecase::generate::{Artifact, Order, Outcome, generate, nearest};
 
 const EXAMPLES: &str = "Examples:
@@ -21,8 +21,18 @@ const EXAMPLES: &str = "Examples:
   kvwise generate model.gguf --gpu rtx-4090 --context 8k -c 4 --cache-type-k q8_0 --output-dir out   llama.cpp
   kvwise generate qwen3-8b --engine llamacpp --hf-repo ggml-org/Qwen3-8B-GGUF:Q4_K_M --gpu rtx-4090 --output-dir out
   kvwise generate deepseek-ai/DeepSeek-V3 --gpu h100 --tp 8 --pp 2 --max-model-len 32k --output-dir out   two nodes
+  kvwise generate llama-3.1-405b --gpu h100 --tp 8 --pp 2 --distributed-executor-backend ray --print serve_command.sh
 
 Exit status: 0 written, 1 it does not fit (nothing is written; the nearest that fits is named), 2 cannot be done.";
+
+/// Words for [`Executor`], which are vLLM's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExecutorWord {
+    /// The engine's own processes on every machine.
+    Mp,
+    /// A Ray cluster of the machines.
+    Ray,
+}
 
 /// Write the files that start a server: command, docker, Compose, Kubernetes, profile.
 #[derive(Debug, Args)]
@@ -72,6 +82,16 @@ pub struct Generate {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Server")]
     gpus_per_node: Option<u64>,
 
+    /// How vLLM reaches the GPUs of several machines: by itself, or through a Ray cluster.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "BACKEND",
+        default_value = "mp",
+        help_heading = "Server"
+    )]
+    distributed_executor_backend: ExecutorWord,
+
     /// Name under which clients ask for the model [default: its id, or the folder's name].
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     served_model_name: Option<String>,
@@ -116,6 +136,10 @@ impl Generate {
             extra: self.extra.clone(),
             hf_repo: self.hf_repo.clone(),
             gpus_per_node: self.gpus_per_node,
+            executor: match self.distributed_executor_backend {
+                ExecutorWord::Mp => Executor::Own,
+                ExecutorWord::Ray => Executor::Ray,
+            },
         };
         let directory = self
             .output_dir

@@ -145,3 +145,45 @@ fn the_script_of_several_nodes_asks_for_rank_and_head() {
     ]);
     insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
 }
+
+#[test]
+fn the_manifest_of_several_nodes_is_a_leader_worker_set() {
+    let output = kvwise(&[
+        "generate",
+        "deepseek-ai/DeepSeek-V3",
+        "--gpu",
+        "h100",
+        "--tp",
+        "8",
+        "--pp",
+        "2",
+        "--max-model-len",
+        "32k",
+        "--print",
+        "k8s.yaml",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn the_script_for_ray_joins_or_starts_a_cluster() {
+    let output = kvwise(&[
+        "generate",
+        "deepseek-ai/DeepSeek-V3",
+        "--gpu",
+        "h100",
+        "--tp",
+        "8",
+        "--pp",
+        "2",
+        "--max-model-len",
+        "32k",
+        "--distributed-executor-backend",
+        "ray",
+        "--image",
+        "registry.local/vllm-ray:0.32",
+        "--print",
+        "docker_command.sh",
+    ]);
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}

@@ -198,6 +198,11 @@ impl Table {
     }
 }
 
+/// Whether a version comes before another, by their numbers: `0.9.2` before `0.19.0`.
+pub fn older(version: &str, than: &str) -> bool {
+    key(version) < key(than)
+}
+
 /// The numbers of a version, for comparison.
 fn key(version: &str) -> [u32; 3] {
     let mut numbers = [0; 3];

@@ -2,7 +2,9 @@
 
 pub mod compose;
 pub mod k8s;
+pub mod nodes;
 pub mod scripts;
+pub mod values;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use serde::Serialize;
 use super::quote;
 use super::table::{Align, Grid};
 use super::text::wrap;
+pub use nodes::{Executor, Nodes};
 
 /// Folder of the model inside of a container.
 pub const MODEL_FOLDER: &str = "/model";
@@ -37,15 +40,6 @@ pub enum ModelPlace {
     Folder(PathBuf),
     /// In this GGUF file, absolute; its other parts, if it has any, lie beside it.
     File(PathBuf),
-}
-
-/// Several machines that run one server together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Nodes {
-    /// Machines.
-    pub count: u64,
-    /// GPUs of each.
-    pub gpus_each: u64,
 }
 
 /// Maker of the GPUs; containers get at them in different ways.
@@ -155,8 +149,6 @@ pub struct Server {
     pub gpus: u64,
     /// The machines, if there are several.
     pub nodes: Option<Nodes>,
-    /// What each of several machines is told besides, as it stands in a script.
-    pub node_words: String,
     /// Their catalogue name.
     pub gpu_name: String,
     /// Their maker.
@@ -256,8 +248,20 @@ impl Server {
 
     /// Says that containers are not made for these GPUs.
     fn needs_containers(&self, what: &str) -> Result<()> {
-        if self.image_given && self.nodes.is_none() && self.vendor != Vendor::Other {
+        if self.image_given && self.vendor != Vendor::Other {
             return Ok(());
+        }
+        // Ray left the image with vLLM 0.19 (vllm-project/vllm#33445, kubernetes-sigs/lws#835).
+        if self.by_ray() && !kvwise_core::engine::flags::older(&self.version, "0.19.0") {
+            return Err(Error::unsupported(format!(
+                "{what} that runs under Ray needs an image with Ray, and the one of vLLM {} has none",
+                self.version
+            ))
+            .hint(format!(
+                "make one (FROM {}, RUN pip install ray) and name it: --image, or give --emit command,profile",
+                self.image.reference()
+            ))
+            .hint("or leave out --distributed-executor-backend: vLLM spans machines without Ray"));
         }
         match (self.engine, self.vendor) {
             (_, Vendor::Other) => Err(Error::unsupported(format!(
@@ -274,19 +278,6 @@ impl Server {
             ))
             .hint("give --image, or --emit command,profile")),
             _ => Ok(()),
-        }
-    }
-
-    /// Says that this file starts a server of one machine only.
-    fn needs_one_node(&self, what: &str) -> Result<()> {
-        match self.nodes {
-            None => Ok(()),
-            Some(nodes) => Err(Error::unsupported(format!(
-                "{what} is generated for one machine, and this server takes {} of {} GPUs",
-                nodes.count, nodes.gpus_each
-            ))
-            .hint("run serve_command.sh or docker_command.sh on each of them: --emit command,docker,profile")
-            .hint("give --gpus-per-node if a machine has more GPUs")),
         }
     }
 

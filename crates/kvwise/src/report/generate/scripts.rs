@@ -3,6 +3,7 @@
 use kvwise_core::Result;
 
 use super::super::quote::{mount_field, shell};
+use super::nodes::{Places, RAY_HEAD, RAY_PORT, Role, ray_worker};
 use super::{MODEL_FOLDER, Server, Vendor};
 
 /// `serve_command.sh`: starts the server; words after it are added to the command.
@@ -11,6 +12,7 @@ pub fn serve(server: &Server) -> String {
     out.push_str(&server.comments());
     out.push_str("set -eu\n\n");
     out.push_str(&node_lines(server));
+    out.push_str(&ray_lines(server));
     if server.engine == "vllm" && server.port == 8000 {
         out.push_str(
             "# Listens to port 8000 of every interface; further flags may follow the script's name.\n",
@@ -38,18 +40,39 @@ fn node_lines(server: &Server) -> String {
          : \"${{HEAD_ADDRESS:?set it to an address of the head that all machines reach}}\"\n",
         nodes.count, nodes.gpus_each
     );
-    if server.engine == "vllm" {
+    if server.engine == "vllm" && !server.by_ray() {
         out.push_str("if [ \"$NODE_RANK\" -gt 0 ]; then set -- --headless \"$@\"; fi\n");
     }
     out.push('\n');
     out
 }
 
+/// The Ray cluster around a server on this machine: the other machines end here, the head goes on.
+fn ray_lines(server: &Server) -> String {
+    if !server.by_ray() {
+        return String::new();
+    }
+    format!(
+        "# Every machine needs vLLM and Ray (pip install ray) in the same versions. Where machines have several networks, set\n\
+         # VLLM_HOST_IP to this machine's address in the one to be used. When the server has ended: ray stop, on each machine.\n\
+         address=\"${{VLLM_HOST_IP:+--node-ip-address=$VLLM_HOST_IP}}\"\n\
+         if [ \"$NODE_RANK\" -gt 0 ]; then\n  \
+         until ray start --address=\"$HEAD_ADDRESS:{RAY_PORT}\" $address --num-gpus={gpus} --block; do sleep 5; done\n  \
+         exit\n\
+         fi\n\
+         ray start --head --port={RAY_PORT} $address --num-gpus={gpus}\n\n\
+         # The server waits for the GPUs of the other machines, half an hour at most.\n",
+        gpus = server.gpus
+    )
+}
+
 /// The machine's own words and the user's.
 fn finish(server: &Server, out: &mut String) {
-    if !server.node_words.is_empty() {
+    // Whether a machine runs headless is among the words that the script adds to the user's.
+    let own = server.node_groups(Role::Head, Places::SHELL).concat();
+    if !own.is_empty() {
         out.push_str(" \\\n  ");
-        out.push_str(&server.node_words);
+        out.push_str(&own.join(" "));
     }
     out.push_str(" \\\n  \"$@\"\n");
 }
@@ -71,7 +94,37 @@ pub fn docker(server: &Server) -> Result<String> {
          hub=\"${HF_HOME:-$HOME/.cache/huggingface}\"\nmkdir -p \"$hub\"\n\n",
     );
     out.push_str(&node_lines(server));
-    out.push_str("exec docker run --rm \\\n");
+    let image = shell(&server.image.reference());
+    if server.by_ray() {
+        out.push_str("if [ \"$NODE_RANK\" -gt 0 ]; then\n");
+        out.push_str(&container(server));
+        out.push_str(&format!(
+            "  --entrypoint sh \\\n  {image} -c {} \"$HEAD_ADDRESS\"\nfi\n",
+            shell(&ray_worker("\"$0\""))
+        ));
+    }
+    out.push_str(&container(server));
+    let (program, rest) = entry(server);
+    if server.by_ray() {
+        let program = server.program(true).join(" ");
+        out.push_str(&format!(
+            "  --entrypoint sh \\\n  {image} -c {} sh {program}",
+            shell(RAY_HEAD)
+        ));
+    } else {
+        out.push_str(&format!("  --entrypoint {program} \\\n  {image}{rest}"));
+    }
+    for group in server.groups(true) {
+        out.push_str(" \\\n  ");
+        out.push_str(&words(&group));
+    }
+    finish(server, &mut out);
+    Ok(out)
+}
+
+/// `docker run` with everything before the entry point.
+fn container(server: &Server) -> String {
+    let mut out = String::from("exec docker run --rm \\\n");
     match server.vendor {
         Vendor::Amd => {
             out.push_str("  --device /dev/kfd --device /dev/dri --group-add video --security-opt seccomp=unconfined \\\n");
@@ -95,17 +148,7 @@ pub fn docker(server: &Server) -> Result<String> {
         );
         out.push_str(&format!("  --mount {} \\\n", shell(&mount)));
     }
-    let (program, rest) = entry(server);
-    out.push_str(&format!(
-        "  --entrypoint {program} \\\n  {}{rest}",
-        shell(&server.image.reference())
-    ));
-    for group in server.groups(true) {
-        out.push_str(" \\\n  ");
-        out.push_str(&words(&group));
-    }
-    finish(server, &mut out);
-    Ok(out)
+    out
 }
 
 /// The program apart from its first arguments, which begin with a blank: images of different versions have different entry points, so it is named.

@@ -18,7 +18,7 @@ use kvwise_io::plan_profile;
 pub use nearest::{Nearest, nearest};
 
 use super::deployment::Deployment;
-use crate::report::generate::{self as report, Image, ModelPlace, Server, Vendor};
+use crate::report::generate::{self as report, Executor, Image, ModelPlace, Server, Vendor};
 
 /// A file, or pair of files, that can be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +86,8 @@ pub struct Order {
     pub hf_repo: Option<String>,
     /// GPUs of one machine; a server that needs more spans several. `None` for [`GPUS_PER_NODE`].
     pub gpus_per_node: Option<u64>,
+    /// Who puts the ranks on several machines.
+    pub executor: Executor,
 }
 
 /// GPUs of the usual server.
@@ -165,7 +167,7 @@ fn made(artifact: Artifact, server: &Server, deployment: &Deployment) -> Result<
         )],
         Artifact::K8s => vec![
             file("k8s.yaml", report::k8s::manifests(server)?, false),
-            file("values.yaml", report::k8s::values(server)?, false),
+            file("values.yaml", report::values::values(server)?, false),
         ],
         Artifact::Profile => vec![file(
             "profile.yaml",
@@ -214,9 +216,10 @@ fn server(
         )
         .hint("leave it out"));
     }
-    let nodes = nodes::nodes(deployment, plan, order.gpus_per_node.unwrap_or(GPUS_PER_NODE))?;
+    let per_node = order.gpus_per_node.unwrap_or(GPUS_PER_NODE);
+    let nodes = nodes::nodes(deployment, plan, per_node, order.executor)?;
     if let Some(nodes) = &nodes {
-        arguments.push(nodes::argument(nodes));
+        arguments.extend(nodes::arguments(deployment, plan, nodes));
     }
     command::frontend(plan.engine.name, order, served_name.as_deref(), &mut arguments);
     let extra = command::extra(plan.engine.name, &order.extra, &arguments)?;
@@ -249,10 +252,6 @@ fn server(
             "llamacpp" => 8080,
             _ => 8000,
         }),
-        node_words: nodes
-            .as_ref()
-            .map(|_| nodes::own_words(plan.engine.name))
-            .unwrap_or_default(),
         gpus: nodes.map_or(plan.gpu.count, |n| n.gpus_each),
         nodes,
         image_given: order.image.is_some(),
@@ -375,7 +374,7 @@ fn hub_repository(text: &str) -> Result<ModelPlace> {
 fn check(server: &Server) -> Result<()> {
     let table = table(server.engine);
     for container in [false, true] {
-        let parsed = parse(table, &server.words(container));
+        let parsed = parse(table, &server.node_words(container));
         if let Some(problem) = parsed.problems.first() {
             return Err(Error::input(format!(
                 "{} {} would refuse the command: {problem}",

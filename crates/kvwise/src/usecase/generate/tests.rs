@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::*;
 
+mod several;
+
 fn order(model: &str, gpu: &str) -> Order {
     Order {
         deployment: Deployment {
@@ -220,47 +222,6 @@ fn a_hub_model_needs_the_name_of_its_gguf_files_for_llama_cpp() {
             .unwrap_err()
             .to_string()
             .contains("--enforce-eager means nothing")
-    );
-}
-
-#[test]
-fn a_server_of_two_nodes_gets_one_script_for_both_and_no_manifest_of_one() {
-    let mut order = order("deepseek-ai/DeepSeek-V3", "h100");
-    order.emit = Vec::new();
-    order.deployment.tensor_parallel_size = Some(8);
-    order.deployment.pipeline_parallel_size = Some(2);
-    order.deployment.max_model_len = Some("32k".to_owned());
-    let (server, files) = made(&order);
-    assert!(server.words(false).windows(2).any(|w| w == ["--nnodes", "2"]));
-    assert_eq!((server.gpus, server.nodes.unwrap().count), (8, 2));
-    let script = text(&files, "serve_command.sh");
-    assert!(script.contains("--node-rank \"$NODE_RANK\" --master-addr \"$HEAD_ADDRESS\""));
-    assert!(script.contains("set -- --headless"));
-    assert!(text(&files, "docker_command.sh").contains("--network host"));
-    assert!(
-        files
-            .iter()
-            .all(|f| !f.name.ends_with("k8s.yaml") && !f.name.contains("compose"))
-    );
-    assert!(
-        server
-            .warnings
-            .iter()
-            .any(|w| w.contains("no files for compose, k8s") && w.contains("for one machine")),
-        "{:?}",
-        server.warnings
-    );
-    order.emit = vec![Artifact::K8s];
-    assert!(generate(&order).unwrap_err().to_string().contains("2 of 8 GPUs"));
-    order.gpus_per_node = Some(16);
-    assert!(made(&order).0.nodes.is_none());
-    order.gpus_per_node = None;
-    order.deployment.engine_version = Some("0.8.5".to_owned());
-    assert!(
-        generate(&order)
-            .unwrap_err()
-            .to_string()
-            .contains("has no --nnodes")
     );
 }
 

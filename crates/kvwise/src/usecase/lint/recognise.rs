@@ -85,8 +85,21 @@ pub fn in_words(words: &[String]) -> Option<Found> {
         ("docker" | "podman", Some("run")) => return docker(&rest[2..]),
         ("bash" | "sh", Some("-c")) => {
             let inner = shell::split(rest.get(2)?).ok()?;
+            // The words after the shell's name are what "$@" stands for.
+            let own = rest.get(4..).unwrap_or_default();
             return inner.iter().find_map(|command| {
-                let mut found = in_words(&command.words)?;
+                let words: Vec<String> = command
+                    .words
+                    .iter()
+                    .flat_map(|word| {
+                        if word == "$@" {
+                            own.to_vec()
+                        } else {
+                            vec![word.clone()]
+                        }
+                    })
+                    .collect();
+                let mut found = in_words(&words)?;
                 found
                     .environment
                     .splice(0..0, command.environment.iter().cloned());
@@ -236,7 +249,14 @@ pub fn in_yaml(documents: &[Value], place: &str) -> Result<Vec<Found>> {
                 }
             });
         } else if document.get("args").is_some() || document.get("command").is_some() {
-            found.extend(values(document, place));
+            found.extend(values(document, document, place));
+        } else {
+            // Charts for several machines say it once for each kind of pod.
+            for role in ["leader", "worker"] {
+                if let Some(part) = document.get(role) {
+                    found.extend(values(document, part, &format!("{place}, {role}")));
+                }
+            }
         }
     }
     if found.is_empty() {
@@ -347,14 +367,15 @@ fn gpu_limit(resources: &Value) -> Option<u64> {
     })
 }
 
-fn values(document: &Value, place: &str) -> Option<Found> {
+/// A server in a chart's values; `part` has its words.
+fn values(document: &Value, part: &Value, place: &str) -> Option<Found> {
     let image = format!(
         "{}:{}",
         document["image"]["repository"].as_str().unwrap_or_default(),
         document["image"]["tag"].as_str().unwrap_or_default()
     );
-    let command = words_of(document.get("command"), true);
-    let mut found = container(&image, &command, &words_of(document.get("args"), true))?;
+    let command = words_of(part.get("command"), true);
+    let mut found = container(&image, &command, &words_of(part.get("args"), true))?;
     found.place = format!("{place}, values");
     found.environment = environment_of(document.get("env"));
     found.gpus = gpu_limit(&document["resources"]);

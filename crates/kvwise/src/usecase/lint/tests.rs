@@ -187,7 +187,13 @@ fn what_generate_writes_for_several_machines_and_for_llama_cpp_is_clean() {
         hf_repo: Some("ggml-org/Qwen3-8B-GGUF:Q4_K_M".to_owned()),
         ..Order::default()
     };
-    for order in [several, llamacpp] {
+    let by_ray = Order {
+        deployment: several.deployment.clone(),
+        executor: crate::report::generate::Executor::Ray,
+        image: Some("registry.local/vllm-ray:v0.32.0".to_owned()),
+        ..Order::default()
+    };
+    for order in [several, by_ray, llamacpp] {
         let Outcome::Files { files, .. } = generate(&order).unwrap() else {
             panic!()
         };
