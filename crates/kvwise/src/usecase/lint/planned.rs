@@ -94,6 +94,11 @@ fn nodes(parsed: &Parsed) -> u64 {
         .max(1)
 }
 
+/// Whether Ray places the ranks, so that other machines may hold GPUs that the command does not tell of.
+pub fn by_ray(parsed: &Parsed) -> bool {
+    parsed.value("--distributed-executor-backend") == Some("ray")
+}
+
 /// Plans the command, as far as a model and a GPU are known.
 pub fn plan(
     found: &Found,
@@ -109,7 +114,10 @@ pub fn plan(
         engine_version: version.filter(|_| found.engine == "vllm").map(str::to_owned),
         gpu: target.gpu.clone(),
         gpu_memory: target.gpu_memory.clone(),
-        gpus: found.gpus.map(|gpus| gpus.saturating_mul(nodes(parsed))),
+        gpus: found
+            .gpus
+            .filter(|_| !by_ray(parsed))
+            .map(|gpus| gpus.saturating_mul(nodes(parsed))),
         context: target.context.map(|n| n.to_string()).into_iter().collect(),
         concurrency: target.concurrency.into_iter().collect(),
         ..Deployment::default()

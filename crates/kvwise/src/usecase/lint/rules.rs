@@ -477,7 +477,10 @@ pub fn container(found: &Found, parsed: &Parsed) -> Vec<Finding> {
     };
     // Each of several machines has its share of the ranks.
     let ranks = all.div_ceil(size("--nnodes").max(1));
-    if let Some(gpus) = found.gpus.filter(|&gpus| gpus < ranks) {
+    let short = found
+        .gpus
+        .filter(|&gpus| gpus < ranks && !super::planned::by_ray(parsed));
+    if let Some(gpus) = short {
         out.push(Finding::new(
             Level::Error,
             "too-few-gpus",
