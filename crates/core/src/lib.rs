@@ -4,6 +4,7 @@
 
 pub mod arch;
 pub mod catalogue;
+pub mod drafters;
 pub mod dtype;
 pub mod engine;
 pub mod error;

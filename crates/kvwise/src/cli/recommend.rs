@@ -9,10 +9,11 @@ use kvwise_sim::simulate::{Lengths, closed_loop, open_loop};
 use kvwise_sim::trace::Trace;
 
 use super::output::{Format, Output, json};
-use super::traffic::SloArgs;
+use super::traffic::{NetworkArgs, SloArgs};
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::deployment::Deployment;
 use crate::usecase::recommend::bench::{Load, Objectives};
+use crate::usecase::recommend::drafters::Drafter;
 use crate::usecase::recommend::prices::Prices;
 use crate::usecase::recommend::{Objective, Question, recommend};
 
@@ -23,12 +24,15 @@ const EXAMPLES: &str = "Examples:
   kvwise recommend qwen3-8b --workload input=500,output=300,rate=20 --slo-tpot-ms 30 --objective throughput --budget 10
   kvwise recommend qwen3-8b --workload input=512,output=256,concurrency=16,mode=latency --slo-ttft-ms 500
   kvwise recommend qwen3-32b --workload trace.jsonl --slo-tpot-ms 40 --thorough --resume answers.jsonl
+  kvwise recommend qwen3-32b --workload input=2000,output=300,rate=2 --slo-tpot-ms 20 --engine vllm,sglang --drafter ngram=0.4
+  kvwise recommend deepseek-v3 --workload input=2000,output=300,rate=2 --slo-tpot-ms 50 --gpus-from h100 --network efa-3200
 
 A workload is a trace in any format of `kvwise trace`, or input=N,output=N with rate=R or concurrency=N, and optionally
 ratio=R (shortest length as a share of the longest), burstiness=S (1 is Poisson), requests=N, and with concurrency=N also
 mode=throughput|latency|balanced, which adds the sequences and tokens of a step that `kvwise plan --mode` recommends.
 Every number and kind of GPU is tried with tensor-, pipeline- and (for experts) data-parallel ranks; sequences and tokens of a
-step, block size and the model's own drafter are changed one at a time, with --thorough in every combination.
+step, block size and what drafts tokens (the model's own modules, EAGLE heads known for it, what --drafter names) are changed one
+at a time, with --thorough in every combination. Drafts are timed for vLLM only.
 Exit status: 0 something holds the objectives, 1 nothing does, 2 cannot be answered.";
 
 /// Words for [`Objective`].
@@ -40,6 +44,18 @@ enum ObjectiveWord {
     Gpus,
     /// Most traffic within --max-gpus and --budget.
     Throughput,
+}
+
+/// Engines to choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EngineWord {
+    /// vLLM.
+    Vllm,
+    /// SGLang.
+    Sglang,
+    /// llama.cpp.
+    #[value(name = "llamacpp", alias = "llama.cpp")]
+    Llamacpp,
 }
 
 /// Recommend GPUs, parallelism and settings for a model, a traffic and objectives on latency.
@@ -105,9 +121,29 @@ pub struct Recommend {
     #[arg(long, value_name = "FILE", help_heading = "Search")]
     resume: Option<PathBuf>,
 
-    /// Probability that a drafted token is accepted, given that all before it were [default: 0.7, assumed].
+    /// What may draft tokens besides the model's own modules and the heads known for it, with the probability that a drafted
+    /// token is accepted: ngram=0.4, a head or draft model (ORG/NAME=0.6); may be given several times.
+    #[arg(long, value_name = "NAME[=P]", help_heading = "Search")]
+    drafter: Vec<String>,
+
+    /// Probability that a drafted token is accepted, given that all before it were, for drafters without their own
+    /// [default: 0.7 for the model's own modules and 0.6 for EAGLE heads, assumed].
     #[arg(long, value_name = "P", help_heading = "Search")]
     acceptance_rate: Option<f64>,
+
+    /// Engines to choose from. llama.cpp's steps are not timed: where it starts is planned, and no more.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "vllm",
+        help_heading = "Search"
+    )]
+    engine: Vec<EngineWord>,
+
+    #[command(flatten)]
+    network: NetworkArgs,
 
     #[command(flatten)]
     output: Output,
@@ -165,6 +201,13 @@ impl Recommend {
             mode,
             thorough: self.thorough,
             acceptance: self.acceptance_rate,
+            drafters: self
+                .drafter
+                .iter()
+                .map(|text| Drafter::given(text, self.acceptance_rate))
+                .collect::<Result<Vec<_>>>()?,
+            engines: self.engines(),
+            network: self.network.asked(),
             resume: self.resume.clone(),
         };
         let report = recommend(&question)?;
@@ -180,6 +223,22 @@ impl Recommend {
         } else {
             ExitStatus::No
         })
+    }
+
+    /// The engines, each once.
+    fn engines(&self) -> Vec<&'static str> {
+        let mut all = Vec::new();
+        for word in &self.engine {
+            let name = match word {
+                EngineWord::Vllm => "vllm",
+                EngineWord::Sglang => "sglang",
+                EngineWord::Llamacpp => "llamacpp",
+            };
+            if !all.contains(&name) {
+                all.push(name);
+            }
+        }
+        all
     }
 
     fn traffic(&self) -> Result<(Trace, Load, Option<Mode>)> {

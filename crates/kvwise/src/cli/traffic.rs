@@ -11,6 +11,7 @@ use super::curve::parse_tier;
 use crate::usecase::curve::Room;
 use crate::usecase::served::Serving;
 use crate::usecase::served::apart::Split;
+use crate::usecase::served::network::NetworkAsked;
 use crate::usecase::served::tiers::{TiersAsked, parse_rate, parse_speed};
 use crate::usecase::traffic::Traffic;
 
@@ -111,9 +112,35 @@ enum ScheduleName {
     Lof,
 }
 
+/// What joins the machines of one engine; `recommend` takes it, too.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// Network between machines: infiniband-ndr, infiniband-hdr, infiniband-xdr, roce-400, efa-3200, efa-400,
+    /// ethernet-100, ethernet-25, or what one GPU sends a second (50GB/s) [default: infiniband-ndr, assumed].
+    #[arg(long, value_name = "NAME|RATE", help_heading = "Serving")]
+    network: Option<String>,
+
+    /// GPUs of one machine; an engine with more spans several [default: 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Serving")]
+    gpus_per_node: Option<u64>,
+}
+
+impl NetworkArgs {
+    /// As the simulator's preparation takes it.
+    pub fn asked(&self) -> NetworkAsked {
+        NetworkAsked {
+            name: self.network.clone(),
+            gpus_per_machine: self.gpus_per_node,
+        }
+    }
+}
+
 /// How the engines serve.
 #[derive(Debug, Clone, Args)]
 pub struct ServingArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+
     /// Independent replicas of the whole deployment behind a router.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Serving")]
     replicas: u32,
@@ -252,6 +279,7 @@ impl ServingArgs {
             },
             conservativeness: self.schedule_conservativeness,
             roofline,
+            network: self.network.asked(),
             split,
             tiers: TiersAsked {
                 rooms: self.tiers.clone(),

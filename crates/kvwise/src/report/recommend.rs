@@ -33,6 +33,8 @@ pub struct Recommendation {
     pub holds_factor: Option<f64>,
     /// The best of every other kind, and why it lost.
     pub alternatives: Vec<Deployed>,
+    /// Where engines without timed steps start; nothing is known of their latencies.
+    pub planned_only: Vec<PlannedOnly>,
     /// Where the prices are from.
     pub prices_source: String,
     /// When they were collected.
@@ -56,9 +58,28 @@ pub struct WorkloadPart {
     pub concurrency: Option<u32>,
 }
 
+/// A machine on which an engine starts whose steps are not timed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedOnly {
+    /// `llamacpp`.
+    pub engine: &'static str,
+    /// Kind of GPU.
+    pub gpu: String,
+    /// GPUs.
+    pub gpus: u64,
+    /// Dollars an hour.
+    pub usd_per_hour: f64,
+    /// Format of the weights.
+    pub quantization: String,
+    /// What the plan says.
+    pub verdict: String,
+}
+
 /// One deployment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Deployed {
+    /// `vllm` or `sglang`.
+    pub engine: &'static str,
     /// Kind of GPU.
     pub gpu: String,
     /// GPUs of a replica.
@@ -103,6 +124,7 @@ impl Recommendation {
     /// For programs that read tables.
     pub fn grid(&self) -> Grid {
         let mut grid = Grid::new(&[
+            ("engine", Align::Left),
             ("gpu", Align::Left),
             ("gpus_per_replica", Align::Right),
             ("replicas", Align::Right),
@@ -118,6 +140,7 @@ impl Recommendation {
         let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
         for row in self.rows() {
             grid.row([
+                row.engine.to_owned(),
                 row.gpu.clone(),
                 row.gpus_per_replica.to_string(),
                 row.replicas.to_string(),
@@ -129,6 +152,86 @@ impl Recommendation {
                 row.pareto.to_string(),
                 row.flags.join(" "),
                 row.why_not.clone(),
+            ]);
+        }
+        grid
+    }
+
+    /// Where engines without timed steps start.
+    fn planned(&self) -> Grid {
+        let mut grid = Grid::new(&[
+            ("GPUs", Align::Left),
+            ("$/h", Align::Right),
+            ("weights", Align::Left),
+            ("llama.cpp", Align::Left),
+        ]);
+        for row in &self.planned_only {
+            grid.row([
+                format!("{} x {}", row.gpus, row.gpu),
+                format!("{:.2}", row.usd_per_hour),
+                row.quantization.clone(),
+                row.verdict.clone(),
+            ]);
+        }
+        grid
+    }
+
+    /// The deployments for people.
+    fn table(&self) -> Grid {
+        // Which engine matters only where there are several.
+        let first = self.rows().next().map_or("", |row| row.engine);
+        let several = self.rows().any(|row| row.engine != first) || first == "sglang";
+        let mut grid = Grid::new(&[
+            ("", Align::Left),
+            ("GPUs", Align::Left),
+            ("$/h", Align::Right),
+            ("$/M out", Align::Right),
+            ("TTFT ms", Align::Right),
+            ("TPOT ms", Align::Right),
+            ("why not", Align::Left),
+        ]);
+        let number =
+            |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
+        for (i, row) in self.rows().enumerate() {
+            let sign = match (i == 0 && self.recommended.is_some(), row.pareto) {
+                (true, _) => ">",
+                (false, true) => "*",
+                (false, false) => "",
+            };
+            // What decides how many GPUs there are is in the second column.
+            let usual = ["--engine", "--tensor", "--pipeline", "--data", "--max-model-len"];
+            let mut words = row.flags.iter();
+            let mut unusual: Vec<&str> = Vec::new();
+            while let Some(word) = words.next() {
+                if usual.iter().any(|flag| word.starts_with(flag)) {
+                    words.next();
+                } else {
+                    unusual.push(word);
+                }
+            }
+            let mut why = row.why_not.clone();
+            if !unusual.is_empty() {
+                let gap = if why.is_empty() { "" } else { " " };
+                why = format!("{why}{gap}({})", unusual.join(" "));
+            }
+            grid.row([
+                sign.to_owned(),
+                format!(
+                    "{} x {} x {}{}",
+                    row.replicas,
+                    row.gpus_per_replica,
+                    row.gpu,
+                    if several {
+                        format!(", {}", row.engine)
+                    } else {
+                        String::new()
+                    }
+                ),
+                format!("{:.2}", row.usd_per_hour),
+                number(row.usd_per_million_output_tokens, 2),
+                number(row.ttft_ms, 0),
+                number(row.tpot_ms, 1),
+                why,
             ]);
         }
         grid
@@ -157,57 +260,19 @@ impl Recommendation {
             command(&mut out, &words, "    ");
         }
         out.push('\n');
-        let mut grid = Grid::new(&[
-            ("", Align::Left),
-            ("GPUs", Align::Left),
-            ("$/h", Align::Right),
-            ("$/M out", Align::Right),
-            ("TTFT ms", Align::Right),
-            ("TPOT ms", Align::Right),
-            ("why not", Align::Left),
-        ]);
-        let number =
-            |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
-        for (i, row) in self.rows().enumerate() {
-            let sign = match (i == 0 && self.recommended.is_some(), row.pareto) {
-                (true, _) => ">",
-                (false, true) => "*",
-                (false, false) => "",
-            };
-            let mut why = row.why_not.clone();
-            let unusual: Vec<&String> = row
-                .flags
-                .iter()
-                .skip_while(|f| {
-                    !f.starts_with("--q")
-                        && !f.starts_with("--k")
-                        && !f.starts_with("--max-num")
-                        && !f.starts_with("--enable")
-                        && !f.starts_with("--block")
-                        && !f.starts_with("--spec")
-                })
-                .collect();
-            if !unusual.is_empty() {
-                let words: Vec<&str> = unusual.iter().map(|w| w.as_str()).collect();
-                why = format!(
-                    "{}{}({})",
-                    why,
-                    if why.is_empty() { "" } else { " " },
-                    words.join(" ")
-                );
-            }
-            grid.row([
-                sign.to_owned(),
-                format!("{} x {} x {}", row.replicas, row.gpus_per_replica, row.gpu),
-                format!("{:.2}", row.usd_per_hour),
-                number(row.usd_per_million_output_tokens, 2),
-                number(row.ttft_ms, 0),
-                number(row.tpot_ms, 1),
-                why,
-            ]);
+        if self.rows().next().is_some() {
+            out.push_str(&self.table().text());
+            out.push('\n');
         }
-        out.push_str(&grid.text());
-        out.push('\n');
+        if !self.planned_only.is_empty() {
+            out.push_str(&self.planned().text());
+            wrap(
+                &mut out,
+                "planned only: whether these hold the objectives is not known, since steps of llama.cpp are not timed",
+                "  ",
+            );
+            out.push('\n');
+        }
         let used = if self.workload.requests < self.workload.of_requests {
             format!(
                 "the first {} of {} requests",

@@ -2,7 +2,9 @@
 
 mod adapt;
 pub mod apart;
+mod drafting;
 mod kernels;
+pub mod network;
 pub mod tiers;
 
 use kvwise_cache::manager::GroupSpec;
@@ -12,7 +14,7 @@ use kvwise_core::engine::vllm::spec::SpecKind;
 use kvwise_core::plan::{self, Engine, Hardware, Plan};
 use kvwise_core::units::parse_count;
 use kvwise_core::{Error, ErrorKind, Result};
-use kvwise_sim::cost::{self, Speculation, StepModel, StepOptions};
+use kvwise_sim::cost::{self, StepModel, StepOptions};
 use kvwise_sim::replay::vllm::Isolation;
 use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig};
 use kvwise_sim::sched::vllm::SchedulerConfig;
@@ -26,7 +28,9 @@ use serde_json::Value;
 use super::deployment::Deployment;
 use super::simulate::changed;
 use apart::Split;
+use drafting::speculation;
 use kernels::{calibration, confidence, precisions};
+use network::NetworkAsked;
 use tiers::TiersAsked;
 
 /// What a simulation needs to know besides the deployment.
@@ -44,6 +48,8 @@ pub struct Serving {
     pub conservativeness: f64,
     /// Whether the first-principles lower bound is computed too.
     pub roofline: bool,
+    /// What joins the machines of one engine.
+    pub network: NetworkAsked,
     /// Prefill and decode on different engines.
     pub split: Option<Split>,
     /// Tiers behind the pool.
@@ -59,6 +65,7 @@ impl Default for Serving {
             schedule_policy: SchedulePolicy::Fcfs,
             conservativeness: 1.0,
             roofline: false,
+            network: NetworkAsked::default(),
             split: None,
             tiers: TiersAsked::default(),
         }
@@ -356,6 +363,14 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
     let hardware = resolved.hardware();
     let calibration = calibration(hardware)?;
     let (linear, experts) = precisions(config, settings, hardware)?;
+    let engine_gpus = parallel
+        .tp
+        .saturating_mul(parallel.pp)
+        .saturating_mul(parallel.ranks.into());
+    let network = serving.network.between(engine_gpus)?;
+    if let Some((_, Some(note))) = &network {
+        warnings.push(note.clone());
+    }
     let options = StepOptions {
         ep: if settings.enable_expert_parallel {
             parallel.tp
@@ -368,7 +383,7 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         linear,
         experts,
         kv_fp8: plan.kv_cache.as_ref().is_some_and(|kv| kv.dtype.contains("fp8")),
-        speculation: speculation(deployment, model.layers.len(), serving, &mut warnings)?,
+        network: network.as_ref().map(|(network, _)| *network),
         ..StepOptions::new(
             if sglang {
                 cost::Engine::Sglang
@@ -384,8 +399,26 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
             calibration.gpu
         ));
     }
-    let confidence = confidence(&calibration, &plan.model.name, sglang);
-    let step = StepModel::new(model, &calibration, options)?;
+    let confidence = match network {
+        Some(_) => Confidence {
+            factor: 1.6,
+            basis: "assumed: the time between machines is computed from the network's rate, and no served point on several machines was compared"
+                .to_owned(),
+        },
+        None => confidence(&calibration, &plan.model.name, sglang),
+    };
+    let planned = settings.speculative.as_ref();
+    let speculation = speculation(planned, serving, &mut warnings, &|planned| {
+        drafting::share(planned, model, &calibration, options, hardware)
+    })?;
+    let step = StepModel::new(
+        model,
+        &calibration,
+        StepOptions {
+            speculation,
+            ..options
+        },
+    )?;
     let stages = u32::try_from(parallel.pp).unwrap_or(u32::MAX);
     let engine = if sglang {
         EngineConfig::Sglang(sglang_config(&scheduler, &plan, deployment, hardware, serving)?)
@@ -455,63 +488,6 @@ fn parallel(settings: &vllm::Settings, experts: bool, serving: &Serving) -> Resu
         replicas: serving.replicas.saturating_mul(dp),
         ranks,
     })
-}
-
-/// The scheduler's view of `--speculative-config`, if an acceptance rate is given.
-fn speculation(
-    deployment: &Deployment,
-    layers: usize,
-    serving: &Serving,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Speculation>> {
-    let Some(text) = &deployment.speculative_config else {
-        return match serving.acceptance_rate {
-            None => Ok(None),
-            Some(_) => Err(Error::input(
-                "--acceptance-rate says how often drafts are accepted, but nothing is drafted",
-            )
-            .hint("add --speculative-config '{\"method\":\"mtp\",\"num_speculative_tokens\":1}'")),
-        };
-    };
-    let Some(acceptance) = serving.acceptance_rate else {
-        warnings.push(
-            "speculative decoding is planned for memory but not simulated in time: give --acceptance-rate"
-                .to_owned(),
-        );
-        return Ok(None);
-    };
-    if !(0.0..=1.0).contains(&acceptance) {
-        return Err(Error::input(format!(
-            "--acceptance-rate is {acceptance}, expected a number from 0 to 1"
-        )));
-    }
-    let bad = |what: &str| Error::input(format!("--speculative-config: {what}"));
-    let config: Value = serde_json::from_str(text).map_err(|e| bad(&format!("not JSON: {e}")))?;
-    let tokens = config
-        .get("num_speculative_tokens")
-        .and_then(Value::as_u64)
-        .and_then(|n| u32::try_from(n).ok())
-        .filter(|n| (1..=64).contains(n))
-        .ok_or_else(|| bad("num_speculative_tokens is missing or not 1 to 64"))?;
-    let method = config
-        .get("method")
-        .and_then(Value::as_str)
-        .unwrap_or("draft_model");
-    let draft_share = match method {
-        m if m.contains("ngram") || m == "suffix" => 0.0,
-        m if m.contains("mtp") || m.contains("eagle") => 1.0 / layers.max(1) as f64,
-        other => {
-            return Err(
-                Error::unsupported(format!("drafts made by \"{other}\" are planned but not timed"))
-                    .hint("n-gram, MTP and EAGLE drafts are simulated"),
-            );
-        }
-    };
-    Ok(Some(Speculation {
-        tokens,
-        acceptance,
-        draft_share,
-    }))
 }
 
 /// SGLang's scheduler over the planned pool.

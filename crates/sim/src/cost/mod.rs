@@ -3,6 +3,7 @@
 //! - [`calibration`]: coefficients per GPU, fitted to measured kernels; for other GPUs the nearest relative's
 //!   efficiencies are applied to the datasheet and the answer says so.
 //! - [`kernel`]: the closed forms: matrix products, attention, mixtures of experts, collectives.
+//! - [`network`]: what sums and hand-overs between machines add.
 //! - [`step`]: the kernels of all layers put together for a batch of prefill chunks and decoding sequences.
 //! - [`bound`]: the same batch at datasheet rates: what no implementation can beat.
 //! - [`tuning`]: the few factors that kernel measurements do not give.
@@ -11,11 +12,12 @@
 //! latent attention), recurrent states, routed experts by expected number of active experts on the busiest rank,
 //! all-reduce, pipeline rounds, data-parallel ranks that share experts, speculation with an acceptance rate,
 //! elementwise traffic, launch floors, host time. Does not model: kernel switches inside one shape range, power or
-//! clock limits, network topology beyond one node, the spread of accepted lengths around their mean.
+//! clock limits, the topology of networks between machines, the spread of accepted lengths around their mean.
 
 pub mod bound;
 pub mod calibration;
 pub mod kernel;
+pub mod network;
 pub mod precision;
 mod stack;
 pub mod step;
@@ -23,6 +25,7 @@ pub mod tuning;
 
 pub use bound::Bound;
 pub use calibration::{Calibration, Engine, GpuSpec};
+pub use network::Network;
 pub use precision::Precision;
 pub use step::{Batch, Prefill, Speculation, StepModel, StepOptions, StepTime};
 pub use tuning::Tuning;

@@ -5,6 +5,7 @@ use kvwise_core::{Error, Result};
 
 use super::calibration::{AllReduce, Calibration, Engine, Gemm, GpuSpec};
 use super::kernel::{self, Format};
+use super::network::Network;
 use super::precision::Precision;
 use super::stack::{Attention, Product, Stack, attention_time, stacks};
 use super::tuning::Tuning;
@@ -53,6 +54,8 @@ pub struct StepOptions {
     pub kv_fp8: bool,
     /// Speculative decoding.
     pub speculation: Option<Speculation>,
+    /// What joins the machines, where there are several.
+    pub network: Option<Network>,
 }
 
 impl StepOptions {
@@ -69,6 +72,7 @@ impl StepOptions {
             experts: Precision::Bf16,
             kv_fp8: false,
             speculation: None,
+            network: None,
         }
     }
 
@@ -238,7 +242,16 @@ impl StepModel {
             )));
         }
         let gpu = calibration.spec;
+        if options.network.is_some_and(|n| {
+            n.gpus_per_machine == 0 || !(n.bandwidth_bytes_per_s > 0.0 && n.latency_s >= 0.0)
+        }) {
+            return Err(Error::input(
+                "a network needs at least one GPU a machine, a bandwidth above 0 and a latency from 0 on",
+            ));
+        }
+        // Inside of a machine; what goes between machines comes on top.
         let reduce = |ranks: u64| -> Result<Option<AllReduce>> {
+            let ranks = options.network.map_or(ranks, |n| n.together(ranks));
             (ranks > 1)
                 .then(|| calibration.all_reduce(options.engine, ranks))
                 .transpose()
@@ -305,9 +318,25 @@ impl StepModel {
         };
         let mut t = self.speculative(&micro);
         // Point-to-point sends of the hidden states between stages.
-        t.communication_s +=
-            (stages - 1) as f64 * (self.floor_s * 2.0 + micro.tokens() * self.hidden * 2.0 / self.gpu.link);
+        let bytes = micro.tokens() * self.hidden * 2.0;
+        let crossings = self
+            .options
+            .network
+            .map_or(0, |n| n.crossings(self.options.tp, stages));
+        t.communication_s += (stages - 1) as f64 * self.floor_s * 2.0
+            + (stages - 1 - crossings) as f64 * bytes / self.gpu.link
+            + crossings as f64
+                * self
+                    .options
+                    .network
+                    .map_or(0.0, |n| n.hand_over_s(self.options.tp, bytes));
         t
+    }
+
+    /// Seconds of a sum over `ranks` consecutive ranks: inside of machines by the measured `links`, and between them.
+    fn sum_s(&self, links: Option<&AllReduce>, ranks: u64, bytes: f64) -> f64 {
+        links.map_or(0.0, |links| kernel::all_reduce(links, bytes))
+            + self.options.network.map_or(0.0, |n| n.sum_s(ranks, bytes))
     }
 
     fn speculative(&self, batch: &Batch<'_>) -> StepTime {
@@ -363,10 +392,11 @@ impl StepModel {
                         .iter()
                         .map(|fit| kernel::experts(fit, gpu, self.experts, experts.shape, all))
                         .fold(f64::INFINITY, f64::min);
-                if let Some(exchange) = &self.exchange {
+                if self.options.expert_dp > 1 {
                     // Tokens are gathered from all ranks before the experts and scattered after them: together as
                     // much traffic as one sum.
-                    t.communication_s += kernel::all_reduce(exchange, all * self.hidden * 2.0);
+                    let ranks = self.options.expert_dp * self.options.tp;
+                    t.communication_s += self.sum_s(self.exchange.as_ref(), ranks, all * self.hidden * 2.0);
                 }
             }
             for attention in &stack.attention {
@@ -377,9 +407,9 @@ impl StepModel {
                     t.attention_s += seconds;
                 }
             }
-            if let Some(reduce) = &self.reduce {
-                t.communication_s +=
-                    stack.reductions * kernel::all_reduce(reduce, tokens * self.hidden * 2.0);
+            if self.options.tp > 1 {
+                t.communication_s += stack.reductions
+                    * self.sum_s(self.reduce.as_ref(), self.options.tp, tokens * self.hidden * 2.0);
             }
             total.add(&t, stack.layers);
         }

@@ -4,8 +4,8 @@ use kvwise_core::arch::family::{self, Eagle};
 use kvwise_core::arch::{Config, Model};
 use kvwise_core::engine::sglang::Algorithm;
 use kvwise_core::engine::vllm::{Draft, Method, Speculative};
-use kvwise_core::{Error, Result};
-use kvwise_io::model::{Checkpoint, Found};
+use kvwise_core::{Error, Result, catalogue, drafters};
+use kvwise_io::model::{Checkpoint, Found, Place};
 use serde::Deserialize;
 
 use crate::usecase::lookup::Lookup;
@@ -64,11 +64,9 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Resul
         .hint("method, model, num_speculative_tokens and draft_tensor_parallel_size decide the memory"));
     }
     let found = match &given.model {
-        Some(name) if !matches!(name.as_str(), "ngram" | "[ngram]") => Some(
-            lookup
-                .find(name, None)
-                .map_err(|e| e.at("--speculative-config model"))?,
-        ),
+        Some(name) if !matches!(name.as_str(), "ngram" | "[ngram]") => {
+            Some(drafter(name, lookup).map_err(|e| e.at("--speculative-config model"))?)
+        }
         _ => None,
     };
     let method = method(&given, found.as_ref().map(|found| &found.config))?;
@@ -110,6 +108,25 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Resul
         num_tokens,
         draft,
     })
+}
+
+/// A head that the program knows, else a model as any other.
+fn drafter(name: &str, lookup: &Lookup) -> Result<Found> {
+    if let Some(head) = drafters::find(name)?.filter(|_| !std::path::Path::new(name).exists()) {
+        return Ok(Found {
+            name: head.id.clone(),
+            place: Place::Catalogue(catalogue::Provenance {
+                source: &head.source,
+                date: &head.date,
+                note: None,
+            }),
+            config: head.config()?,
+            checkpoint: None,
+            notes: Vec::new(),
+            gguf: None,
+        });
+    }
+    lookup.find(name, None)
 }
 
 /// The method as given, or as the engine tells it from the drafter's name and type (vLLM 0.32.0, `config/speculative.py`).
@@ -157,7 +174,7 @@ pub(super) fn of_sglang(
     lookup: &Lookup,
 ) -> Result<Draft> {
     let place = "--speculative-draft-model-path";
-    let found = lookup.find(path, None).map_err(|e| e.at(place))?;
+    let found = drafter(path, lookup).map_err(|e| e.at(place))?;
     let method = match algorithm {
         Algorithm::Eagle => Method::Eagle,
         Algorithm::Eagle3 => Method::Eagle3,

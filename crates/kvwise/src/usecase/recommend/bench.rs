@@ -12,6 +12,7 @@ use kvwise_sim::trace::{Prompt, Trace};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::super::served::network::NetworkAsked;
 use super::super::served::{Prepared, Served, Serving, prepare};
 use super::super::simulate::simulate_served;
 use super::super::traffic::Workload;
@@ -86,9 +87,13 @@ impl Measured {
             return Some(format!("{} requests can never run", self.rejected));
         }
         let late = |what: &str, limit: Option<f64>, x: f64| {
-            limit
-                .filter(|limit| x > *limit)
-                .map(|limit| format!("{what} {x:.0} ms instead of {limit:.0} ms"))
+            limit.filter(|limit| x > *limit).map(|limit| {
+                // As many digits as show the difference.
+                let digits = (0..3)
+                    .find(|&d| format!("{x:.d$}") != format!("{limit:.d$}"))
+                    .unwrap_or(3);
+                format!("{what} {x:.digits$} ms instead of {limit:.digits$} ms")
+            })
         };
         late("time to first token", objectives.slo.ttft_ms, self.ttft_ms)
             .or_else(|| late("time per output token", objectives.slo.tpot_ms, self.tpot_ms))
@@ -106,7 +111,7 @@ pub struct Simulated<'a> {
     first: Trace,
     load: Load,
     objectives: Objectives,
-    acceptance: f64,
+    network: NetworkAsked,
     served: Vec<OnceLock<Result<Box<Served>, String>>>,
     answers: Mutex<HashMap<Key, Measured>>,
     kept: Option<Answers<Kept>>,
@@ -145,7 +150,7 @@ impl Kept {
 }
 
 /// Everything about a question that its answers depend on besides the candidate and its share, as one word.
-pub fn about(trace: &Trace, load: Load, objectives: Objectives, acceptance: f64) -> String {
+pub fn about(trace: &Trace, load: Load, objectives: Objectives, network: &NetworkAsked) -> String {
     let mut hash = Sha256::new();
     let mut put = |text: String| {
         hash.update(text.len().to_le_bytes());
@@ -153,10 +158,9 @@ pub fn about(trace: &Trace, load: Load, objectives: Objectives, acceptance: f64)
     };
     // The limits decide nothing that is kept: they are compared with the kept times.
     put(format!(
-        "kvwise {} {load:?} p{} {:x}",
+        "kvwise {} {load:?} p{} {network:?}",
         env!("CARGO_PKG_VERSION"),
-        objectives.percentile,
-        acceptance.to_bits()
+        objectives.percentile
     ));
     for i in 0..trace.len() {
         put(format!(
@@ -187,13 +191,13 @@ fn word(hash: Sha256) -> String {
 }
 
 impl<'a> Simulated<'a> {
-    /// A bench for this traffic; drafted tokens are accepted with a probability of `acceptance`.
+    /// A bench for this traffic.
     pub fn new(
         candidates: &'a [Candidate],
         trace: &'a Trace,
         load: Load,
         objectives: Objectives,
-        acceptance: f64,
+        network: NetworkAsked,
     ) -> Self {
         let order = trace
             .arrival_order()
@@ -205,7 +209,7 @@ impl<'a> Simulated<'a> {
             first,
             load,
             objectives,
-            acceptance,
+            network,
             served: candidates.iter().map(|_| OnceLock::new()).collect(),
             answers: Mutex::new(HashMap::new()),
             kept: None,
@@ -221,8 +225,10 @@ impl<'a> Simulated<'a> {
 
     /// A candidate with its share as a word that means the same in every run.
     fn name(&self, (candidate, share, all): Key) -> String {
-        let deployment = serde_json::to_string(&self.candidates[candidate].deployment).unwrap_or_default();
-        let candidate = word(Sha256::new().chain_update(deployment));
+        let candidate = &self.candidates[candidate];
+        let deployment = serde_json::to_string(&candidate.deployment).unwrap_or_default();
+        let accepted = candidate.drafter.as_ref().map(|d| d.acceptance.to_bits());
+        let candidate = word(Sha256::new().chain_update(format!("{deployment} {accepted:?}")));
         format!("{candidate}-{share:x}-{}", u8::from(all))
     }
 
@@ -320,12 +326,13 @@ impl<'a> Simulated<'a> {
 
     /// The candidate ready to be simulated, or why it would not start.
     fn prepared(&self, candidate: usize) -> Result<Box<Served>, String> {
-        let deployment = &self.candidates[candidate].deployment;
+        let candidate = &self.candidates[candidate];
         let serving = Serving {
-            acceptance_rate: deployment.speculative_config.as_ref().map(|_| self.acceptance),
+            acceptance_rate: candidate.drafter.as_ref().map(|d| d.acceptance),
+            network: self.network.clone(),
             ..Serving::default()
         };
-        match prepare(deployment, &serving) {
+        match prepare(&candidate.deployment, &serving) {
             Ok(Prepared::Ready(served)) => Ok(served),
             Ok(Prepared::Refused(_, reason)) => Err(reason),
             Err(e) => Err(e.to_string()),
@@ -359,6 +366,27 @@ impl Bench for Simulated<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_misses_by_little_is_not_said_to_be_equal() {
+        let objectives = Objectives {
+            slo: Slo {
+                ttft_ms: None,
+                tpot_ms: Some(40.0),
+            },
+            percentile: 99,
+        };
+        let misses = |tpot_ms: f64| {
+            let measured = Measured {
+                tpot_ms,
+                keeps_up: true,
+                ..Measured::default()
+            };
+            measured.misses(objectives).unwrap()
+        };
+        assert_eq!(misses(40.14), "time per output token 40.1 ms instead of 40.0 ms");
+        assert_eq!(misses(51.2), "time per output token 51 ms instead of 40 ms");
+    }
 
     #[test]
     fn a_share_of_the_requests_is_rounded_up_and_never_nothing() {

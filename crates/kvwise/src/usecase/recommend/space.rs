@@ -9,6 +9,8 @@ use kvwise_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::super::deployment::Deployment;
+use super::super::served::network::GPUS_PER_MACHINE;
+use super::drafters::Drafter;
 
 /// Tensor-, pipeline- and data-parallel sizes of a shape, and on what it makes sense.
 const PARALLEL: [(u64, u64, u64, Sense); 18] = [
@@ -45,15 +47,6 @@ enum Sense {
     Experts,
 }
 
-/// GPUs of one machine. What a network between machines costs is not simulated, so that larger shapes are taken only where no
-/// smaller one of the same card starts.
-pub const MACHINE_GPUS: u64 = 8;
-
-/// Share of drafted tokens that is taken for accepted, each given the one before, where the user does not say: between the
-/// 0.85 to 0.90 that DeepSeek-V3's report gives for its own module (arXiv 2412.19437, section 5.4.3) and what other
-/// traffic may bring.
-pub const ASSUMED_ACCEPTANCE: f64 = 0.7;
-
 /// What may differ between candidates.
 #[derive(Debug, Clone)]
 pub struct Choice {
@@ -75,10 +68,32 @@ pub struct Choice {
     pub mode: Option<Mode>,
     /// Every combination of settings instead of one change at a time.
     pub thorough: bool,
+    /// Engines whose steps can be timed: `vllm`, `sglang`.
+    pub engines: Vec<&'static str>,
+    /// What may draft tokens, besides the model's own modules.
+    pub drafters: Vec<Drafter>,
+    /// How often the drafts of the model's own modules are accepted, where the user says.
+    pub acceptance: Option<f64>,
+    /// GPUs of one machine. Larger shapes are taken only where no smaller one of the same card starts.
+    pub gpus_per_machine: Option<u64>,
 }
 
-/// A kind of GPU on which nothing starts, and why.
-pub type Unfit = (String, String);
+impl Choice {
+    fn machine_gpus(&self) -> u64 {
+        self.gpus_per_machine.unwrap_or(GPUS_PER_MACHINE)
+    }
+}
+
+/// An engine and a kind of GPU on which nothing starts, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// The engine.
+    pub engine: &'static str,
+    /// The GPU.
+    pub gpu: String,
+    /// Why.
+    pub why: String,
+}
 
 /// Settings of the scheduler that differ from the engine's defaults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,35 +104,39 @@ pub struct Setting {
     pub seqs: Option<u64>,
     /// `--block-size`.
     pub block: Option<u64>,
-    /// Tokens that the model's own modules draft in a step.
-    pub drafted: Option<u64>,
+    /// Which of the drafters drafts, and how many tokens a step.
+    pub drafted: Option<(usize, u64)>,
 }
 
 impl Setting {
     /// How many things differ from the defaults.
     fn changes(self) -> usize {
-        [self.tokens, self.seqs, self.block, self.drafted]
-            .iter()
-            .flatten()
-            .count()
+        usize::from(self.drafted.is_some()) + [self.tokens, self.seqs, self.block].iter().flatten().count()
     }
 
-    fn apply(self, to: &mut Deployment) {
+    fn apply(self, drafters: &[Drafter], to: &mut Deployment) {
+        let sglang = to.engine.as_deref() == Some("sglang");
         if let Some(n) = self.tokens {
-            to.max_num_batched_tokens = Some(n.to_string());
+            if sglang {
+                to.chunked_prefill_size = i64::try_from(n).ok();
+            } else {
+                to.max_num_batched_tokens = Some(n.to_string());
+            }
         }
-        to.max_num_seqs = self.seqs.or(to.max_num_seqs);
+        if sglang {
+            to.max_running_requests = self.seqs.or(to.max_running_requests);
+        } else {
+            to.max_num_seqs = self.seqs.or(to.max_num_seqs);
+        }
         to.block_size = self.block.or(to.block_size);
-        if let Some(n) = self.drafted {
-            to.speculative_config = Some(format!(
-                "{{\"method\": \"mtp\", \"num_speculative_tokens\": {n}}}"
-            ));
+        if let Some((drafter, n)) = self.drafted {
+            to.speculative_config = drafters.get(drafter).map(|d| d.config(n));
         }
     }
 }
 
 /// The settings that are tried with every shape, the defaults first, then by the number of changes.
-fn settings(choice: &Choice, drafts: bool) -> Vec<Setting> {
+fn settings(choice: &Choice, engine: &str, drafters: &[Drafter]) -> Vec<Setting> {
     let wide = |quick: &[u64], thorough: &[u64]| -> Vec<Option<u64>> {
         let list = if choice.thorough { thorough } else { quick };
         std::iter::once(None)
@@ -129,12 +148,18 @@ fn settings(choice: &Choice, drafts: bool) -> Vec<Setting> {
     let tokens = wide(&[2048, 16_384], &[512, 2048, 16_384]);
     let mut seqs = wide(&[32], &[8, 32, 128]);
     seqs.retain(below);
-    let blocks = if choice.shared_prefixes {
+    // SGLang's pages and drafts are planned, but not timed.
+    let vllm = engine == "vllm";
+    let blocks = if choice.shared_prefixes && vllm {
         wide(&[64], &[32, 64, 128])
     } else {
         vec![None]
     };
-    let drafted = if drafts { wide(&[1], &[1, 2]) } else { vec![None] };
+    let mut drafted = vec![None];
+    for (i, drafter) in drafters.iter().enumerate().filter(|_| vllm) {
+        let most = if choice.thorough { drafter.tokens.len() } else { 1 };
+        drafted.extend(drafter.tokens.iter().take(most).map(|&n| Some((i, n))));
+    }
     let mut all = Vec::new();
     for &tokens in &tokens {
         for &seqs in &seqs {
@@ -162,6 +187,10 @@ fn settings(choice: &Choice, drafts: bool) -> Vec<Setting> {
 pub struct Candidate {
     /// The deployment.
     pub deployment: Deployment,
+    /// Its engine.
+    pub engine: &'static str,
+    /// What drafts, if anything does.
+    pub drafter: Option<Drafter>,
     /// Its GPU.
     pub gpu: String,
     /// GPUs of a replica.
@@ -172,6 +201,7 @@ pub struct Candidate {
 
 /// A shape before it is planned.
 struct Shape {
+    engine: &'static str,
     gpu: &'static Gpu,
     gpus: u64,
     expert_parallel: bool,
@@ -181,47 +211,61 @@ struct Shape {
 /// Every shape of the choice.
 fn shapes(choice: &Choice) -> Result<Vec<Shape>> {
     let mut all = Vec::new();
-    for name in &choice.gpus {
-        let gpu = hardware::find(name)?;
-        let fp8 = choice.allow_fp8 && gpu.tflops.fp8.is_some();
-        for (tp, pp, dp, sense) in PARALLEL {
-            let gpus = tp * pp * dp;
-            if gpus > choice.max_gpus || sense == Sense::Pcie && gpu.nvlink_bytes_per_s.is_some() {
+    for &engine in &choice.engines {
+        for name in &choice.gpus {
+            all.extend(shapes_of(choice, engine, hardware::find(name)?));
+        }
+    }
+    Ok(all)
+}
+
+/// Every shape of one engine on one kind of GPU.
+fn shapes_of(choice: &Choice, engine: &'static str, gpu: &'static Gpu) -> Vec<Shape> {
+    let mut all = Vec::new();
+    let fp8 = choice.allow_fp8 && gpu.tflops.fp8.is_some();
+    for (tp, pp, dp, sense) in PARALLEL {
+        let gpus = tp * pp * dp;
+        if gpus > choice.max_gpus
+            || sense == Sense::Pcie && gpu.nvlink_bytes_per_s.is_some()
+            // Replicas of SGLang's attention layers share the tensor-parallel ranks, which is not timed.
+            || engine == "sglang" && dp > 1
+        {
+            continue;
+        }
+        for expert_parallel in [false, true] {
+            if expert_parallel && gpus == 1 || !expert_parallel && sense == Sense::Experts {
                 continue;
             }
-            for expert_parallel in [false, true] {
-                if expert_parallel && gpus == 1 || !expert_parallel && sense == Sense::Experts {
-                    continue;
-                }
-                for kv in [None, Some("fp8")] {
-                    for quantization in [None, Some("fp8")] {
-                        if (kv.is_some() || quantization.is_some()) && !fp8 {
-                            continue;
-                        }
-                        let mut deployment = choice.base.clone();
-                        deployment.gpu = Some(gpu.name.clone());
-                        deployment.tensor_parallel_size = Some(tp);
-                        deployment.pipeline_parallel_size = (pp > 1).then_some(pp);
-                        deployment.data_parallel_size = (dp > 1).then_some(dp);
-                        deployment.enable_expert_parallel |= expert_parallel;
-                        if kv.is_some() {
-                            deployment.kv_cache_dtype = kv.map(str::to_owned);
-                        }
-                        if quantization.is_some() {
-                            deployment.quantization = quantization.map(str::to_owned);
-                        }
-                        all.push(Shape {
-                            gpu,
-                            gpus,
-                            expert_parallel,
-                            deployment,
-                        });
+            for kv in [None, Some("fp8")] {
+                for quantization in [None, Some("fp8")] {
+                    if (kv.is_some() || quantization.is_some()) && !fp8 {
+                        continue;
                     }
+                    let mut deployment = choice.base.clone();
+                    deployment.engine = (engine != "vllm").then(|| engine.to_owned());
+                    deployment.gpu = Some(gpu.name.clone());
+                    deployment.tensor_parallel_size = Some(tp);
+                    deployment.pipeline_parallel_size = (pp > 1).then_some(pp);
+                    deployment.data_parallel_size = (dp > 1).then_some(dp);
+                    deployment.enable_expert_parallel |= expert_parallel;
+                    if kv.is_some() {
+                        deployment.kv_cache_dtype = kv.map(str::to_owned);
+                    }
+                    if quantization.is_some() {
+                        deployment.quantization = quantization.map(str::to_owned);
+                    }
+                    all.push(Shape {
+                        engine,
+                        gpu,
+                        gpus,
+                        expert_parallel,
+                        deployment,
+                    });
                 }
             }
         }
     }
-    Ok(all)
+    all
 }
 
 /// Candidates whose shape starts and holds the longest request, and why the kinds of GPU without any have none.
@@ -242,9 +286,13 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             choice.longest
         )));
     }
-    let drafts = resolved
+    let mut drafters = choice.drafters.clone();
+    let own = resolved
         .model()
         .is_some_and(|m| m.mtp_modules().is_ok_and(|modules| !modules.is_empty()));
+    if own {
+        drafters.insert(0, Drafter::own(choice.acceptance));
+    }
     // Whole experts make a difference only where some of the parameters rest.
     let experts =
         plan::assess(&resolved.request(false)).is_ok_and(|p| p.model.params_active < p.model.params);
@@ -252,7 +300,11 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
         .into_iter()
         .filter(|shape| experts || !shape.expert_parallel)
         .collect();
-    let settings = settings(choice, drafts);
+    let settings: Vec<(&str, Vec<Setting>)> = choice
+        .engines
+        .iter()
+        .map(|&engine| (engine, settings(choice, engine, &drafters)))
+        .collect();
     let planned: Vec<Result<(), String>> = all
         .par_iter()
         .map(|shape| {
@@ -268,31 +320,28 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             }
         })
         .collect();
-    let on_one_machine = |gpu: &str| {
-        planned
-            .iter()
-            .zip(&all)
-            .any(|(outcome, shape)| outcome.is_ok() && shape.gpus <= MACHINE_GPUS && shape.gpu.name == gpu)
-    };
-    let enough: Vec<&str> = choice
-        .gpus
+    let kind = |shape: &Shape| (shape.engine, shape.gpu.name.clone());
+    let enough: Vec<(&str, String)> = planned
         .iter()
-        .map(String::as_str)
-        .filter(|gpu| on_one_machine(gpu))
+        .zip(&all)
+        .filter(|(outcome, shape)| outcome.is_ok() && shape.gpus <= choice.machine_gpus())
+        .map(|(_, shape)| kind(shape))
         .collect();
     let mut candidates: Vec<Candidate> = Vec::new();
-    let mut reasons: Vec<(String, u64, String)> = Vec::new();
+    let mut reasons: Vec<(Unfit, u64)> = Vec::new();
     for (outcome, shape) in planned.iter().zip(&all) {
-        let gpu = &shape.gpu.name;
-        if shape.gpus > MACHINE_GPUS && enough.contains(&gpu.as_str()) {
+        let (engine, gpu) = kind(shape);
+        if shape.gpus > choice.machine_gpus() && enough.contains(&(engine, gpu.clone())) {
             continue;
         }
         if let Err(why) = outcome {
             // The reason of the most GPUs is the one that counts.
-            let most = reasons.iter().find(|(name, ..)| name == gpu).map_or(0, |r| r.1);
+            let same = |u: &Unfit| u.engine == engine && u.gpu == gpu;
+            let most = reasons.iter().find(|(u, _)| same(u)).map_or(0, |r| r.1);
             if shape.gpus >= most {
-                reasons.retain(|(name, ..)| name != gpu);
-                reasons.push((gpu.clone(), shape.gpus, why.clone()));
+                reasons.retain(|(u, _)| !same(u));
+                let why = format!("with {} GPUs: {why}", shape.gpus);
+                reasons.push((Unfit { engine, gpu, why }, shape.gpus));
             }
             continue;
         }
@@ -304,24 +353,26 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
                 ..Setting::default()
             }
         });
-        let listed = settings.iter().copied().filter(|s| Some(*s) != own);
+        let listed = settings
+            .iter()
+            .filter(|(of, _)| *of == engine)
+            .flat_map(|(_, list)| list.iter().copied())
+            .filter(|s| Some(*s) != own);
         for setting in listed.chain(own) {
             let mut deployment = shape.deployment.clone();
-            setting.apply(&mut deployment);
+            setting.apply(&drafters, &mut deployment);
             candidates.push(Candidate {
                 deployment,
+                engine,
+                drafter: setting.drafted.and_then(|(i, _)| drafters.get(i).cloned()),
                 gpu: gpu.clone(),
                 gpus: shape.gpus,
                 setting,
             });
         }
     }
-    reasons.retain(|(gpu, ..)| candidates.iter().all(|c| c.gpu != *gpu));
-    let unfit = reasons
-        .into_iter()
-        .map(|(gpu, gpus, why)| (gpu, format!("with {gpus} GPUs: {why}")))
-        .collect();
-    Ok((candidates, unfit))
+    reasons.retain(|(u, _)| candidates.iter().all(|c| c.gpu != u.gpu || c.engine != u.engine));
+    Ok((candidates, reasons.into_iter().map(|(unfit, _)| unfit).collect()))
 }
 
 #[cfg(test)]
@@ -343,6 +394,10 @@ mod tests {
             shared_prefixes: false,
             mode: None,
             thorough: false,
+            engines: vec!["vllm"],
+            drafters: Vec::new(),
+            acceptance: None,
+            gpus_per_machine: None,
         }
     }
 
@@ -359,7 +414,7 @@ mod tests {
                 .filter(spread)
                 .all(|c| c.deployment.enable_expert_parallel)
         );
-        assert!(experts.iter().any(|c| c.setting.drafted == Some(1)));
+        assert!(experts.iter().any(|c| c.setting.drafted == Some((0, 1))));
         assert!(dense.iter().all(|c| c.setting.drafted.is_none()));
         assert!(experts.iter().all(|c| c.gpus <= 16));
     }
@@ -387,19 +442,33 @@ mod tests {
     fn quick_settings_are_those_of_the_thorough_ones_with_one_change() {
         let mut choice = choice("Llama-3.1-8B");
         choice.shared_prefixes = true;
-        let quick = settings(&choice, true);
+        let quick = settings(&choice, "vllm", &[Drafter::own(None)]);
         choice.thorough = true;
-        let thorough = settings(&choice, true);
+        let thorough = settings(&choice, "vllm", &[Drafter::own(None)]);
         assert_eq!((quick[0], thorough[0]), (Setting::default(), Setting::default()));
         assert!(quick.iter().all(|s| s.changes() <= 1 && thorough.contains(s)));
         assert!(thorough.len() > 100);
         // 16 requests at once are never bounded by 32.
         choice.concurrency = Some(16);
         assert!(
-            settings(&choice, true)
+            settings(&choice, "vllm", &[Drafter::own(None)])
                 .iter()
                 .all(|s| s.seqs.is_none_or(|n| n < 16))
         );
+    }
+
+    #[test]
+    fn engines_are_side_by_side_each_in_its_own_words() {
+        let mut choice = choice("Llama-3.1-8B");
+        choice.engines = vec!["vllm", "sglang"];
+        choice.drafters = vec![Drafter::given("ngram=0.4", None).unwrap()];
+        let (all, _) = candidates(&choice).unwrap();
+        let of = |engine: &'static str| all.iter().filter(move |c| c.engine == engine);
+        assert!(of("vllm").any(|c| c.drafter.is_some()));
+        assert!(of("sglang").count() > 10 && of("sglang").all(|c| c.drafter.is_none()));
+        assert!(of("sglang").any(|c| c.deployment.max_running_requests == Some(32)));
+        assert!(of("sglang").all(|c| c.deployment.max_num_seqs.is_none()));
+        assert!(of("vllm").all(|c| c.deployment.engine.is_none()));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use super::super::simulate::simulate;
 use super::super::traffic::Workload;
 use super::*;
 
+mod engines;
+
 fn question(rate: f64, tpot_ms: f64, gpus: &[&str]) -> Question {
     let lengths = Lengths {
         input_tokens: 512,
@@ -36,6 +38,9 @@ fn question(rate: f64, tpot_ms: f64, gpus: &[&str]) -> Question {
         mode: None,
         thorough: false,
         acceptance: None,
+        drafters: Vec::new(),
+        engines: vec!["vllm"],
+        network: NetworkAsked::default(),
         resume: None,
     }
 }
@@ -156,9 +161,13 @@ fn exhaustive(q: &Question) -> Option<(f64, u64)> {
         shared_prefixes: false,
         mode: None,
         thorough: q.thorough,
+        engines: q.engines.clone(),
+        drafters: q.drafters.clone(),
+        acceptance: q.acceptance,
+        gpus_per_machine: None,
     };
     let (candidates, _) = space::candidates(&choice).unwrap();
-    let bench = Simulated::new(&candidates, &trace, q.load, q.objectives, ASSUMED_ACCEPTANCE);
+    let bench = Simulated::new(&candidates, &trace, q.load, q.objectives, q.network.clone());
     let mut best: Option<(f64, u64)> = None;
     for (i, c) in candidates.iter().enumerate() {
         for replicas in 1..=q.max_gpus / c.gpus {
