@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::budget::Spread;
-use super::ledger::{Step, Term};
+use super::ledger::{Derivation, Term};
 use super::pool::Pool;
 use super::report::KvCache;
 use crate::engine::vllm::Layout;
@@ -49,7 +49,7 @@ pub(super) struct Evaluation<'a> {
     /// Whether it would with more memory.
     pub refused_for_memory: bool,
     pub warnings: Vec<String>,
-    pub steps: Vec<Step>,
+    pub steps: Derivation,
 }
 
 impl Evaluation<'_> {

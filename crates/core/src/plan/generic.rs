@@ -3,7 +3,7 @@
 
 use super::budget::Spread;
 use super::evaluation::Evaluation;
-use super::ledger::{Basis, Step, Term};
+use super::ledger::{Basis, Derivation, Step, Term};
 use super::policy::generic_overhead;
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
@@ -168,7 +168,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         .checked_mul(settings.pipeline_parallel_size)
         .filter(|&n| n > 0 && n <= 1 << 16)
         .ok_or_else(|| Error::input("tensor- and pipeline-parallel size must be 1 to 65536 together"))?;
-    let mut steps = Vec::new();
+    let mut steps = Derivation::wanted(request.explain);
     let (params, active) = match (request.subject.params, request.subject.model) {
         (Some(given), _) => (given, given),
         (None, Some((model, _))) => model.params()?,
@@ -226,22 +226,20 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
     } else {
         formula
     };
-    steps.push(Step::new(
-        "weights per GPU",
-        &weights_formula,
-        human_bytes(per_rank),
-    ));
+    steps.add(|| Step::new("weights per GPU", &weights_formula, human_bytes(per_rank)));
 
     let budget = utilised(hardware.driver_bytes, settings.gpu_memory_utilization)?;
-    steps.push(Step::new(
-        "memory the engine may use",
-        format!(
-            "{} x {}",
-            human_bytes(hardware.driver_bytes),
-            settings.gpu_memory_utilization
-        ),
-        human_bytes(budget),
-    ));
+    steps.add(|| {
+        Step::new(
+            "memory the engine may use",
+            format!(
+                "{} x {}",
+                human_bytes(hardware.driver_bytes),
+                settings.gpu_memory_utilization
+            ),
+            human_bytes(budget),
+        )
+    });
     let (overhead, overhead_formula, overhead_basis) = match request.policy.overhead_bytes {
         Some(bytes) => (bytes, "--overhead".to_owned(), Basis::Exact),
         None => (
@@ -254,18 +252,20 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
             Basis::Assumed,
         ),
     };
-    steps.push(Step::new("overhead", &overhead_formula, human_bytes(overhead)));
+    steps.add(|| Step::new("overhead", &overhead_formula, human_bytes(overhead)));
     let available = budget.saturating_sub(per_rank).saturating_sub(overhead);
-    steps.push(Step::new(
-        "left for the KV cache",
-        format!(
-            "{} - {} - {}",
-            human_bytes(budget),
-            human_bytes(per_rank),
-            human_bytes(overhead)
-        ),
-        human_bytes(available),
-    ));
+    steps.add(|| {
+        Step::new(
+            "left for the KV cache",
+            format!(
+                "{} - {} - {}",
+                human_bytes(budget),
+                human_bytes(per_rank),
+                human_bytes(overhead)
+            ),
+            human_bytes(available),
+        )
+    });
 
     let overhead_term = match overhead_basis {
         Basis::Exact => Term::exact("overhead", overhead, overhead_formula),
@@ -346,14 +346,16 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
     let units = move |context: u64| request_bytes(model, context, tp, element).map(|b| b.div_ceil(pp.max(1)));
     let at_length = units(max_len)?.max(1);
     let one_more = units(max_len.saturating_add(1))?.saturating_sub(units(max_len)?);
-    evaluation.steps.push(Step::new(
-        "KV cache of one more token",
-        format!(
-            "sum over {} layers of key and value elements x {element} B",
-            model.layers.len()
-        ),
-        format!("{} B", grouped(one_more)),
-    ));
+    evaluation.steps.add(|| {
+        Step::new(
+            "KV cache of one more token",
+            format!(
+                "sum over {} layers of key and value elements x {element} B",
+                model.layers.len()
+            ),
+            format!("{} B", grouped(one_more)),
+        )
+    });
     evaluation.kv_cache = Some(KvCache {
         dtype: match element {
             1 => "fp8".to_owned(),

@@ -154,6 +154,35 @@ impl Step {
     }
 }
 
+/// The steps of `--explain`, built only where somebody wants to read them: the texts take longer than the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Derivation {
+    wanted: bool,
+    steps: Vec<Step>,
+}
+
+impl Derivation {
+    /// Collects steps if they are wanted.
+    pub(super) fn wanted(wanted: bool) -> Self {
+        Self {
+            wanted,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Adds what is built here.
+    pub(super) fn add(&mut self, step: impl FnOnce() -> Step) {
+        if self.wanted {
+            self.steps.push(step());
+        }
+    }
+
+    /// The steps so far.
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

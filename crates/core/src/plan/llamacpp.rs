@@ -3,7 +3,7 @@
 use super::budget::Spread;
 use super::calibration::Correction;
 use super::evaluation::Evaluation;
-use super::ledger::{Basis, Step, Term};
+use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::{LlamaCpp, Request};
@@ -35,7 +35,7 @@ struct Device {
 pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Result<Evaluation<'a>> {
     let hardware = &request.hardware;
     let mut warnings = Vec::new();
-    let mut steps = Vec::new();
+    let mut steps = Derivation::wanted(request.explain);
     let (model, weights, basis, how, source) = subject(request, engine)?;
     let settings = resolved(request, engine, &model, &mut steps)?;
     settings.validate()?;
@@ -54,7 +54,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         .ok_or_else(|| Error::input("--gpus is 0"))?;
     let all = model.layers.len() as u64 + 1;
     let offloaded = placement.offloaded();
-    steps.push(
+    steps.add(||
         Step::new(
             "layers on GPUs",
             if settings.gpus > 1 {
@@ -78,15 +78,17 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
             human_bytes(host.cache)
         ));
     }
-    steps.push(Step::new(
-        "memory of the host",
-        format!(
-            "{} weights + {} caches",
-            human_bytes(host.weights),
-            human_bytes(host.cache)
-        ),
-        human_bytes(host_bytes),
-    ));
+    steps.add(|| {
+        Step::new(
+            "memory of the host",
+            format!(
+                "{} weights + {} caches",
+                human_bytes(host.weights),
+                human_bytes(host.cache)
+            ),
+            human_bytes(host_bytes),
+        )
+    });
 
     let mut site_spread = None;
     let overhead = match request.policy.overhead_bytes {
@@ -118,11 +120,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         }
     };
     for term in &overhead {
-        steps.push(Step::new(
-            format!("{} ({})", term.name, term.basis.name()),
-            &term.formula,
-            term.human(),
-        ));
+        steps.add(|| {
+            Step::new(
+                format!("{} ({})", term.name, term.basis.name()),
+                &term.formula,
+                term.human(),
+            )
+        });
     }
     let formula = format!(
         "{how}{}",
@@ -274,7 +278,7 @@ fn resolved(
     request: &Request,
     engine: &LlamaCpp,
     model: &Hparams,
-    steps: &mut Vec<Step>,
+    steps: &mut Derivation,
 ) -> Result<Settings> {
     let mut settings = engine.settings.clone();
     if settings.ctx_size.is_none() {
@@ -286,19 +290,21 @@ fn resolved(
                     .checked_mul(settings.parallel)
                     .ok_or_else(|| Error::overflow("--context times --concurrency"))?,
             );
-            steps.push(Step::new(
-                "context",
-                format!(
-                    "--ctx-size is not given: {} x {} tokens",
-                    settings.parallel,
-                    grouped(context)
-                ),
-                format!(
-                    "--ctx-size {} --parallel {}",
-                    settings.ctx_size.unwrap_or(0),
-                    settings.parallel
-                ),
-            ));
+            steps.add(|| {
+                Step::new(
+                    "context",
+                    format!(
+                        "--ctx-size is not given: {} x {} tokens",
+                        settings.parallel,
+                        grouped(context)
+                    ),
+                    format!(
+                        "--ctx-size {} --parallel {}",
+                        settings.ctx_size.unwrap_or(0),
+                        settings.parallel
+                    ),
+                )
+            });
         } else if model.context_length == 0 {
             return Err(
                 Error::input("the model does not say its context").hint("give --ctx-size or --context")
@@ -433,8 +439,8 @@ fn groups(model: &Hparams, caches: &Caches) -> Vec<GroupPart> {
     out
 }
 
-fn explain(steps: &mut Vec<Step>, model: &Hparams, settings: &Settings, caches: &Caches, on_gpu: u64) {
-    steps.push(
+fn explain(steps: &mut Derivation, model: &Hparams, settings: &Settings, caches: &Caches, on_gpu: u64) {
+    steps.add(|| {
         Step::new(
             "context",
             format!(
@@ -452,10 +458,10 @@ fn explain(steps: &mut Vec<Step>, model: &Hparams, settings: &Settings, caches: 
                 grouped(caches.ctx_per_sequence)
             ),
         )
-        .of(CACHE_SOURCE),
-    );
+        .of(CACHE_SOURCE)
+    });
     for group in groups(model, caches) {
-        steps.push(
+        steps.add(|| {
             Step::new(
                 format!("cache: {}", group.kind),
                 format!(
@@ -475,8 +481,9 @@ fn explain(steps: &mut Vec<Step>, model: &Hparams, settings: &Settings, caches: 
                         .saturating_mul(group.page_bytes),
                 ),
             )
-            .of(CACHE_SOURCE),
-        );
+            .of(CACHE_SOURCE)
+        });
     }
-    steps.push(Step::new("caches on this GPU", "sum over its layers", human_bytes(on_gpu)).of(CACHE_SOURCE));
+    steps
+        .add(|| Step::new("caches on this GPU", "sum over its layers", human_bytes(on_gpu)).of(CACHE_SOURCE));
 }

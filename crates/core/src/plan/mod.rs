@@ -221,11 +221,7 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
         recommended: Map::new(),
         performance: performance::performance(request, evaluation, first.map(|f| (f.context, f.concurrency))),
         grid,
-        steps: if request.explain {
-            evaluation.steps.clone()
-        } else {
-            Vec::new()
-        },
+        steps: evaluation.steps.steps().to_vec(),
         layout: evaluation.layout.clone(),
     })
 }

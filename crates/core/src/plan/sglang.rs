@@ -3,7 +3,7 @@
 use super::budget::Spread;
 use super::calibration::Correction;
 use super::evaluation::Evaluation;
-use super::ledger::{Basis, Step, Term};
+use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::Request;
@@ -80,7 +80,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     let shape = shape(model, config, settings, &card)?;
     warnings.extend(shape.warnings.iter().cloned());
     let found = defaults(settings, &card, &shape.traits);
-    let mut steps = Vec::new();
+    let mut steps = Derivation::wanted(request.explain);
 
     // Weights, as vLLM's modules shard them: SGLang's layers descend from the same.
     let parallel = Parallel {
@@ -162,7 +162,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         }
         _ => (per_rank, fullest, None),
     };
-    steps.push(Step::new("weights per GPU", &formula, human_bytes(fullest)));
+    steps.add(|| Step::new("weights per GPU", &formula, human_bytes(fullest)));
 
     // The drafter is loaded before the pools are made, on every rank.
     let drafter_term = drafter.map(|d| {
@@ -173,7 +173,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             (d.bytes - d.bytes / 100, d.bytes.saturating_add(d.bytes / 33)),
             d.formula,
         );
-        steps.push(Step::new("drafter", &term.formula, human_bytes(term.bytes)));
+        steps.add(|| Step::new("drafter", &term.formula, human_bytes(term.bytes)));
         term
     });
 
@@ -200,13 +200,15 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         )
     };
     let before = whole.saturating_sub(context.bytes);
-    steps.push(Step::new(
-        "free before loading",
-        format!("{} - {} context", human_bytes(whole), human_bytes(context.bytes)),
-        human_bytes(before),
-    ));
+    steps.add(|| {
+        Step::new(
+            "free before loading",
+            format!("{} - {} context", human_bytes(whole), human_bytes(context.bytes)),
+            human_bytes(before),
+        )
+    });
     let fraction = found.mem_fraction_static;
-    steps.push(
+    steps.add(||
         Step::new(
             "static share (mem_fraction_static)",
             if settings.mem_fraction_static.is_some() {
@@ -247,11 +249,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         let used = fullest
             .saturating_add(drafter_bytes)
             .saturating_add(context.bytes);
-        steps.push(Step::new(
-            "memory for the KV cache",
-            "--kv-cache-memory-bytes: nothing is measured",
-            human_bytes(given),
-        ));
+        steps.add(|| {
+            Step::new(
+                "memory for the KV cache",
+                "--kv-cache-memory-bytes: nothing is measured",
+                human_bytes(given),
+            )
+        });
         (
             vec![context],
             pools_of_bytes(&shape, settings, given)?,
@@ -271,7 +275,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             .saturating_add(drafter_bytes)
             .saturating_add(context.bytes)
             .saturating_add(reserve);
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "left for states and KV cache",
                 format!(
@@ -287,8 +291,8 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
                 ),
                 human_bytes(whole.saturating_sub(used)),
             )
-            .of(POOL_SOURCE),
-        );
+            .of(POOL_SOURCE)
+        });
         (
             vec![context, reserve_term],
             pools(&shape, settings, &measured)?,
@@ -482,7 +486,7 @@ fn lay_out<'a>(
 
 fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_bytes: u64) {
     let steps = &mut evaluation.steps;
-    steps.push(
+    steps.add(|| {
         Step::new(
             "page size",
             format!("attention backend {}", shape.backend),
@@ -492,10 +496,10 @@ fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_byte
                 if shape.page_size == 1 { "" } else { "s" }
             ),
         )
-        .of("SGLang 0.5.23, srt/arg_groups/overrides.py"),
-    );
+        .of("SGLang 0.5.23, srt/arg_groups/overrides.py")
+    });
     if let (Some(states), Some(slots)) = (shape.states, pools.state_slots) {
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "slots for recurrent states",
                 format!(
@@ -507,8 +511,8 @@ fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_byte
                 ),
                 human_bytes(state_bytes),
             )
-            .of(POOL_SOURCE),
-        );
+            .of(POOL_SOURCE)
+        });
     }
     for (i, stage) in shape.stages.iter().enumerate() {
         let place = if shape.stages.len() > 1 {
@@ -536,11 +540,11 @@ fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_byte
         } else {
             stage.swa_bytes
         };
-        steps.push(
-            Step::new(format!("one token{place}"), how, format!("{} B", grouped(bytes))).of(POOL_SOURCE),
-        );
+        steps.add(|| {
+            Step::new(format!("one token{place}"), how, format!("{} B", grouped(bytes))).of(POOL_SOURCE)
+        });
     }
-    steps.push(
+    steps.add(|| {
         Step::new(
             "max_total_num_tokens, as logged",
             format!(
@@ -557,9 +561,9 @@ fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_byte
                 None => format!("{} tokens", grouped(pools.max_total_num_tokens)),
             },
         )
-        .of(POOL_SOURCE),
-    );
-    steps.push(
+        .of(POOL_SOURCE)
+    });
+    steps.add(|| {
         Step::new(
             "max_running_requests",
             format!(
@@ -574,6 +578,6 @@ fn explain(evaluation: &mut Evaluation, shape: &Shape, pools: &Pools, state_byte
             ),
             grouped(pools.max_running_requests),
         )
-        .of(POOL_SOURCE),
-    );
+        .of(POOL_SOURCE)
+    });
 }

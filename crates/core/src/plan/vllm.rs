@@ -8,7 +8,7 @@ pub(super) mod weights;
 
 use super::budget::{self, Inputs, Spread};
 use super::evaluation::Evaluation;
-use super::ledger::{Basis, Step, Term};
+use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::request::{Request, Subject};
 use crate::arch::{Config, Model, Parallel};
@@ -147,7 +147,7 @@ fn serve<'a>(
         utilization,
         ..
     } = *setting;
-    let mut steps = Vec::new();
+    let mut steps = Derivation::wanted(request.explain);
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),
         None => stages.params,
@@ -185,19 +185,19 @@ fn serve<'a>(
         stages.bytes.get(tight).copied().unwrap_or(0),
         weights_formula,
     );
-    steps.push(
+    steps.add(|| {
         Step::new("weights per GPU", &weights.formula, human_bytes(weights.bytes))
-            .of("vLLM 0.32.0, the parameters that its model classes create on one rank"),
-    );
+            .of("vLLM 0.32.0, the parameters that its model classes create on one rank")
+    });
 
     let mut overhead = Vec::new();
     let mut known = 0_u64;
     if let Some(drafter) = stages.drafter.as_ref().filter(|_| tight == last) {
         let term = Term::exact("drafter", drafter.bytes, &drafter.formula);
-        steps.push(
+        steps.add(|| {
             Step::new("drafter", &term.formula, human_bytes(term.bytes))
-                .of("vLLM 0.32.0, the parameters of its drafter classes that are not the target's"),
-        );
+                .of("vLLM 0.32.0, the parameters of its drafter classes that are not the target's")
+        });
         overhead.push(term);
     }
     let mut spread = if let Some(bytes) = request.policy.overhead_bytes {
@@ -224,43 +224,45 @@ fn serve<'a>(
     }
     spread = spread.plus(known);
     for term in overhead.iter().filter(|term| term.name != "drafter") {
-        steps.push(Step::new(
-            format!("{} ({})", term.name, term.basis.name()),
-            &term.formula,
-            term.human(),
-        ));
+        steps.add(|| {
+            Step::new(
+                format!("{} ({})", term.name, term.basis.name()),
+                &term.formula,
+                term.human(),
+            )
+        });
     }
 
     // Everything but the KV cache of the fullest rank; what is missing is missing before any cache.
     let (budget_bytes, available, room_bytes);
     if let Some(given) = settings.kv_cache_memory_bytes {
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "memory for the KV cache",
                 "--kv-cache-memory-bytes: the memory profile is skipped, the utilisation ignored",
                 human_bytes(given),
             )
-            .of("vLLM 0.32.0, v1/worker/gpu_worker.py"),
-        );
+            .of("vLLM 0.32.0, v1/worker/gpu_worker.py")
+        });
         budget_bytes = total;
         available = vec![given; held.len()];
         room_bytes = i128::from(total) - i128::from(fullest) - i128::from(given);
     } else {
         budget_bytes = requested(total, utilization)?;
         room_bytes = i128::from(budget_bytes) - i128::from(fullest);
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "memory the engine allows itself",
                 format!("ceil({} B x {utilization})", grouped(total)),
                 format!("{} B = {}", grouped(budget_bytes), human_bytes(budget_bytes)),
             )
-            .of("vLLM 0.32.0, v1/worker/utils.py, request_memory"),
-        );
+            .of("vLLM 0.32.0, v1/worker/utils.py, request_memory")
+        });
         available = held
             .iter()
             .map(|&stage| budget_bytes.saturating_sub(stage).saturating_sub(spread.bytes()))
             .collect();
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "left for the KV cache",
                 format!(
@@ -272,8 +274,8 @@ fn serve<'a>(
                 ),
                 human_bytes(available.get(tight).copied().unwrap_or(0)),
             )
-            .of("vLLM 0.32.0, v1/worker/gpu_worker.py, determine_available_memory"),
-        );
+            .of("vLLM 0.32.0, v1/worker/gpu_worker.py, determine_available_memory")
+        });
     }
     let tightest = available.iter().copied().min().unwrap_or(0);
     let missing_bytes = missing(room_bytes, spread.bytes());
@@ -514,6 +516,6 @@ fn unserved<'a>(
         ),
         refused_for_memory: false,
         warnings,
-        steps: Vec::new(),
+        steps: Derivation::wanted(false),
     })
 }

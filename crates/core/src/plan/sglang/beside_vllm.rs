@@ -26,14 +26,14 @@ pub(super) fn beside_vllm(
             sglang::KvDtype::Fp8E4m3 => vllm::KvDtype::Fp8,
             sglang::KvDtype::Fp8E5m2 => vllm::KvDtype::Fp8E5m2,
             sglang::KvDtype::Mxfp8 | sglang::KvDtype::Fp4MxBlock16 => {
-                evaluation.steps.push(
+                evaluation.steps.add(|| {
                     Step::new(
                         "vLLM on the same GPU",
                         format!("vLLM has no {} KV cache", settings.kv_cache_dtype.name()),
                         "not planned",
                     )
-                    .of("vLLM 0.32.0, as --engine vllm plans it"),
-                );
+                    .of("vLLM 0.32.0, as --engine vllm plans it")
+                });
                 return;
             }
             sglang::KvDtype::Nvfp4 => vllm::KvDtype::Nvfp4,
@@ -47,13 +47,13 @@ pub(super) fn beside_vllm(
         Err(error) => {
             evaluation
                 .steps
-                .push(Step::new("vLLM on the same GPU", error.to_string(), "not planned").of(source));
+                .add(|| Step::new("vLLM on the same GPU", error.to_string(), "not planned").of(source));
             return;
         }
     };
     let tokens = |e: &Evaluation| e.kv_cache.as_ref().map_or(0, |kv| kv.capacity_tokens);
     let (ours, theirs) = (tokens(evaluation), tokens(&other));
-    evaluation.steps.push(
+    evaluation.steps.add(|| {
         Step::new(
             "vLLM on the same GPU",
             format!(
@@ -71,32 +71,34 @@ pub(super) fn beside_vllm(
                 )
             }),
         )
-        .of(source),
-    );
+        .of(source)
+    });
     if other.refused.is_some() || evaluation.refused.is_some() {
         return;
     }
     let (more, fewer) = (ours.max(theirs), ours.min(theirs));
-    evaluation.steps.push(Step::new(
-        "difference",
-        format!(
-            "SGLang keeps {} free by rule, vLLM {} ({} outside of its budget and what it measures){}",
-            human_bytes(reserve),
-            human_bytes(
-                (other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes))
-                    .saturating_add(other.overhead_bytes())
+    evaluation.steps.add(|| {
+        Step::new(
+            "difference",
+            format!(
+                "SGLang keeps {} free by rule, vLLM {} ({} outside of its budget and what it measures){}",
+                human_bytes(reserve),
+                human_bytes(
+                    (other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes))
+                        .saturating_add(other.overhead_bytes())
+                ),
+                human_bytes(other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes)),
+                if evaluation.kv_cache.as_ref().is_some_and(|kv| kv.groups.len() > 1) {
+                    "; vLLM's tokens count requests of the full length, SGLang's are slots of the full pool"
+                } else {
+                    ""
+                }
             ),
-            human_bytes(other.gpu_bytes - other.budget_bytes.min(other.gpu_bytes)),
-            if evaluation.kv_cache.as_ref().is_some_and(|kv| kv.groups.len() > 1) {
-                "; vLLM's tokens count requests of the full length, SGLang's are slots of the full pool"
-            } else {
-                ""
-            }
-        ),
-        format!(
-            "SGLang holds {} tokens {}",
-            grouped(more - fewer),
-            if ours >= theirs { "more" } else { "fewer" }
-        ),
-    ));
+            format!(
+                "SGLang holds {} tokens {}",
+                grouped(more - fewer),
+                if ours >= theirs { "more" } else { "fewer" }
+            ),
+        )
+    });
 }

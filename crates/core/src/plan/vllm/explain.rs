@@ -1,6 +1,6 @@
 //! The layout in the words of a plan: its figures, and where each comes from.
 
-use super::super::ledger::Step;
+use super::super::ledger::{Derivation, Step};
 use super::super::report::{GroupPart, KvCache};
 use crate::dtype::Dtype;
 use crate::engine::vllm;
@@ -37,9 +37,9 @@ pub(super) fn kv_cache(layout: &vllm::Layout, available: u64, dtype: Dtype) -> K
 }
 
 /// Adds the derivation of the layout.
-pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
+pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Derivation) {
     let backends: Vec<&str> = layout.backends.iter().map(|b| b.name()).collect();
-    steps.push(
+    steps.add(|| {
         Step::new(
             "block size",
             if backends.is_empty() {
@@ -52,10 +52,10 @@ pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
             },
             format!("{} tokens", layout.block_size),
         )
-        .of("vLLM 0.32.0, v1/attention/backends, config/vllm.py"),
-    );
+        .of("vLLM 0.32.0, v1/attention/backends, config/vllm.py")
+    });
     for (i, group) in layout.groups.iter().enumerate() {
-        steps.push(
+        steps.add(|| {
             Step::new(
                 format!("group {} of {}: {}", i + 1, layout.groups.len(), group.kind),
                 format!(
@@ -70,8 +70,8 @@ pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
                     grouped(layout.max_model_len)
                 ),
             )
-            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py"),
-        );
+            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, v1/kv_cache_interface.py")
+        });
     }
     for (i, stage) in layout.stages.iter().enumerate() {
         let place = if layout.stages.len() > 1 {
@@ -79,7 +79,7 @@ pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
         } else {
             String::new()
         };
-        steps.push(
+        steps.add(|| {
             Step::new(
                 format!("blocks{place}"),
                 format!(
@@ -89,11 +89,11 @@ pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
                 ),
                 format!("{} in the pool of every rank", grouped(layout.num_blocks)),
             )
-            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, get_kv_cache_configs"),
-        );
+            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, get_kv_cache_configs")
+        });
     }
     if let (Some(concurrency), Some(tokens)) = (layout.max_concurrency, layout.capacity_tokens) {
-        steps.push(
+        steps.add(|| {
             Step::new(
                 "maximum concurrency, as logged",
                 format!(
@@ -104,15 +104,15 @@ pub(super) fn explain_layout(layout: &vllm::Layout, steps: &mut Vec<Step>) {
                 ),
                 format!("{concurrency:.2}x"),
             )
-            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, get_max_concurrency_for_kv_cache_config"),
-        );
-        steps.push(
+            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py, get_max_concurrency_for_kv_cache_config")
+        });
+        steps.add(|| {
             Step::new(
                 "KV cache size, as logged",
                 format!("int({concurrency:.4} x {})", layout.max_model_len),
                 format!("{} tokens", grouped(tokens)),
             )
-            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py"),
-        );
+            .of("vLLM 0.32.0, v1/core/kv_cache_utils.py")
+        });
     }
 }
