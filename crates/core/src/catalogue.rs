@@ -3,6 +3,7 @@
 //! One model a line (`data/models.jsonl`); a look-up reads only the heads of the lines, and a configuration is parsed
 //! when it is asked for.
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -91,10 +92,17 @@ impl Entry {
 
 /// Every model, sorted by id.
 pub fn all() -> impl Iterator<Item = Entry> {
-    ROWS.lines().filter_map(|row| {
+    let ends = memchr::memchr_iter(b'\n', ROWS.as_bytes());
+    let head_end = memmem::Finder::new(",\"source\":");
+    ends.scan(0, |start, end| {
+        let row = &ROWS[*start..end];
+        *start = end + 1;
+        Some(row)
+    })
+    .filter_map(move |row| {
         // Only the head is looked at: {"id":"...","aliases":["...",...]; ids hold no quotes, so the strings are
         // every second piece between quotes. A test compares this with a whole parse.
-        let (head, _) = row.split_once(",\"source\":")?;
+        let head = &row[..head_end.find(row.as_bytes())?];
         let mut strings = head.split('"').skip(1).step_by(2);
         let ("id", id) = (strings.next()?, strings.next()?) else {
             return None;
@@ -112,11 +120,11 @@ pub fn all() -> impl Iterator<Item = Entry> {
 /// # Errors
 /// If no model, or more than one, has this name; the nearest names are hints.
 pub fn find(name: &str) -> Result<Entry> {
-    let entries: Vec<Entry> = all().collect();
-    let exact = |entry: &&Entry| entry.names().any(|n| n.eq_ignore_ascii_case(name));
-    if let Some(entry) = entries.iter().find(exact) {
-        return Ok(entry.clone());
+    let exact = |entry: &Entry| entry.names().any(|n| n.eq_ignore_ascii_case(name));
+    if let Some(entry) = all().find(exact) {
+        return Ok(entry);
     }
+    let entries: Vec<Entry> = all().collect();
     let wanted = normalise(name);
     let short = |id: &str| normalise(id.rsplit('/').next().unwrap_or(id));
     let same: Vec<&Entry> = entries
