@@ -22,6 +22,7 @@ const EXAMPLES: &str = "Examples:
   kvwise compare qwen3-8b --engine vllm,sglang,llamacpp --gpu h100 --context 8k    engines side by side
   kvwise compare llama-2-70b --shape layers=80,heads=64,kv-heads=4 --context 8k    and a model that is only an idea
   kvwise compare qwen3-8b qwen3-32b --gpu h100 --context 2k,8k,32k --svg room.svg  as a picture
+  kvwise compare qwen3-8b qwen3-32b --gpu h100 --context 2k,8k,32k --format table --plot   in the terminal
 
 Exit status: 0 something fits (or no GPU was asked about), 1 nothing does, 2 cannot be answered.";
 
@@ -113,6 +114,10 @@ pub struct Compare {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     svg: Option<PathBuf>,
 
+    /// Draw requests or bytes over the context under the table.
+    #[arg(long, help_heading = "Output")]
+    plot: bool,
+
     #[command(flatten)]
     output: Output,
 }
@@ -188,19 +193,33 @@ impl Compare {
                 left_out.join(", ")
             ));
         }
-        let text = match self.output.format(printer) {
+        let format = self.output.format(printer);
+        if self.plot && format != Format::Table {
+            return Err(Error::input(
+                "--plot draws with characters beside the table, and the format is another",
+            )
+            .hint("add --format table, or give --svg FILE"));
+        }
+        let mut text = match format {
             Format::Table => comparison.text(),
             Format::Json => json(&comparison)?,
             Format::Csv => comparison.grid().csv(),
             Format::Markdown => comparison.grid().markdown(),
         };
-        if let Some(path) = &self.svg {
-            let chart = comparison.chart().ok_or_else(|| {
-                Error::input(
-                    "--svg draws what depends on the context, and the view of fragmentation does not",
-                )
+        let chart = |flag: &str| {
+            comparison.chart().ok_or_else(|| {
+                Error::input(format!(
+                    "{flag} draws what depends on the context, and the view of fragmentation does not"
+                ))
                 .hint("leave it out, or give --view models or capacity")
-            })?;
+            })
+        };
+        if self.plot {
+            text.push('\n');
+            text.push_str(&chart("--plot")?.text(78, 14));
+        }
+        if let Some(path) = &self.svg {
+            let chart = chart("--svg")?;
             printer.data_to(Some(path), &chart.svg(1000, 560)?)?;
         }
         self.output.write(printer, &text)?;

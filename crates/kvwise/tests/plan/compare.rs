@@ -240,3 +240,31 @@ fn engines_stand_side_by_side_and_a_picture_shows_them() {
     let nothing = kvwise(&["compare", "qwen3-8b", "--view", "fragmentation", "--svg", "x.svg"]);
     assert_eq!(nothing.status.code(), Some(2));
 }
+
+#[test]
+fn a_chart_of_characters_is_for_people_and_for_what_depends_on_the_context() {
+    let with = |more: &[&str]| {
+        let mut args = vec!["compare", "qwen3-8b", "qwen3-32b", "--plot"];
+        args.extend(more);
+        super::kvwise_table(&args)
+    };
+    let drawn = with(&["--gpu", "h100", "--context", "2k,8k,32k"]);
+    assert_eq!(drawn.status.code(), Some(0), "{drawn:?}");
+    let text = String::from_utf8(drawn.stdout).unwrap();
+    let braille = |c: char| ('\u{2801}'..='\u{28ff}').contains(&c);
+    assert!(
+        text.contains("Requests that fit at once") && text.contains(braille),
+        "{text}"
+    );
+    for wrong in [
+        &["--view", "fragmentation"][..],
+        &["--gpu", "h100", "--context", "8k", "--format", "json"],
+    ] {
+        let no = with(wrong);
+        assert_eq!(no.status.code(), Some(2), "{no:?}");
+        assert!(
+            String::from_utf8_lossy(&no.stderr).contains("--plot draws"),
+            "{no:?}"
+        );
+    }
+}

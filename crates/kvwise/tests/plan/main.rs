@@ -7,6 +7,7 @@ mod errors;
 mod flags;
 mod generate;
 mod gpus;
+mod help;
 mod hub;
 mod lint;
 mod output;

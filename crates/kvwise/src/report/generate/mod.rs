@@ -56,6 +56,10 @@ pub enum Vendor {
     Other,
 }
 
+/// A build of llama.cpp with published images: the newest that was found named in public records when this was written
+/// (2026-11-22, `ghcr.io/ggml-org/llama.cpp:server-cuda-b11243`). Tags are `server-TYPE-bBUILD` (`.github/workflows/docker.yml`).
+const LLAMACPP_IMAGE: &str = "b11243";
+
 /// A container image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Image {
@@ -69,15 +73,15 @@ impl Image {
     /// The engine's published image of this version.
     pub fn of(engine: &str, version: &str, vendor: Vendor) -> Self {
         if engine == "llamacpp" {
-            // Images of single builds are not kept for long, so the newest is named; --image takes another.
+            // Images are made of one build a day, so that not every version has one.
+            let build = LLAMACPP_IMAGE;
             return Self {
                 repository: "ghcr.io/ggml-org/llama.cpp".to_owned(),
                 tag: match vendor {
-                    Vendor::Amd => "server-rocm",
-                    Vendor::Cpu => "server",
-                    _ => "server-cuda",
-                }
-                .to_owned(),
+                    Vendor::Amd => format!("server-rocm-{build}"),
+                    Vendor::Cpu => format!("server-{build}"),
+                    _ => format!("server-cuda-{build}"),
+                },
             };
         }
         let repository = match (engine, vendor) {

@@ -118,7 +118,7 @@ fn a_gguf_file_gets_a_server_of_llama_cpp_that_holds_the_plan() {
     let compose = documents(text(&files, "docker-compose.yaml")).remove(0);
     let services = compose["services"].as_object().unwrap();
     let service = services.values().next().unwrap();
-    assert_eq!(service["image"], "ghcr.io/ggml-org/llama.cpp:server-cuda");
+    assert_eq!(service["image"], "ghcr.io/ggml-org/llama.cpp:server-cuda-b11243");
     assert_eq!(strings(&service["entrypoint"]), ["/app/llama-server"]);
     assert_eq!(strings(&service["healthcheck"]["test"])[1], "curl");
     assert_eq!(

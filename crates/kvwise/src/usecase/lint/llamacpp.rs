@@ -1,6 +1,8 @@
 //! What is wrong with a command of llama.cpp's server, and what it says of a deployment.
 
+use kvwise_core::catalogue;
 use kvwise_core::engine::flags::parse::{Given, Parsed};
+use kvwise_core::engine::llamacpp::convert::Mix;
 use serde_json::{Value, json};
 
 use crate::report::lint::Level;
@@ -62,6 +64,20 @@ pub fn settings(parsed: &Parsed, add: &mut impl FnMut(Level, &'static str, &str,
     }
 }
 
+/// The model of the catalogue whose GGUF files a repository of the hub holds, and their format: `ORG/NAME-GGUF:QUANT`, where the
+/// server takes `Q4_K_M` unless the name says another.
+pub fn of_catalogue(repository: &str) -> Option<(&'static str, &'static str)> {
+    let (name, format) = repository.split_once(':').unwrap_or((repository, "Q4_K_M"));
+    let (_, short) = name.split_once('/')?;
+    let lower = short.to_ascii_lowercase();
+    let model = lower
+        .strip_suffix("-gguf")
+        .or_else(|| lower.strip_suffix(".gguf"))?;
+    let mix = Mix::by_name(format)?;
+    let entry = catalogue::find(model).ok()?;
+    Some((entry.id, mix.name))
+}
+
 /// The field of a deployment that a flag of a form of its own sets, and its value.
 pub fn field(given: &Given) -> Option<(&'static str, Value)> {
     let value = given.values.first().map(String::as_str);
@@ -72,5 +88,27 @@ pub fn field(given: &Given) -> Option<(&'static str, Value)> {
             Some(("tensor_split", json!(shares.collect::<Result<Vec<_>, _>>().ok()?)))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_of_the_hub_are_known_by_their_names() {
+        let qwen = |format| Some(("Qwen/Qwen3-8B", format));
+        assert_eq!(of_catalogue("ggml-org/Qwen3-8B-GGUF:Q8_0"), qwen("q8_0"));
+        assert_eq!(of_catalogue("Qwen/Qwen3-8B-GGUF"), qwen("q4_k_m"));
+        // A mix whose size is not known is not guessed.
+        assert_eq!(of_catalogue("unsloth/Qwen3-8B-GGUF:UD-Q4_K_XL"), None);
+        for other in [
+            "Qwen/Qwen3-8B",
+            "nobody/nothing-GGUF",
+            "Qwen3-8B-GGUF",
+            "a/Qwen3-8B-GGUF:../x",
+        ] {
+            assert_eq!(of_catalogue(other), None, "{other}");
+        }
     }
 }

@@ -153,9 +153,26 @@ pub fn plan(
             said.push((i, field));
         }
     }
-    let known = (target.gpu.is_some() || target.gpu_memory.is_some())
-        // Of llama.cpp's models only files that are here say what they are.
-        && (found.engine != "llamacpp" || model.is_some_and(|m| Path::new(m).is_file()));
+    let mut known = target.gpu.is_some() || target.gpu_memory.is_some();
+    if found.engine == "llamacpp" && !model.is_some_and(|m| Path::new(m).is_file()) {
+        // A file that is not here says nothing, but the name of a repository on the hub says which model and format it holds.
+        let of_catalogue = model.and_then(llamacpp::of_catalogue);
+        known &= of_catalogue.is_some();
+        if let Some((name, format)) = of_catalogue {
+            out.findings.push(Finding {
+                level: Level::Info,
+                code: "read-from-name",
+                flag: None,
+                message: format!(
+                    "{} is taken for {name} in the mix {format}, by its name",
+                    model.unwrap_or_default()
+                ),
+                fix: None,
+            });
+            deployment.model = Some(name.to_owned());
+            deployment.quantization = Some(format.to_owned());
+        }
+    }
     let plan = if known && model.is_some() {
         match deployment.resolve().and_then(|r| plan::plan(&r.request(false))) {
             Ok(plan) => Some(plan),

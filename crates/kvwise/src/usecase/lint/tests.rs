@@ -208,6 +208,25 @@ fn what_generate_writes_for_several_machines_and_for_llama_cpp_is_clean() {
 }
 
 #[test]
+fn a_repository_of_ggufs_is_planned_by_its_name() {
+    let found = on(
+        "rtx-4090",
+        "llama-server -hf ggml-org/Qwen3-8B-GGUF:Q8_0 --ctx-size 8192 --parallel 1 --n-gpu-layers all",
+    );
+    let server = &found.servers[0];
+    assert!(
+        server.verdict.as_deref().is_some_and(|v| v.starts_with("fits")),
+        "{server:?}"
+    );
+    assert!(server.findings.iter().any(|f| f.code == "read-from-name"));
+    let unknown = on(
+        "rtx-4090",
+        "llama-server -hf nobody/thing-GGUF --ctx-size 8192 --parallel 1",
+    );
+    assert_eq!(unknown.servers[0].verdict, None);
+}
+
+#[test]
 fn what_generate_writes_is_clean() {
     use super::super::deployment::Deployment;
     use super::super::generate::{Artifact, Order, Outcome, generate};
