@@ -60,6 +60,43 @@ impl Printer {
         }
     }
 
+    /// Streams data to stdout through `write`; a closed pipe ends quietly.
+    ///
+    /// # Errors
+    /// Those of `write`, unless the pipe is closed.
+    pub fn stream(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+        /// Takes everything once nobody reads any more.
+        struct Pipe<W>(W, bool);
+
+        impl<W: Write> Write for Pipe<W> {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                match if self.1 {
+                    Ok(bytes.len())
+                } else {
+                    self.0.write(bytes)
+                } {
+                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                        self.1 = true;
+                        Ok(bytes.len())
+                    }
+                    written => written,
+                }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                match if self.1 { Ok(()) } else { self.0.flush() } {
+                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                    flushed => flushed,
+                }
+            }
+        }
+
+        let mut out = io::BufWriter::with_capacity(1 << 16, Pipe(io::stdout().lock(), false));
+        write(&mut out)?;
+        out.flush()
+            .map_err(|e| Error::io(format!("cannot write to stdout: {e}")))
+    }
+
     /// Writes data to stdout, or atomically to `file` (temporary file beside it, then rename).
     ///
     /// # Errors

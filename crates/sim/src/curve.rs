@@ -36,7 +36,7 @@ pub use vllm::{SerialRun, vllm_serial_run};
 
 use kvwise_core::{Error, Result};
 
-use crate::trace::{BlockPaths, Trace};
+use crate::trace::{BlockPaths, Trace, TraceSize};
 
 /// Whose rules a curve follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,29 @@ pub fn curve(trace: &Trace, block_tokens: Option<u32>, semantics: Semantics) -> 
         |i| trace.arrival(i),
         semantics,
     ))
+}
+
+/// Bytes that [`curve`] holds beside the trace, for a trace of `size`.
+///
+/// The stamp of each distinct block, an entry of the Fenwick tree a request, and for each reuse of earlier blocks (about
+/// one a run of a path, [`crate::trace::Run`]) two ends of its range of ranks while the pass runs, half as many again
+/// while they are sorted, two corners, what a partial block lacks and a reuse time.
+pub fn working_bytes(size: &TraceSize) -> u64 {
+    let stamps = 4 * size.distinct_blocks;
+    let fenwick = 8 * size.requests;
+    size.to_blocks_bytes()
+        .saturating_add(stamps + fenwick)
+        .saturating_add(size.runs.saturating_mul(pass::REUSE_BYTES))
+}
+
+/// Bytes of one run of [`belady_hit_blocks`]: the next use of every block access, and four words a distinct block.
+pub fn belady_working_bytes(size: &TraceSize) -> u64 {
+    8 * size.block_accesses + (8 + 8 + 16) * size.distinct_blocks
+}
+
+/// Bytes of one [`vllm_serial_run`] in a pool that is as large as the trace can fill.
+pub fn vllm_serial_working_bytes(size: &TraceSize) -> u64 {
+    (4 + 3 * 4) * size.distinct_blocks
 }
 
 /// Refuses a capacity of 0 blocks.

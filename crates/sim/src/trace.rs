@@ -32,12 +32,15 @@ mod chunk;
 mod columns;
 mod format;
 mod paths;
+mod size;
 mod summary;
 
 pub use builder::{IdMeaning, MAX_REQUEST_TOKENS, NewRequest, PromptIds, TraceBuilder};
 pub use columns::{NameColumn, NameTable, TextColumn};
 pub use format::TraceFormat;
 pub use paths::{BlockPath, BlockPaths, PathInterner, ROOT, Run};
+pub(crate) use size::size_of_u64;
+pub use size::{TraceSize, table_bytes};
 pub use summary::{Distribution, Summary, concurrency, log2_bins};
 
 use kvwise_core::{Error, Result};
@@ -349,17 +352,6 @@ impl Trace {
             session: self.session(index),
             id_json: self.ids.get(index),
         }
-    }
-
-    /// Bytes that this trace holds in memory, about.
-    pub fn memory_bytes(&self) -> u64 {
-        let per_request = 4 + 4 + 8 * u64::from(self.has_arrivals()) + 16;
-        let content = match &self.content {
-            Content::None => 0,
-            Content::Tokens(pool) => 4 * pool.tokens.len() as u64,
-            Content::Blocks(paths) => paths.memory_bytes(),
-        };
-        self.len() as u64 * per_request + content + 4 * self.outputs.tokens.len() as u64
     }
 
     /// How many requests; a builder refuses more than `u32` can count.

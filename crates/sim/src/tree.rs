@@ -5,7 +5,7 @@
 //!
 //! Cost: one addition a run of a path and two passes over the nodes; a block access costs nothing.
 
-use crate::trace::{BlockPaths, ROOT};
+use crate::trace::{BlockPaths, ROOT, TraceSize, size_of_u64};
 
 /// A stretch of blocks shared by the same requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +98,14 @@ pub fn shared_prefixes(paths: &BlockPaths) -> Vec<SharedPrefix> {
         });
     }
     found
+}
+
+/// Bytes that [`shared_prefixes`] holds beside the trace, for a trace of `size`: three words a distinct block, and the
+/// stretches, of which there are at most two a run of a path.
+pub fn working_bytes(size: &TraceSize) -> u64 {
+    let words = 3 * 4 * size.distinct_blocks;
+    size.to_blocks_bytes()
+        .saturating_add(words + 2 * size_of_u64::<SharedPrefix>() * size.runs)
 }
 
 /// The `count` stretches that save most, the best first; ties by node.

@@ -13,10 +13,11 @@ use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, T
 use rayon::prelude::*;
 
 use super::json::{JsonError, Repeat, Scan, Scanner};
+use super::memory::check_bytes;
 use super::{EXAMPLES, Loaded, Progress, ReadOptions, Source, check_memory, finish};
 
 /// Files parsed in parallel between two merges: bounds the memory for raw text.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 /// Sub-agents inside sub-agents that are followed.
 const MAX_SUBAGENTS: u32 = 32;
 
@@ -38,12 +39,10 @@ pub(super) fn read_folder(folder: &Path, options: &ReadOptions<'_>) -> Result<Lo
     for batch in files.chunks(BATCH) {
         let parts: Vec<Result<Trace>> = batch
             .par_iter()
-            .map(|file| {
-                let mut source = Source::open(file)?;
-                let mut text = Vec::new();
-                source.read_rest(&mut text, options.max_line_bytes)?;
-                read.fetch_add(source.bytes_read(), Ordering::Relaxed);
-                conversation(&source.name, &text)
+            .map(|path| {
+                let part = file(path, options);
+                read.fetch_add(path.metadata().map_or(0, |m| m.len()), Ordering::Relaxed);
+                part.map(|(trace, _)| trace)
             })
             .collect();
         for part in parts {
@@ -61,7 +60,8 @@ pub(super) fn read_folder(folder: &Path, options: &ReadOptions<'_>) -> Result<Lo
     merge.finish()
 }
 
-fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The files of a folder that are read, in the order of their names.
+pub(super) fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let fail = |e: std::io::Error| Error::io(format!("{}: cannot list the folder: {e}", folder.display()));
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
@@ -79,59 +79,86 @@ fn json_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Reads one file; answers its requests and the bytes of its text.
+pub(super) fn file(path: &Path, options: &ReadOptions<'_>) -> Result<(Trace, u64)> {
+    let mut source = Source::open(path)?;
+    let mut text = Vec::new();
+    source.read_rest(&mut text, options.max_line_bytes)?;
+    Ok((conversation(&source.name, &text)?, text.len() as u64))
+}
+
 /// Reads a tar archive (perhaps compressed) with such files inside.
 pub(super) fn read_tar(mut source: Source, options: &ReadOptions<'_>) -> Result<Loaded> {
     let name = source.name.clone();
-    let damaged = |what: &str| Error::input(format!("{name}: the tar archive is damaged: {what}"));
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     let mut merge = Merge::new(&name, options);
-    let mut done = false;
-    while !done {
-        let mut header = [0u8; 512];
-        let n = source.read_some(&mut header)?;
-        done = n == 0 || header.iter().all(|&b| b == 0);
-        if !done {
-            if n < header.len() || &header[257..262] != b"ustar" {
-                return Err(damaged("an entry has no header"));
-            }
-            let octal = std::str::from_utf8(&header[124..136]).unwrap_or_default();
-            let octal = octal.trim_matches(['\0', ' ']);
-            let size = u64::from_str_radix(octal, 8).map_err(|_| damaged("an entry has no size"))?;
-            let cap = options.max_line_bytes as u64;
-            if size > cap {
-                return Err(damaged(&format!("an entry is larger than {cap} bytes")));
-            }
-            let end = header.iter().take(100).position(|&b| b == 0).unwrap_or(100);
-            let file = String::from_utf8_lossy(&header[..end]).into_owned();
-            let mut text = Vec::new();
-            source.take(size.next_multiple_of(512), &mut text)?;
-            text.truncate(usize::try_from(size).expect("bounded by max_line_bytes"));
-            if text.len() as u64 != size {
-                return Err(damaged("it is cut off"));
-            }
-            // type 0: a file. macOS puts "._name" files beside the real ones.
-            let hidden = Path::new(&file)
-                .file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with('.'));
-            let is_json = Path::new(&file)
-                .extension()
-                .is_some_and(|e| e.eq_ignore_ascii_case("json"));
-            if matches!(header[156], b'0' | 0) && is_json && !hidden {
-                files.push((file, text));
-            }
-        }
+    let mut waiting_bytes = 0;
+    loop {
+        let next = next_file(&mut source, options)?;
+        let done = next.is_none();
+        files.extend(next);
         if files.len() == BATCH || (done && !files.is_empty()) {
-            merge.waiting.extend(
-                files
-                    .par_iter()
-                    .map(|(f, t)| conversation(f, t))
-                    .collect::<Vec<_>>(),
-            );
+            let parts: Vec<_> = files.par_iter().map(|(f, t)| conversation(f, t)).collect();
+            waiting_bytes += parts
+                .iter()
+                .flatten()
+                .map(|part| part.size().held_bytes())
+                .sum::<u64>();
+            merge.waiting.extend(parts);
             merge.names.extend(files.drain(..).map(|(f, _)| f));
+            // the parts are put together in a second copy
+            check_bytes(&merge.builder, 2 * waiting_bytes, options, &name)?;
+        }
+        if done {
+            break;
         }
     }
     merge.take_waiting()?;
     merge.finish()
+}
+
+/// The next file of an archive that is a conversation: its name and text; `None` at the end.
+///
+/// # Errors
+/// If the archive is damaged, cut off, or has a file larger than a line may be.
+pub(super) fn next_file(source: &mut Source, options: &ReadOptions<'_>) -> Result<Option<(String, Vec<u8>)>> {
+    loop {
+        let name = source.name.clone();
+        let damaged = |what: &str| Error::input(format!("{name}: the tar archive is damaged: {what}"));
+        let mut header = [0u8; 512];
+        let n = source.read_some(&mut header)?;
+        if n == 0 || header.iter().all(|&b| b == 0) {
+            return Ok(None);
+        }
+        if n < header.len() || &header[257..262] != b"ustar" {
+            return Err(damaged("an entry has no header"));
+        }
+        let octal = std::str::from_utf8(&header[124..136]).unwrap_or_default();
+        let octal = octal.trim_matches(['\0', ' ']);
+        let size = u64::from_str_radix(octal, 8).map_err(|_| damaged("an entry has no size"))?;
+        let cap = options.max_line_bytes as u64;
+        if size > cap {
+            return Err(damaged(&format!("an entry is larger than {cap} bytes")));
+        }
+        let end = header.iter().take(100).position(|&b| b == 0).unwrap_or(100);
+        let file = String::from_utf8_lossy(&header[..end]).into_owned();
+        let mut text = Vec::new();
+        source.take(size.next_multiple_of(512), &mut text)?;
+        text.truncate(usize::try_from(size).expect("bounded by max_line_bytes"));
+        if text.len() as u64 != size {
+            return Err(damaged("it is cut off"));
+        }
+        // type 0: a file. macOS puts "._name" files beside the real ones.
+        let hidden = Path::new(&file)
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let is_json = Path::new(&file)
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        if matches!(header[156], b'0' | 0) && is_json && !hidden {
+            return Ok(Some((file, text)));
+        }
+    }
 }
 
 /// Puts conversations together.
@@ -203,7 +230,7 @@ impl<'o> Merge<'o> {
 
 /// Parses one file.
 #[expect(clippy::naive_bytecount, reason = "only on the way to an error message")]
-fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
+pub(super) fn conversation(name: &str, text: &[u8]) -> Result<Trace> {
     let place = |e: &JsonError| {
         let line = 1 + text[..e.offset.min(text.len())]
             .iter()

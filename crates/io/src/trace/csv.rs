@@ -6,7 +6,7 @@ use kvwise_sim::trace::{NewRequest, TraceBuilder, TraceFormat};
 use super::jsonl::not_before;
 
 /// Where the columns are, found in the header line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Columns {
     format: TraceFormat,
     time: usize,

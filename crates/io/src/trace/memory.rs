@@ -8,14 +8,17 @@ use super::ReadOptions;
 
 /// The limit where nobody gives one and the machine does not say what is free.
 const FALLBACK_BYTES: u64 = 16 << 30;
-/// How much of a file has to be read before the rest is judged by it.
-const SAMPLE_BYTES: u64 = 16 << 20;
 
-/// Three quarters of the memory that is available now, at most 1 TiB; 16 GiB where that is not known.
+/// Three quarters of the memory that is available now, or that a container grants; at most 1 TiB, 16 GiB where neither is
+/// known.
 pub fn default_memory_limit() -> u64 {
     let available = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| available_bytes(&text));
+    let available = match (available, granted_bytes()) {
+        (Some(machine), Some(granted)) => Some(machine.min(granted)),
+        (machine, granted) => machine.or(granted),
+    };
     available.map_or(FALLBACK_BYTES, |bytes| (bytes / 4 * 3).min(1 << 40))
 }
 
@@ -28,100 +31,56 @@ fn available_bytes(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024).filter(|&bytes| bytes > 0)
 }
 
-/// Stops a trace that is too large.
-pub(super) fn check_memory(builder: &TraceBuilder, options: &ReadOptions<'_>, name: &str) -> Result<()> {
-    let needed = builder.memory_bytes();
-    if needed > options.max_memory_bytes {
-        return Err(too_large(
-            name,
-            builder,
-            needed,
-            options.max_memory_bytes,
-            "takes",
-        ));
-    }
-    Ok(())
+/// What a control group grants this process, version 2 or 1; `None` where nothing is limited.
+fn granted_bytes() -> Option<u64> {
+    [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    .iter()
+    .find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok())
 }
 
-/// Stops a trace whose start shows that the whole will be too large: token ids and lengths take the same memory in every
-/// part of a file (prefixes of hash ids repeat, so their traces are read as far as they go).
-pub(super) fn check_forecast(
+/// Whether a file of so many bytes on disk surely stays far below `limit_bytes`: it needs no forecast. What is held for a
+/// byte of text is at most a few bytes in any real trace; the factor leaves room for compression, and the check while
+/// reading for everything else.
+pub fn too_small_to_matter(file_bytes: u64, limit_bytes: u64) -> bool {
+    file_bytes.saturating_mul(256) < limit_bytes
+}
+
+/// Stops a trace that takes more memory than it may, together with what will be computed from it.
+pub(super) fn check_memory(builder: &TraceBuilder, options: &ReadOptions<'_>, name: &str) -> Result<()> {
+    check_bytes(builder, 0, options, name)
+}
+
+/// As [`check_memory`], where `waiting` bytes are held besides.
+pub(super) fn check_bytes(
     builder: &TraceBuilder,
+    waiting: u64,
     options: &ReadOptions<'_>,
     name: &str,
-    read_bytes: u64,
-    total_bytes: Option<u64>,
 ) -> Result<()> {
-    let Some(total) = total_bytes.filter(|_| options.limit.is_none() && !builder.has_block_ids()) else {
-        return Ok(());
-    };
-    if read_bytes < SAMPLE_BYTES || read_bytes >= total {
+    let size = builder.size();
+    let beside = options.beside.map_or(0, |bytes| bytes(&size));
+    let needed = builder
+        .reading_bytes()
+        .saturating_add(waiting)
+        .max(size.held_bytes().saturating_add(beside));
+    if needed <= options.max_memory_bytes {
         return Ok(());
     }
-    let forecast = u128::from(builder.memory_bytes()) * u128::from(total) / u128::from(read_bytes);
-    let forecast = u64::try_from(forecast).unwrap_or(u64::MAX);
-    if forecast > options.max_memory_bytes {
-        return Err(too_large(
-            name,
-            builder,
-            forecast,
-            options.max_memory_bytes,
-            "shows that the whole will take about",
-        ));
-    }
-    Ok(())
-}
-
-fn too_large(name: &str, builder: &TraceBuilder, needed: u64, limit: u64, verb: &str) -> Error {
-    Error::input(format!(
-        "{name}: after {} requests the trace {verb} {} of memory, more than the limit of {}",
+    Err(Error::input(format!(
+        "{name}: after {} requests the trace and what is computed from it take {} of memory, more than the limit of {}",
         builder.len(),
         human_bytes(needed),
-        human_bytes(limit)
+        human_bytes(options.max_memory_bytes)
     ))
-    .hint("read a part with --limit N, or raise --max-memory")
+    .hint("read a part with --limit N, or raise --max-memory"))
 }
 
 #[cfg(test)]
 mod tests {
-    use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds};
-
     use super::*;
-
-    fn builder(prompt: PromptIds<'_>) -> TraceBuilder {
-        let mut builder = TraceBuilder::new("t", 16, IdMeaning::Content);
-        for _ in 0..1000 {
-            builder
-                .push(&NewRequest {
-                    prompt,
-                    ..NewRequest::default()
-                })
-                .unwrap();
-        }
-        builder
-    }
-
-    #[test]
-    fn a_file_of_tokens_is_refused_by_its_start() {
-        let tokens = builder(PromptIds::Tokens(&[7; 1000])); // 4 MB
-        let options = |limit| ReadOptions {
-            max_memory_bytes: limit,
-            ..ReadOptions::default()
-        };
-        let ten_gb = Some(10_000_000_000);
-        // 20 MB of the file took 4 MB: the whole takes 2 GB
-        let check = |limit, read| check_forecast(&tokens, &options(limit), "t", read, ten_gb);
-        let error = check(1 << 30, 20_000_000).unwrap_err().to_string();
-        assert!(
-            error.contains("will take about 1.8") || error.contains("will take about 1.9"),
-            "{error}"
-        );
-        check(4 << 30, 20_000_000).unwrap();
-        // too early to tell
-        check(1 << 30, 1_000_000).unwrap();
-        let blocks = builder(PromptIds::Blocks(&[7; 1000]));
-        check_forecast(&blocks, &options(1 << 20), "t", 20_000_000, ten_gb).unwrap();
-    }
 
     #[test]
     fn what_the_machine_has_is_read_from_its_own_words() {

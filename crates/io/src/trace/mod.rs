@@ -2,7 +2,8 @@
 //!
 //! [`open`] takes a file, a folder or `-` and answers a [`Trace`]. Files may be plain, gzip or zstd, whatever their
 //! names end in. Memory: a trace of hash ids takes about 50 bytes a request and 12 a distinct block, one of tokens 4
-//! bytes a token; [`ReadOptions::max_memory_bytes`] stops a trace that would need more.
+//! bytes a token. [`forecast()`] says from a sample what a trace will take before it is read, and
+//! [`ReadOptions::max_memory_bytes`] stops one that takes more all the same.
 //!
 //! ```no_run
 //! use kvwise_io::trace::{ReadOptions, open};
@@ -15,8 +16,10 @@
 mod agentic;
 mod ahead;
 mod csv;
+mod forecast;
 pub mod json;
 mod jsonl;
+mod lines;
 mod memory;
 mod parquet;
 mod session;
@@ -29,11 +32,12 @@ use std::fmt;
 use std::path::Path;
 
 use kvwise_core::{Error, Result};
-use kvwise_sim::trace::{IdMeaning, Trace, TraceBuilder, TraceFormat};
+use kvwise_sim::trace::{Trace, TraceBuilder, TraceFormat, TraceSize};
 
-use memory::{check_forecast, check_memory};
+use memory::check_memory;
 
-pub use memory::default_memory_limit;
+pub use forecast::{Forecast, SAMPLE_BYTES, forecast, trace_file_bytes};
+pub use memory::{default_memory_limit, too_small_to_matter};
 pub use source::Source;
 pub use tokenizer::{Tokenize, open_tokenizer};
 pub use write::{WriteFormat, write, write_file};
@@ -51,8 +55,10 @@ pub struct ReadOptions<'a> {
     pub sort: bool,
     /// Read at most so many requests.
     pub limit: Option<usize>,
-    /// Stop with an error when the trace would take more memory than this.
+    /// Stop with an error when the trace, with what is computed from it, would take more memory than this.
     pub max_memory_bytes: u64,
+    /// Bytes that will be held beside the trace once it is read; they count towards the limit.
+    pub beside: Option<&'a (dyn Fn(&TraceSize) -> u64 + Sync)>,
     /// Longest line that is accepted, in bytes.
     pub max_line_bytes: usize,
     /// Tokenizer of formats that hold text.
@@ -70,6 +76,7 @@ impl Default for ReadOptions<'_> {
             sort: false,
             limit: None,
             max_memory_bytes: 16 << 30,
+            beside: None,
             max_line_bytes: 256 << 20,
             tokenizer: None,
             progress: None,
@@ -165,12 +172,11 @@ pub fn open_source(mut source: Source, options: &ReadOptions<'_>) -> Result<Load
     };
     match format {
         TraceFormat::Agentic => agentic::read_tar(source, options),
-        TraceFormat::Mooncake => read_lines(source, options, format, 512, IdMeaning::Prefix),
-        TraceFormat::Bailian => read_lines(source, options, format, 16, IdMeaning::Prefix),
-        TraceFormat::Tokens => read_lines(source, options, format, 512, IdMeaning::Content),
-        TraceFormat::Azure | TraceFormat::BurstGpt => {
-            read_lines(source, options, format, 512, IdMeaning::Prefix)
-        }
+        TraceFormat::Mooncake
+        | TraceFormat::Bailian
+        | TraceFormat::Tokens
+        | TraceFormat::Azure
+        | TraceFormat::BurstGpt => lines::read(source, options, format),
         TraceFormat::ShareGpt | TraceFormat::OpenAi => text::read(source, options, format),
         TraceFormat::Session => Err(Error::input(format!(
             "{}: a recording is a folder, name the folder that holds session.sqlite",
@@ -256,69 +262,6 @@ fn detect_text(text: &str) -> Option<TraceFormat> {
         (None, Some(_)) => Some(TraceFormat::OpenAi),
         (None, None) => None,
     }
-}
-
-/// Reads a format with one request a line.
-fn read_lines(
-    mut source: Source,
-    options: &ReadOptions<'_>,
-    format: TraceFormat,
-    default_block: u32,
-    meaning: IdMeaning,
-) -> Result<Loaded> {
-    let block = options.hash_block_tokens.unwrap_or(default_block);
-    let mut builder = TraceBuilder::new(source.name.clone(), block, meaning).format(format);
-    let mut scratch = jsonl::Scratch::default();
-    let mut chats = jsonl::Chats::default();
-    let mut columns: Option<csv::Columns> = None;
-    let (mut skipped, mut skipped_examples) = (0, Vec::new());
-    let mut number = 0u64;
-    let (name, total) = (source.name.clone(), source.total_bytes);
-    source.lines(options.max_line_bytes, |line, read| {
-        number += 1;
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(true);
-        }
-        let result = match format {
-            TraceFormat::Mooncake => jsonl::mooncake(line, &mut scratch, &mut builder, options.sort),
-            TraceFormat::Bailian => {
-                jsonl::bailian(line, &mut scratch, &mut builder, &mut chats, options.sort)
-            }
-            TraceFormat::Azure | TraceFormat::BurstGpt => {
-                if let Some(columns) = &mut columns {
-                    columns.row(line, &mut builder, options.sort)
-                } else {
-                    let found = csv::Columns::of_header(line, format);
-                    columns = Some(found.map_err(|e| e.at(&name))?);
-                    return Ok(true);
-                }
-            }
-            _ => jsonl::tokens(line, &mut scratch, &mut builder),
-        };
-        if let Err(e) = result {
-            let e = e.at(format_args!("{name}: line {number}"));
-            if !options.skip_bad {
-                return Err(e.hint("to leave out unreadable lines, add --skip-bad"));
-            }
-            skipped += 1;
-            if skipped_examples.len() < EXAMPLES {
-                skipped_examples.push(e.to_string());
-            }
-        }
-        if builder.len().is_multiple_of(CHECK_EVERY) {
-            check_memory(&builder, options, &name)?;
-            check_forecast(&builder, options, &name, read, total)?;
-            if let Some(progress) = options.progress {
-                progress(Progress {
-                    read_bytes: read,
-                    total_bytes: total,
-                    requests: builder.len() as u64,
-                });
-            }
-        }
-        Ok(options.limit.is_none_or(|limit| builder.len() < limit))
-    })?;
-    finish(builder, options, skipped, skipped_examples, &name)
 }
 
 fn finish(

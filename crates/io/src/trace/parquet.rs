@@ -23,6 +23,11 @@ pub(super) fn read(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
     imp::read(path, options)
 }
 
+/// How many rows the file says it has; `None` where it cannot be read.
+pub(super) fn rows(path: &Path) -> Option<u64> {
+    imp::rows(path)
+}
+
 #[cfg(not(feature = "parquet"))]
 mod imp {
     use std::path::Path;
@@ -30,6 +35,10 @@ mod imp {
     use kvwise_core::{Error, Result};
 
     use crate::trace::{Loaded, ReadOptions};
+
+    pub(super) fn rows(_: &Path) -> Option<u64> {
+        None
+    }
 
     pub(super) fn read(path: &Path, _: &ReadOptions<'_>) -> Result<Loaded> {
         Err(Error::unsupported(format!(
@@ -70,6 +79,11 @@ mod imp {
         "extra_key",
         "lora",
     ];
+
+    pub(super) fn rows(path: &Path) -> Option<u64> {
+        let reader = SerializedFileReader::new(File::open(path).ok()?).ok()?;
+        u64::try_from(reader.metadata().file_metadata().num_rows()).ok()
+    }
 
     pub(super) fn read(path: &Path, options: &ReadOptions<'_>) -> Result<Loaded> {
         let name = path.display().to_string();

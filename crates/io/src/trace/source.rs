@@ -13,6 +13,8 @@ use super::ahead::Ahead;
 
 /// Bytes asked from the operating system at once.
 const CHUNK: usize = 256 * 1024;
+/// As [`CHUNK`], where what was read is to be known exactly.
+const SAMPLE_CHUNK: usize = 512;
 /// Compressed files of this size are decompressed by another thread.
 const WORTH_A_THREAD: u64 = 64 * 1024;
 /// Largest zstd window that is accepted: 128 MiB, what `zstd --long` makes. A larger one is refused by the decoder.
@@ -26,6 +28,8 @@ pub struct Source {
     read: Arc<AtomicU64>,
     /// Size of the file on disk; unknown for standard input.
     pub total_bytes: Option<u64>,
+    /// Whether the file is decompressed on the way.
+    pub(super) compressed: bool,
     /// Line ends passed by [`Source::next_object`].
     lines: u64,
 }
@@ -71,9 +75,30 @@ impl Source {
     /// # Errors
     /// If the first bytes cannot be read.
     pub fn from_reader(name: &str, raw: Box<dyn Read + Send>, total_bytes: Option<u64>) -> Result<Self> {
+        Self::buffered(name, raw, total_bytes, CHUNK)
+    }
+
+    /// The start of the file `path`, for samples: read in small pieces by this thread, so that
+    /// [`Source::bytes_read`] is nearly what the text so far was made of.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or read.
+    pub(super) fn open_to_sample(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|e| Error::io(format!("{name}: cannot open: {e}")))?;
+        // of unknown size: a small file is read by this thread
+        Self::buffered(&name, Box::new(file), None, SAMPLE_CHUNK)
+    }
+
+    fn buffered(
+        name: &str,
+        raw: Box<dyn Read + Send>,
+        total_bytes: Option<u64>,
+        chunk: usize,
+    ) -> Result<Self> {
         let read = Arc::new(AtomicU64::new(0));
         let mut plain = BufReader::with_capacity(
-            CHUNK,
+            chunk,
             Counted {
                 inner: raw,
                 count: Arc::clone(&read),
@@ -81,6 +106,7 @@ impl Source {
         );
         let fail = |e: io::Error| Error::io(format!("{name}: cannot read: {e}"));
         let start = plain.fill_buf().map_err(fail)?;
+        let compressed = start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
         let reader: Box<dyn BufRead + Send> = if start.starts_with(&[0x1f, 0x8b]) {
             decompressed(MultiGzDecoder::new(plain), total_bytes).map_err(fail)?
         } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
@@ -95,6 +121,7 @@ impl Source {
             reader,
             read,
             total_bytes,
+            compressed,
             lines: 0,
         })
     }

@@ -13,13 +13,10 @@
 use std::borrow::Cow;
 
 use kvwise_core::{Error, Result};
-use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, TraceBuilder, TraceFormat};
+use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
 use serde::Deserialize;
 
-use super::{
-    CHECK_EVERY, EXAMPLES, Loaded, Progress, ReadOptions, Source, Tokenize, check_forecast, check_memory,
-    finish,
-};
+use super::{CHECK_EVERY, EXAMPLES, Loaded, Progress, ReadOptions, Source, Tokenize, check_memory, finish};
 
 #[derive(Deserialize)]
 struct ShareGpt<'a> {
@@ -98,28 +95,13 @@ struct Usage {
 
 /// Reads a trace of text.
 pub(super) fn read(mut source: Source, options: &ReadOptions<'_>, format: TraceFormat) -> Result<Loaded> {
-    let Some(tokenizer) = options.tokenizer else {
-        return Err(Error::input(format!(
-            "{}: {format} is text, and how long it is depends on the model's tokenizer",
-            source.name
-        ))
-        .hint("name the model's tokenizer.json with --tokenizer FILE"));
-    };
+    let mut reader = Reader::new(&source.name, options, format)?;
     let mut builder = TraceBuilder::new(source.name.clone(), 16, IdMeaning::Content).format(format);
-    let mut reader = Reader {
-        tokenizer,
-        prompt: Vec::new(),
-        output: Vec::new(),
-    };
     let (mut skipped, mut examples) = (0, Vec::new());
     let (mut object, mut number) = (Vec::new(), 0u64);
     while let Some(line) = source.next_object(&mut object, options.max_line_bytes)? {
         number += 1;
-        let result = match format {
-            TraceFormat::ShareGpt => reader.sharegpt(&object, &mut builder),
-            _ => reader.openai(&object, &mut builder),
-        };
-        if let Err(e) = result {
+        if let Err(e) = reader.object(&object, format, &mut builder) {
             let e = e.at(format_args!("{}: line {line}, entry {number}", source.name));
             if !options.skip_bad {
                 return Err(e.hint("to leave out unreadable entries, add --skip-bad"));
@@ -131,8 +113,6 @@ pub(super) fn read(mut source: Source, options: &ReadOptions<'_>, format: TraceF
         }
         if number.is_multiple_of(CHECK_EVERY as u64) {
             check_memory(&builder, options, &source.name)?;
-            let (read, total) = (source.bytes_read(), source.total_bytes);
-            check_forecast(&builder, options, &source.name, read, total)?;
             if let Some(progress) = options.progress {
                 progress(Progress {
                     read_bytes: source.bytes_read(),
@@ -154,13 +134,61 @@ pub(super) fn read(mut source: Source, options: &ReadOptions<'_>, format: TraceF
     Ok(loaded)
 }
 
+/// The requests in about the first `budget` bytes of text, how many bytes that was, and whether the file ended. What
+/// cannot be read is passed over.
+pub(super) fn sample(
+    source: &mut Source,
+    options: &ReadOptions<'_>,
+    format: TraceFormat,
+    budget: u64,
+) -> Result<(Trace, u64, bool)> {
+    let mut reader = Reader::new(&source.name, options, format)?;
+    let mut builder = TraceBuilder::new(source.name.clone(), 16, IdMeaning::Content).format(format);
+    let (mut object, mut text_bytes, mut whole) = (Vec::new(), 0, false);
+    while text_bytes < budget {
+        match source.next_object(&mut object, options.max_line_bytes) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                whole = true;
+                break;
+            }
+            Err(_) => break,
+        }
+        // an object is followed by a comma or an end of line
+        text_bytes += object.len() as u64 + 1;
+        let _ = reader.object(&object, format, &mut builder);
+    }
+    Ok((builder.finish(), text_bytes, whole))
+}
+
 struct Reader<'a> {
     tokenizer: &'a dyn Tokenize,
     prompt: Vec<u32>,
     output: Vec<u32>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(name: &str, options: &ReadOptions<'a>, format: TraceFormat) -> Result<Self> {
+        let Some(tokenizer) = options.tokenizer else {
+            return Err(Error::input(format!(
+                "{name}: {format} is text, and how long it is depends on the model's tokenizer"
+            ))
+            .hint("name the model's tokenizer.json with --tokenizer FILE"));
+        };
+        Ok(Self {
+            tokenizer,
+            prompt: Vec::new(),
+            output: Vec::new(),
+        })
+    }
+
+    fn object(&mut self, object: &[u8], format: TraceFormat, builder: &mut TraceBuilder) -> Result<()> {
+        match format {
+            TraceFormat::ShareGpt => self.sharegpt(object, builder),
+            _ => self.openai(object, builder),
+        }
+    }
+
     fn sharegpt(&mut self, object: &[u8], builder: &mut TraceBuilder) -> Result<()> {
         let entry: ShareGpt<'_> = parse(object)?;
         self.prompt.clear();

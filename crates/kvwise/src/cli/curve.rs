@@ -10,8 +10,9 @@ use super::deployment::{CacheFlags, cache_block};
 use super::output::preferred_among;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
-use crate::usecase::curve::{CurveQuestion, Held, Room, answer};
+use crate::usecase::curve::{CurveQuestion, Held, Room, answer, working_bytes};
 use crate::usecase::kv_room::kv_room;
+use crate::usecase::trace_memory::Need;
 
 /// Hit rate of the prefix cache at every capacity, from one pass over a trace.
 #[derive(Debug, Args)]
@@ -126,7 +127,14 @@ pub fn run(args: &CurveArgs, printer: Printer) -> Result<ExitStatus> {
         .deployment()?
         .map(|deployment| kv_room(&deployment))
         .transpose()?;
-    let loaded = args.input.load(printer)?;
+    let loaded = args.input.load(
+        printer,
+        &Need {
+            what: "the curve",
+            block_tokens: args.deployment.expected_block(room.as_ref()),
+            beside: &|size| working_bytes(size, args.belady, args.semantics == SemanticsName::Vllm),
+        },
+    )?;
     let mut status = ExitStatus::Success;
     if let Some(room) = &room {
         room.warnings.iter().for_each(|warning| printer.warn(warning));

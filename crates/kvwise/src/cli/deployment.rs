@@ -341,6 +341,14 @@ impl CacheFlags {
     }
 }
 
+impl CacheFlags {
+    /// Tokens of a block to expect before the trace is known: see [`cache_block`].
+    pub fn expected_block(&self, room: Option<&KvRoom>) -> Option<u32> {
+        let size = self.0.block_size.or(room.map(|room| room.block_size))?;
+        u32::try_from(size).ok().filter(|&size| size > 0)
+    }
+}
+
 impl FromArgMatches for CacheFlags {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
         DeploymentArgs::from_arg_matches(matches).map(Self)

@@ -16,6 +16,7 @@ use crate::usecase::recommend::bench::{Load, Objectives};
 use crate::usecase::recommend::drafters::Drafter;
 use crate::usecase::recommend::prices::Prices;
 use crate::usecase::recommend::{Objective, Question, recommend};
+use crate::usecase::trace_memory::open_for_simulation;
 
 const EXAMPLES: &str = "Examples:
   kvwise recommend llama-3.1-8b --workload input=1000,output=200,rate=4 --slo-ttft-ms 1000 --slo-tpot-ms 50
@@ -176,7 +177,7 @@ impl Recommend {
                 self.slo_percentile
             )));
         }
-        let (trace, load, mode) = self.traffic()?;
+        let (trace, load, mode) = self.traffic(printer)?;
         let question = Question {
             base: Deployment {
                 model: Some(self.model.clone()),
@@ -241,10 +242,10 @@ impl Recommend {
         all
     }
 
-    fn traffic(&self) -> Result<(Trace, Load, Option<Mode>)> {
+    fn traffic(&self, printer: Printer) -> Result<(Trace, Load, Option<Mode>)> {
         let path = Path::new(&self.workload);
         if path.exists() || self.workload == "-" {
-            let trace = kvwise_io::trace::open(path, &kvwise_io::trace::ReadOptions::default())?.trace;
+            let trace = open_for_simulation(path, printer)?;
             let load = match self.concurrency {
                 Some(0) => return Err(Error::input("--concurrency is 0, expected at least 1")),
                 Some(n) => Load::Closed(n),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
-use kvwise_sim::sched::sglang::ReplayConfig;
+use kvwise_sim::sched::{self, sglang::ReplayConfig};
 use serde::Serialize;
 
 use super::output::Output;
@@ -12,6 +12,7 @@ use super::replay_vllm::VllmArgs;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::report::table::{Align, Grid};
+use crate::usecase::trace_memory::Need;
 use crate::usecase::{replay_sglang, replay_vllm};
 
 /// Replay a trace through an engine's prefix cache, event for event.
@@ -96,7 +97,14 @@ pub fn run(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
 }
 
 fn vllm(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
-    let loaded = args.input.load(printer)?;
+    let loaded = args.input.load(
+        printer,
+        &Need {
+            what: "the replay",
+            block_tokens: Some(args.vllm.block_size()),
+            beside: &|size| args.vllm.working_bytes(size),
+        },
+    )?;
     let config = args.vllm.config(args.policy.as_deref(), &loaded.trace, printer)?;
     let report = replay_vllm::replay(&loaded.trace, &config, args.events.as_deref())?;
     print(args, printer, &report)
@@ -119,7 +127,17 @@ fn sglang(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
         max_context_tokens: flags.max_context,
         longest_request_tokens: None,
     };
-    let loaded = args.input.load(printer)?;
+    let loaded = args.input.load(
+        printer,
+        &Need {
+            what: "the replay",
+            block_tokens: None,
+            beside: &|size| {
+                let tokens = capacity_tokens as u64;
+                sched::sglang::working_bytes(size, tokens, flags.page as u64, flags.running as u64)
+            },
+        },
+    )?;
     let report = replay_sglang::replay(&loaded.trace, &config, args.events.as_deref())?;
     print(args, printer, &report)
 }

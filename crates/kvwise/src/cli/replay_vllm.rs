@@ -3,9 +3,9 @@
 use clap::{Args, ValueEnum};
 use kvwise_core::engine::vllm::version::Version;
 use kvwise_core::{Error, Result};
-use kvwise_sim::replay::vllm::{Isolation, ReplayConfig};
+use kvwise_sim::replay::vllm::{Isolation, ReplayConfig, working_bytes};
 use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
-use kvwise_sim::trace::Trace;
+use kvwise_sim::trace::{Trace, TraceSize};
 
 use crate::printer::Printer;
 use crate::usecase::replay_vllm;
@@ -94,6 +94,18 @@ enum ClockArg {
 }
 
 impl VllmArgs {
+    /// Tokens of a block.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Bytes that the replay of a trace of `size` holds beside the trace; flags that make no sense are refused later.
+    pub fn working_bytes(&self, size: &TraceSize) -> u64 {
+        let groups =
+            replay_vllm::groups(&self.groups, self.block_size.max(1)).map_or(1, |groups| groups.len() as u64);
+        working_bytes(size, self.num_blocks.unwrap_or(0), self.block_size, groups)
+    }
+
     /// The replay's settings for `trace`.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ impl Simulate {
         };
         deployment.concurrency.clear();
         let serving = self.serving.serving(self.roofline)?;
-        let mut traffic = self.traffic.traffic()?;
+        let mut traffic = self.traffic.traffic(printer)?;
         traffic.concurrency = concurrency;
         traffic.rate = self.rate;
         if self.find_rate {

@@ -99,7 +99,7 @@ impl Sweep {
         let question = Question {
             deployment,
             serving: self.serving.serving(false)?,
-            traffic: self.traffic.traffic()?,
+            traffic: self.traffic.traffic(printer)?,
             vary: self.vary.iter().map(|v| varied(v)).collect::<Result<_>>()?,
             loads,
             slo,

@@ -11,6 +11,7 @@ use kvwise_sim::trace::Trace;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::trace_info;
+use crate::usecase::trace_memory::Need;
 
 /// Describe, convert or generate request traces.
 #[derive(Debug, Args)]
@@ -231,7 +232,20 @@ pub fn run(args: &TraceArgs, printer: Printer) -> Result<ExitStatus> {
     match &args.command {
         TraceCommand::Info(args) => info(args, printer)?,
         TraceCommand::Convert(args) => {
-            let loaded = args.input.load(printer)?;
+            let loaded = args.input.load(
+                printer,
+                &Need {
+                    what: "the conversion",
+                    block_tokens: args.block_size.or(Some(512)),
+                    beside: &|size| {
+                        if args.to == To::Mooncake {
+                            size.to_blocks_bytes()
+                        } else {
+                            0
+                        }
+                    },
+                },
+            )?;
             put(
                 &loaded.trace,
                 args.to,
@@ -249,7 +263,14 @@ pub fn run(args: &TraceArgs, printer: Printer) -> Result<ExitStatus> {
 }
 
 fn info(args: &InfoArgs, printer: Printer) -> Result<()> {
-    let loaded = args.input.load(printer)?;
+    let loaded = args.input.load(
+        printer,
+        &Need {
+            what: "the description",
+            block_tokens: args.block_size,
+            beside: &trace_info::working_bytes,
+        },
+    )?;
     let report = trace_info::info(&loaded, args.block_size, args.ttft, args.tpot)?;
     let default = if args.output.is_none() && printer.stdout_is_terminal() {
         InfoFormat::Table
@@ -272,10 +293,7 @@ fn put(trace: &Trace, to: To, block: Option<u32>, output: Option<&Path>, printer
         printer.note(&format!("{} requests written to {}", trace.len(), path.display()));
         Ok(())
     } else {
-        let mut bytes = Vec::new();
-        write(trace, to.into(), block, &mut bytes)?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::io(format!("the trace is not text: {e}")))?;
-        printer.data(&text)
+        printer.stream(|out| write(trace, to.into(), block, out))
     }
 }
 

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use kvwise_core::units::parse_bytes;
 use kvwise_core::{Error, Result};
 use kvwise_io::trace::{Loaded, ReadOptions, default_memory_limit, example, open, open_tokenizer};
 use kvwise_sim::trace::TraceFormat;
 
 use crate::printer::Printer;
 use crate::usecase::progress::ReadProgress;
+use crate::usecase::trace_memory::{self, Need};
 
 /// Which trace, and how to read it.
 #[derive(Debug, Clone, Args)]
@@ -47,17 +49,29 @@ pub struct TraceInput {
     #[arg(long, value_name = "N", help_heading = "Trace")]
     pub limit: Option<usize>,
 
-    /// Stop when the trace would take more memory than this, in GiB [default: three quarters of what is available].
-    #[arg(long, value_name = "GIB", help_heading = "Trace")]
+    /// Refuse a trace that would take more memory than this, in GiB or with a unit (500MiB) [default: three quarters of
+    /// what is available].
+    #[arg(long, value_name = "GIB", help_heading = "Trace", value_parser = memory)]
     pub max_memory: Option<u64>,
 }
 
+/// Bytes of a number of GiB, or of a size with a unit.
+fn memory(text: &str) -> Result<u64> {
+    match text.parse::<u64>() {
+        Ok(gib) => gib
+            .checked_mul(1 << 30)
+            .ok_or_else(|| Error::input(format!("{gib} GiB is more than 64 bits hold"))),
+        Err(_) => parse_bytes(text),
+    }
+}
+
 impl TraceInput {
-    /// Reads the trace, with progress on stderr when it takes long, and a warning about what was left out.
+    /// Reads the trace, with progress on stderr when it takes long, and a warning about what was left out. What it will
+    /// take in memory, together with what the command computes from it, is judged before.
     ///
     /// # Errors
-    /// If it cannot be read; see [`kvwise_io::trace::open`].
-    pub fn load(&self, printer: Printer) -> Result<Loaded> {
+    /// If it cannot be read or is too large; see [`kvwise_io::trace::open`].
+    pub fn load(&self, printer: Printer, need: &Need<'_>) -> Result<Loaded> {
         if self.hash_block == Some(0) {
             return Err(Error::input("--hash-block is 0, expected at least 1 token"));
         }
@@ -70,15 +84,16 @@ impl TraceInput {
             skip_bad: self.skip_bad,
             sort: self.sort,
             limit: self.limit,
-            max_memory_bytes: self
-                .max_memory
-                .map_or_else(default_memory_limit, |gib| gib.saturating_mul(1 << 30)),
+            max_memory_bytes: self.max_memory.unwrap_or_else(default_memory_limit),
             tokenizer: tokenizer.as_deref(),
+            beside: Some(need.beside),
             progress: Some(&report),
             ..ReadOptions::default()
         };
         let loaded = match &self.trace {
-            Some(path) => open(path, &options),
+            Some(path) => {
+                trace_memory::check(path, &options, need, printer).and_then(|()| open(path, &options))
+            }
             None => example(&options),
         };
         progress.finish();

@@ -8,11 +8,13 @@ use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
 
 use super::curve::parse_tier;
+use crate::printer::Printer;
 use crate::usecase::curve::Room;
 use crate::usecase::served::Serving;
 use crate::usecase::served::apart::Split;
 use crate::usecase::served::network::NetworkAsked;
 use crate::usecase::served::tiers::{TiersAsked, parse_rate, parse_speed};
+use crate::usecase::trace_memory::open_for_simulation;
 use crate::usecase::traffic::Traffic;
 
 /// Requests, by a trace or a description.
@@ -63,12 +65,10 @@ impl TrafficArgs {
     /// Reads the trace, if one is given; intensity is added by the caller.
     ///
     /// # Errors
-    /// If the trace cannot be read.
-    pub fn traffic(&self) -> Result<Traffic> {
+    /// If the trace cannot be read or is too large.
+    pub fn traffic(&self, printer: Printer) -> Result<Traffic> {
         let trace = match &self.trace {
-            Some(path) => {
-                Some(kvwise_io::trace::open(path, &kvwise_io::trace::ReadOptions::default())?.trace)
-            }
+            Some(path) => Some(open_for_simulation(path, printer)?),
             None => None,
         };
         Ok(Traffic {

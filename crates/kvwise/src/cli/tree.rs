@@ -10,6 +10,7 @@ use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::kv_room::kv_room;
 use crate::usecase::trace_info;
+use crate::usecase::trace_memory::Need;
 
 /// The shared prefixes of a trace that save most: which system prompt is worth what.
 #[derive(Debug, Args)]
@@ -67,7 +68,14 @@ pub fn run(args: &TreeArgs, printer: Printer) -> Result<ExitStatus> {
         .deployment()?
         .map(|deployment| kv_room(&deployment))
         .transpose()?;
-    let loaded = args.input.load(printer)?;
+    let loaded = args.input.load(
+        printer,
+        &Need {
+            what: "the prefix tree",
+            block_tokens: args.deployment.expected_block(room.as_ref()),
+            beside: &kvwise_sim::tree::working_bytes,
+        },
+    )?;
     if let Some(room) = &room {
         room.warnings.iter().for_each(|warning| printer.warn(warning));
     }

@@ -30,6 +30,7 @@ pub mod simulate;
 pub mod size;
 pub mod sweep;
 pub mod trace_info;
+pub mod trace_memory;
 pub mod traffic;
 pub mod verify;
 pub mod watch;

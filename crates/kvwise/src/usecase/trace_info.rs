@@ -2,8 +2,8 @@
 
 use kvwise_core::{Error, Result};
 use kvwise_io::trace::Loaded;
-use kvwise_sim::curve::{Curve, Semantics};
-use kvwise_sim::trace::{Content, Summary, Trace, concurrency, log2_bins};
+use kvwise_sim::curve::{self, Curve, Semantics};
+use kvwise_sim::trace::{Content, Summary, Trace, TraceSize, concurrency, log2_bins};
 use kvwise_sim::tree::{most_saving, shared_prefixes};
 
 use crate::report::trace_info::{ArrivalInfo, PrefixRow, SessionInfo, SharingInfo, TraceInfo, TreeReport};
@@ -71,6 +71,15 @@ pub fn info(loaded: &Loaded, block_tokens: Option<u32>, ttft_s: f64, tpot_s: f64
             }),
         sharing,
     })
+}
+
+/// Bytes that [`info`] holds beside the trace: the uses of each block and the curve that sharing is told from, or lengths,
+/// times and gaps as they are sorted, whatever is more.
+pub fn working_bytes(size: &TraceSize) -> u64 {
+    let sharing = curve::working_bytes(size).saturating_add(8 * size.distinct_blocks);
+    // lengths; order, times, gaps twice; starts and ends for concurrency
+    let sorted = (8 + 4 + 8 + 2 * 8 + 2 * 16) * size.requests;
+    sharing.max(sorted)
 }
 
 #[expect(

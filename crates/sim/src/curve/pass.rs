@@ -6,6 +6,7 @@
 
 use super::{Semantics, longest_request, pool_blocks};
 use crate::trace::BlockPaths;
+use crate::trace::size_of_u64;
 
 /// How long ago a reused block was used last, for a number of blocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,6 +78,12 @@ struct Missing {
     /// The same as shares of their requests' prompts.
     shares: f64,
 }
+
+/// Bytes that one reuse of earlier blocks leaves at the peak of the pass: see [`working_bytes`](super::working_bytes).
+pub(super) const REUSE_BYTES: u64 = 3 * size_of_u64::<Turn>()
+    + 2 * size_of_u64::<Corner>()
+    + size_of_u64::<Missing>()
+    + 2 * size_of_u64::<ReuseTime>(); // the report sorts a copy
 
 /// Sums of live blocks over requests in order of arrival.
 struct Fenwick(Vec<u64>);

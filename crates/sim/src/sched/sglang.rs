@@ -30,6 +30,8 @@ use std::collections::VecDeque;
 use kvwise_cache::radix::{Namespace, RadixCache, RadixCacheConfig, RequestKv, TreePolicy};
 use kvwise_core::{Error, ErrorKind, Result};
 
+use crate::trace::TraceSize;
+
 pub use feed::Feed;
 
 /// Output tokens the admission gate counts at most (`CLIP_MAX_NEW_TOKENS` in SGLang).
@@ -63,6 +65,28 @@ impl Default for ReplayConfig {
             longest_request_tokens: None,
         }
     }
+}
+
+/// Bytes that a replay holds beside the trace, for a trace of `size` in a pool of `capacity_tokens` tokens.
+///
+/// The tree keeps keys and slots of up to twice the pool's tokens (holes are closed when half of its arrays is holes), the
+/// allocator a word a page; running requests have their tokens and a row of slots. No more than the trace has tokens is
+/// ever touched.
+pub fn working_bytes(size: &TraceSize, capacity_tokens: u64, page_size: u64, max_running: u64) -> u64 {
+    let tokens = size.input_tokens + size.output_tokens;
+    let tree = capacity_tokens
+        .saturating_mul(2)
+        .min(tokens)
+        .saturating_mul(8 + 4);
+    let pages = 4 * capacity_tokens / page_size.max(1);
+    // requests differ in length: twice the mean
+    let running = max_running
+        .saturating_add(1)
+        .min(size.requests)
+        .saturating_mul((8 + 4) * 2 * tokens / size.requests.max(1));
+    tree.saturating_add(pages)
+        .saturating_add(running)
+        .saturating_add(4 * size.requests)
 }
 
 /// One request: its tokens are the prompt followed by the output.

@@ -61,7 +61,7 @@ const MAX_ARRIVAL: f64 = 9.2e9;
 /// Collects requests; see [`TraceBuilder::push`].
 #[derive(Debug)]
 pub struct TraceBuilder {
-    trace: Trace,
+    pub(super) trace: Trace,
     block_tokens: u32,
     interner: PathInterner,
     runs: Vec<Run>,
@@ -137,9 +137,14 @@ impl TraceBuilder {
         self.last_arrival
     }
 
-    /// Bytes held so far, about.
-    pub fn memory_bytes(&self) -> u64 {
-        self.trace.memory_bytes() + 12 * self.interner.len() as u64
+    /// Distinct blocks so far.
+    pub(super) fn distinct_blocks(&self) -> u64 {
+        self.interner.len() as u64
+    }
+
+    /// Bytes of the table that finds blocks while the trace is read.
+    pub(super) fn table_bytes(&self) -> u64 {
+        self.interner.table_bytes()
     }
 
     /// Ends a name space of block ids; see [`PathInterner::new_scope`].

@@ -109,6 +109,11 @@ impl TextColumn {
         self.ends.is_empty()
     }
 
+    /// Bytes of the texts and of where each ends.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.text.len() + std::mem::size_of::<usize>() * self.ends.len()) as u64
+    }
+
     pub(crate) fn push(&mut self, text: &str) {
         self.text.push_str(text);
         self.ends.push(self.text.len());

@@ -9,6 +9,7 @@
 use rustc_hash::FxHashMap;
 
 use super::Span;
+use super::size::{size_of_u64, table_bytes};
 use kvwise_core::{Error, Result};
 
 /// The parent of first blocks.
@@ -83,10 +84,6 @@ impl BlockPaths {
     /// Runs of all requests together: the work of an algorithm that treats a run at once.
     pub fn run_count(&self) -> usize {
         self.spans.iter().map(|s| s.len as usize).sum()
-    }
-
-    pub(crate) fn memory_bytes(&self) -> u64 {
-        12 * self.parents.len() as u64 + 8 * self.runs.len() as u64 + 16 * self.spans.len() as u64
     }
 }
 
@@ -182,6 +179,17 @@ impl PathInterner {
     /// Whether no id was seen yet.
     pub fn is_empty(&self) -> bool {
         self.parents.is_empty()
+    }
+
+    /// Bytes of the table that finds nodes; parents and ids are the tree's.
+    pub(super) fn table_bytes(&self) -> u64 {
+        match &self.index {
+            Index::ByPrefix(table) => {
+                4 * table.dense.len() as u64
+                    + table_bytes(table.sparse.len() as u64, size_of_u64::<(u64, u32)>())
+            }
+            Index::ByContent(table) => table_bytes(table.len() as u64, size_of_u64::<((u32, u64), u32)>()),
+        }
     }
 
     /// Appends the path of `ids` to `runs`. After an error everything is as before.

@@ -6,8 +6,10 @@ mod room;
 use kvwise_core::{Error, Result};
 use kvwise_io::trace::Loaded;
 use kvwise_sim::curve::{
-    Curve, Knee, KneeKind, Point, Semantics, Source, belady_hit_blocks, knees, log_capacities, tier_hits,
+    self, Curve, Knee, KneeKind, Point, Semantics, Source, belady_hit_blocks, knees, log_capacities,
+    tier_hits,
 };
+use kvwise_sim::trace::TraceSize;
 use rayon::prelude::*;
 
 pub use buys::Held;
@@ -36,6 +38,21 @@ pub struct CurveQuestion {
     pub held: Option<Held>,
     /// Compute Belady's bound at each point.
     pub belady: bool,
+}
+
+/// Bytes that [`answer`] holds beside the trace: the curve, and the runs at single capacities, one a core.
+pub fn working_bytes(size: &TraceSize, belady: bool, vllm: bool) -> u64 {
+    let cores = rayon::current_num_threads() as u64;
+    let run = if belady {
+        curve::belady_working_bytes(size)
+    } else {
+        0
+    } + if vllm {
+        curve::vllm_serial_working_bytes(size)
+    } else {
+        0
+    };
+    curve::working_bytes(size).saturating_add(cores.saturating_mul(run))
 }
 
 /// Name of the tier whose bytes are those of one GPU.

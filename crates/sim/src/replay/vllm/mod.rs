@@ -25,7 +25,7 @@ pub use content::{Isolation, TraceContent};
 pub use events::{EventLines, push_json_string};
 
 use crate::sched::vllm::{NewRequest, Scheduler, SchedulerConfig, SchedulerEvents};
-use crate::trace::Trace;
+use crate::trace::{Trace, TraceSize, size_of_u64, table_bytes};
 
 /// What arrival times mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -196,6 +196,33 @@ pub fn run<E: SchedulerEvents>(
         rejected: totals.rejected,
         generated_tokens: totals.generated_tokens,
     })
+}
+
+/// Bytes that a replay holds beside the trace, for a trace of `size` in a pool of `num_blocks` blocks of `block_tokens`
+/// tokens with `groups` groups of layers.
+///
+/// A word a name and group ([`TraceContent`] numbers every distinct block there can be), for tokens also the table of
+/// names, and the pool: a node of the free queue, a ring of duplicates and the name of each block.
+pub fn working_bytes(size: &TraceSize, num_blocks: u32, block_tokens: u32, groups: u64) -> u64 {
+    let block = u64::from(block_tokens.max(1));
+    let per_node = u64::from(size.block_tokens).div_ceil(block).max(1);
+    let generated = size.output_tokens / block;
+    let (names, table) = if size.has_block_ids {
+        (size.distinct_blocks.saturating_mul(per_node) + generated, 0)
+    } else if size.token_ids > 0 {
+        let interned = size.distinct_blocks.saturating_mul(per_node) + generated;
+        (
+            size.token_ids / block,
+            table_bytes(interned, size_of_u64::<(u128, u32)>()),
+        )
+    } else {
+        ((size.input_tokens + size.output_tokens) / block, 0)
+    };
+    let pool = (16 + 8 + 4) * u64::from(num_blocks);
+    let order = 4 * size.requests;
+    names
+        .saturating_mul(4 * groups)
+        .saturating_add(table + pool + order)
 }
 
 /// Lets up to `idle` steps pass, but none at or after the arrival `until`; returns how many.

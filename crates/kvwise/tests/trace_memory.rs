@@ -1,0 +1,168 @@
+//! What traces take in memory: told before they are read, and told rightly.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn kvwise(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvwise"))
+        .args(arguments)
+        .env_remove("KVWISE_FORMAT")
+        .output()
+        .unwrap()
+}
+
+/// Requests that share nothing: `requests` lines of twenty blocks.
+fn unshared(path: &Path, requests: u64) {
+    let mut text = String::new();
+    for request in 0..requests {
+        let ids: Vec<u64> = (0..20)
+            .map(|k| (request * 20 + k) * 0x9e37_79b9 % (1 << 40))
+            .collect();
+        writeln!(
+            text,
+            "{{\"timestamp\": {request}, \"input_length\": 10240, \"output_length\": 5, \"hash_ids\": {ids:?}}}"
+        )
+        .unwrap();
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+#[test]
+fn a_trace_that_is_too_large_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jsonl");
+    unshared(&path, 12_000);
+    let name = path.to_str().unwrap();
+    let commands: [&[&str]; 6] = [
+        &["curve", name],
+        &["tree", name],
+        &["trace", "info", name],
+        &["trace", "convert", name, "--to", "tokens"],
+        &["replay", name, "--num-blocks", "1000"],
+        &["replay", name, "--engine", "sglang", "--capacity", "100000"],
+    ];
+    for command in commands {
+        let output = kvwise(&[command, &["--max-memory", "14MiB"]].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+        for word in [
+            "about 12",
+            "of memory, more than the limit of 14.0 MiB",
+            "--limit",
+            "--max-memory",
+        ] {
+            assert!(stderr.contains(word), "{command:?}: {word}: {stderr}");
+        }
+        // the number of requests that it names does fit
+        let fit = stderr
+            .split("--limit ")
+            .nth(1)
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap();
+        let part = kvwise(&[command, &["--max-memory", "14MiB", "--limit", fit]].concat());
+        assert!(
+            part.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&part.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_trace_that_takes_much_of_the_limit_is_remarked_on_and_a_small_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jsonl");
+    unshared(&path, 4_000);
+    let name = path.to_str().unwrap();
+    let remark = "of memory (limit 50.0 MiB)";
+    let output = kvwise(&["curve", name, "--max-memory", "50MiB"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains(remark), "{stderr}");
+    let quiet = kvwise(&["curve", name, "--max-memory", "50MiB", "--quiet"]);
+    assert!(quiet.stderr.is_empty());
+    let roomy = kvwise(&["curve", name, "--max-memory", "2"]);
+    assert!(
+        roomy.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&roomy.stderr)
+    );
+    let output = kvwise(&["curve", name, "--max-memory", "50"]);
+    assert!(output.status.success());
+    for bad in ["5M", "-1", "99999999999999999999", "0x10"] {
+        let output = kvwise(&["curve", name, &format!("--max-memory={bad}")]);
+        assert_eq!(output.status.code(), Some(2), "{bad}");
+    }
+}
+
+/// Peak resident memory of a command in bytes, by GNU time.
+fn peak_bytes(arguments: &[&str]) -> u64 {
+    let output = Command::new("/usr/bin/time")
+        .args(["-f", "%M", env!("CARGO_BIN_EXE_kvwise")])
+        .args(arguments)
+        .output()
+        .expect("GNU time is there");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    1024 * stderr.lines().last().unwrap().trim().parse::<u64>().unwrap()
+}
+
+/// What the program says a command will take, from the error it makes under a limit that is too low.
+fn said_bytes(arguments: &[&str]) -> Option<u64> {
+    let output = kvwise(&[arguments, &["--max-memory", "1B"]].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let said = stderr
+        .split("takes about ")
+        .nth(1)?
+        .split(" of memory")
+        .next()?
+        .to_owned();
+    Some(kvwise_core::units::parse_bytes(&said).unwrap())
+}
+
+/// Opt-in (`KVWISE_MEMORY_TRACES=a:b cargo test -p kvwise --test trace_memory -- --ignored`): forecasts of real traces
+/// against the peaks that GNU time sees. Without the variable a generated trace is judged.
+#[test]
+#[ignore = "takes minutes, and GNU time"]
+fn what_is_said_is_what_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let generated = folder.path().join("t.jsonl");
+    unshared(&generated, 400_000);
+    let mut traces = vec![generated];
+    if let Some(paths) = std::env::var_os("KVWISE_MEMORY_TRACES") {
+        traces.extend(std::env::split_paths(&paths).map(PathBuf::from));
+    }
+    let mut wrong = Vec::new();
+    for trace in &traces {
+        let name = trace.to_str().unwrap();
+        let commands: [&[&str]; 6] = [
+            &["curve", name],
+            &["tree", name],
+            &["trace", "info", name],
+            &["trace", "convert", name, "--to", "mooncake"],
+            &[
+                "replay",
+                name,
+                "--num-blocks",
+                "20000",
+                "--max-model-len",
+                "131072",
+            ],
+            &["replay", name, "--engine", "sglang", "--capacity", "1000000"],
+        ];
+        for command in commands {
+            let (Some(said), real) = (said_bytes(command), peak_bytes(command)) else {
+                panic!("{command:?}: nothing is said");
+            };
+            let ratio = said as f64 / real as f64;
+            eprintln!("{ratio:.2} = {} / {} MiB  {command:?}", said >> 20, real >> 20);
+            if !(1.0 / 1.5..1.5).contains(&ratio) {
+                wrong.push(format!("{ratio:.2} {command:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
