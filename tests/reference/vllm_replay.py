@@ -10,7 +10,7 @@ KVWISE_VLLM_PYTHON names that Python.
 
 Groups are written full:1,swa64:2,chunk128:1,mamba:3, each kind optionally with its own block size (swa64@32:2) and
 with +eagle behind it where the drafter's layers are. Under "speculation" {"method", "draft_tokens",
-"accepted_per_mille"} every decoding request is given that many made-up drafts a step, and as many of them come true.
+"accepted_per_mille"} (and "disable_eagle_block_drop") every decoding request is given that many made-up drafts a step, and as many of them come true.
 """
 import dataclasses
 import json
@@ -41,7 +41,7 @@ TINY = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_si
         "vocab_size": 1024, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}
 
 
-def kv_groups(text, block_size):
+def kv_groups(text, block_size, drafts=0):
     groups = []
     for item in text.split(","):
         kind, count = item.split(":")
@@ -55,7 +55,8 @@ def kv_groups(text, block_size):
             elif kind.startswith("chunk"):
                 spec = ChunkedLocalAttentionSpec(attention_chunk_size=int(kind[5:]), **attention)
             elif kind == "mamba":
-                spec = MambaSpec(block_size=size, shapes=((2, 64),), dtypes=(torch.bfloat16,), mamba_cache_mode="align")
+                spec = MambaSpec(block_size=size, shapes=((2, 64),), dtypes=(torch.bfloat16,), mamba_cache_mode="align",
+                                 num_speculative_blocks=drafts)
             else:
                 spec = FullAttentionSpec(**attention)
             groups.append(KVCacheGroupSpec([f"layer{len(groups)}"], spec, is_eagle_group=bool(eagle)))
@@ -79,7 +80,8 @@ def build(model, s):
         # A configuration without a draft model to load: the scheduler asks it for nothing but these.
         config.speculative_config = speculative_config(s["speculation"])
     # Whatever the platform changed is set again.
-    groups = kv_groups(s.get("groups", "full:1"), s["block_size"])
+    drafts = s["speculation"]["draft_tokens"] if s.get("speculation") else 0
+    groups = kv_groups(s.get("groups", "full:1"), s["block_size"], drafts)
     sizes = [g.kv_cache_spec.block_size for g in groups]
     mamba_sizes = [g.kv_cache_spec.block_size for g in groups if isinstance(g.kv_cache_spec, MambaSpec)]
     cache_config.block_size = mamba_sizes[0] if mamba_sizes else (sizes[0] if len(sizes) == 1 else s["block_size"])
@@ -110,6 +112,7 @@ def speculative_config(s):
         default = field.default if field.default is not dataclasses.MISSING else None
         object.__setattr__(config, field.name, default)
     config.method, config.num_speculative_tokens = s["method"], s["draft_tokens"]
+    config.disable_eagle_block_drop = s.get("disable_eagle_block_drop", False)
     return config
 
 

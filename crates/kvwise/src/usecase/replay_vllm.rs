@@ -9,7 +9,7 @@ use kvwise_core::engine::vllm::version::{FreedBlocks, Rules, Version};
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run, run_unheard};
-use kvwise_sim::sched::vllm::Speculation;
+use kvwise_sim::sched::vllm::{Drafter, Speculation};
 use kvwise_sim::trace::{Trace, TraceFormat};
 use serde::Deserialize;
 
@@ -135,24 +135,29 @@ pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
         num_speculative_tokens: u32,
         #[serde(default)]
         disable_eagle_block_drop: bool,
+        #[serde(default)]
+        parallel_drafting: bool,
     }
     let given: Given = serde_json::from_str(text).map_err(|e| {
         Error::input(format!("--speculative-config cannot be read: {e}"))
             .hint(r#"example: '{"method":"eagle3","num_speculative_tokens":3}'"#)
     })?;
-    let eagle = match Method::parse(&given.method)? {
-        Method::Eagle | Method::Eagle3 | Method::Mtp => true,
-        Method::Ngram => false,
+    let drafter = match Method::parse(&given.method)? {
+        Method::Eagle | Method::Eagle3 | Method::Mtp => Drafter::HiddenStates {
+            drops_block: !given.disable_eagle_block_drop,
+        },
+        Method::Ngram => Drafter::Ngram,
+        Method::DraftModel => Drafter::Model,
         other => {
             return Err(Error::unsupported(format!(
-                "--speculative-config method {} is not replayed, only eagle, eagle3, mtp and ngram",
+                "--speculative-config method {} is not replayed, only eagle, eagle3, mtp, draft_model and ngram",
                 other.name()
             )));
         }
     };
-    if given.disable_eagle_block_drop {
+    if given.parallel_drafting {
         return Err(Error::unsupported(
-            "--speculative-config disable_eagle_block_drop is not replayed",
+            "--speculative-config parallel_drafting is not replayed",
         ));
     }
     if !(0.0..=64.0).contains(&accepted_tokens) {
@@ -168,7 +173,7 @@ pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
     let accepted_per_mille = (accepted_tokens * 1000.0).round() as u32;
     Ok(Speculation {
         draft_tokens: given.num_speculative_tokens,
-        eagle,
+        drafter,
         accepted_per_mille,
     })
 }
@@ -227,15 +232,21 @@ mod tests {
             read,
             Speculation {
                 draft_tokens: 3,
-                eagle: true,
+                drafter: Drafter::HiddenStates { drops_block: true },
                 accepted_per_mille: 1500
             }
         );
-        assert!(
-            !speculation(r#"{"method":"ngram","num_speculative_tokens":3}"#, 0.0)
-                .unwrap()
-                .eagle
-        );
+        for (method, drafter) in [
+            ("ngram", Drafter::Ngram),
+            ("draft_model", Drafter::Model),
+            ("mtp", Drafter::HiddenStates { drops_block: true }),
+        ] {
+            let text = format!(r#"{{"method":"{method}","num_speculative_tokens":3}}"#);
+            assert_eq!(speculation(&text, 0.0).unwrap().drafter, drafter);
+        }
+        let kept = r#"{"method":"eagle","num_speculative_tokens":3,"disable_eagle_block_drop":true}"#;
+        let drafter = Drafter::HiddenStates { drops_block: false };
+        assert_eq!(speculation(kept, 0.0).unwrap().drafter, drafter);
         for (text, accepted, word) in [
             ("eagle", 0.0, "cannot be read"),
             (r#"{"method":"eagle"}"#, 0.0, "num_speculative_tokens"),

@@ -381,12 +381,21 @@ fn too_many_nodes() -> Error {
 struct IdTable {
     dense: Vec<u32>,
     sparse: FxHashMap<u64, u32>,
+    /// Ids in the array, and ids in all.
+    in_dense: usize,
     count: usize,
 }
 
 impl IdTable {
-    /// The array may be this many times larger than the number of ids in it.
+    /// The array may be this many times larger than the number of ids in it. (Not than that of all ids: hashes that
+    /// happen to be small would make it large for nothing.)
     const SLACK: usize = 8;
+
+    /// Whether an id belongs into the array: it would not be much larger than its contents, or is smaller than the hash
+    /// table that the others need.
+    fn is_dense(&self, index: usize) -> bool {
+        index < Self::SLACK * (self.in_dense + 1024) || index < 2 * self.count
+    }
 
     fn get(&self, id: u64) -> Option<u32> {
         if let Some(&node) = usize::try_from(id).ok().and_then(|i| self.dense.get(i))
@@ -415,10 +424,11 @@ impl IdTable {
     fn insert(&mut self, id: u64, node: u32) {
         self.count += 1;
         match usize::try_from(id) {
-            Ok(index) if index < Self::SLACK * (self.count + 1024) => {
+            Ok(index) if self.is_dense(index) => {
                 if index >= self.dense.len() {
                     self.dense.resize((index + 1).next_power_of_two(), ROOT);
                 }
+                self.in_dense += 1;
                 self.dense[index] = node;
             }
             _ => {
@@ -430,6 +440,7 @@ impl IdTable {
     fn remove(&mut self, id: u64) {
         self.count = self.count.saturating_sub(1);
         if let Some(slot) = usize::try_from(id).ok().and_then(|i| self.dense.get_mut(i)) {
+            self.in_dense -= usize::from(*slot != ROOT);
             *slot = ROOT;
         }
         self.sparse.remove(&id);

@@ -103,7 +103,7 @@ impl SchedulerConfig {
                 "--max-num-batched-tokens or --max-num-seqs is beyond 2^30 tokens or 2^20 requests",
             ));
         }
-        let drops_block = self.speculation.is_some_and(|speculation| speculation.eagle);
+        let drops_block = self.drops_block();
         if !drops_block && self.groups.iter().any(|group| group.eagle) {
             return Err(Error::input(
                 "a group is a drafter's, but no method of speculation with a KV cache of its own is set",
@@ -126,9 +126,30 @@ impl SchedulerConfig {
             retention: self.retention,
             watermark: self.watermark,
             release_order: self.release_order,
-            use_eagle: self.speculation.is_some_and(|speculation| speculation.eagle),
-            ..ManagerConfig::new(self.num_blocks, self.groups.clone())
+            use_eagle: self.drops_block(),
+            ..ManagerConfig::new(self.num_blocks, self.groups_with_drafts())
         }
+    }
+
+    /// Whether a drafter computes the last block of a prefix hit again.
+    pub(super) fn drops_block(&self) -> bool {
+        self.speculation
+            .is_some_and(|speculation| speculation.drops_block())
+    }
+
+    /// The groups; those of Mamba layers with a state for each draft.
+    fn groups_with_drafts(&self) -> Vec<GroupSpec> {
+        let drafts = self.speculation.map_or(0, |speculation| speculation.draft_tokens);
+        let mut groups = self.groups.clone();
+        for group in &mut groups {
+            if let GroupKind::MambaAlign {
+                speculative_blocks, ..
+            } = &mut group.kind
+            {
+                *speculative_blocks = drafts;
+            }
+        }
+        groups
     }
 
     /// Whether prefill chunks must end where a Mamba state can be kept.

@@ -24,6 +24,7 @@ impl Scheduler {
             return tokens;
         }
         let block_size = align.block_size;
+        let drop = self.config.drops_block();
         let partial = self.manager.partial_hits();
         let hash_block_size = self.manager.hash_block_size();
         let unit = if partial {
@@ -31,13 +32,13 @@ impl Scheduler {
         } else {
             self.manager.scheduler_block_size()
         };
-        let mut last_cacheable = prefill_checkpoint_position(request.known, block_size, false);
+        let mut last_cacheable = prefill_checkpoint_position(request.known, block_size, drop);
         let mut end = start + tokens;
         let internal = end >= prefill_end
             && is_prefill_checkpoint_valid(
                 start,
                 end,
-                prefill_checkpoint_position(prefill_end, unit, false),
+                prefill_checkpoint_position(prefill_end, unit, drop),
                 hash_block_size,
                 block_size,
                 align.checkpoint_alignment,
@@ -57,7 +58,7 @@ impl Scheduler {
             0
         };
         let tail = if partial && !internal {
-            prefill_checkpoint_position(request.prompt, hash_block_size, false)
+            prefill_checkpoint_position(request.prompt, hash_block_size, drop)
         } else {
             0
         };

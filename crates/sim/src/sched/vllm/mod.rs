@@ -37,7 +37,7 @@ pub use connector::{KvConnector, Load, Matched, NoConnector, Query};
 pub use events::{
     Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
 };
-pub use speculation::Speculation;
+pub use speculation::{Drafter, Speculation};
 
 use config::MambaAlign;
 use queue::Waiting;

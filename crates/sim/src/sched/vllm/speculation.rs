@@ -2,14 +2,16 @@
 //!
 //! Source: vLLM 0.32.0, `vllm/v1/core/sched/scheduler.py` (`schedule`, `update_from_output`) and `vllm/config/vllm.py`
 //! (`num_lookahead_tokens`). Whoever has its prompt computed is given all its drafts to verify in every step, beside the
-//! one token that it has; rejected ones are computed again. Drafters with a KV cache of their own (EAGLE, MTP) reserve
-//! slots past what the target computes and drop the last block of a prefix hit, whose end they have to see again.
+//! one token that it has; rejected ones are computed again. Drafters with a KV cache of their own reserve slots past what
+//! the target computes; those that read the target's hidden states (EAGLE, MTP) also drop the last block of a prefix hit,
+//! whose end they have to see again, and a model of its own takes a place of the step's input for each request
+//! (`vllm/config/speculative.py`, `max_num_new_slots_for_drafting`). Mamba groups keep a state for each draft
+//! (`vllm/model_executor/layers/mamba/abstract.py`).
 //!
 //! Which drafts a target accepts is nothing a scheduler knows: here it is a mean, met exactly over the steps of each
-//! request. Not modelled: drafters that are models of their own (they take places in the input), several MTP modules
-//! (longer lookahead), Mamba groups (a state a draft), numbers of drafts that change with the batch.
+//! request. Not modelled: parallel drafting, several MTP modules (longer lookahead), numbers of drafts that change with
+//! the batch.
 
-use kvwise_cache::manager::GroupKind;
 use kvwise_core::{Error, Result};
 
 use super::{Request, Scheduler, SchedulerConfig};
@@ -17,14 +19,27 @@ use super::{Request, Scheduler, SchedulerConfig};
 /// Drafts a step that are believed.
 const MAX_DRAFT_TOKENS: u32 = 64;
 
+/// Who makes the drafts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drafter {
+    /// Nothing with a KV cache: n-grams of the prompt.
+    Ngram,
+    /// Layers that read the target's hidden states (EAGLE, EAGLE-3, MTP): a slot a draft is reserved.
+    HiddenStates {
+        /// Whether the last block of a prefix hit is computed again; false under `disable_eagle_block_drop`.
+        drops_block: bool,
+    },
+    /// A model of its own: a slot a draft, and a place of the input for each request of a step.
+    Model,
+}
+
 /// How the engine speculates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speculation {
     /// Drafts verified in each step of a decoding request: `num_speculative_tokens`.
     pub draft_tokens: u32,
-    /// Whether the drafter reads the target's hidden states and keeps a KV cache (EAGLE, EAGLE-3, MTP): it then reserves
-    /// a slot a draft and drops the last block of a prefix hit. Otherwise (n-gram) it does neither.
-    pub eagle: bool,
+    /// Who makes them.
+    pub drafter: Drafter,
     /// Drafts accepted a step, in thousandths; at most all of them.
     pub accepted_per_mille: u32,
 }
@@ -45,18 +60,32 @@ impl Speculation {
                 self.draft_tokens
             )));
         }
-        let mamba = |kind: GroupKind| matches!(kind, GroupKind::MambaAlign { .. });
-        if config.groups.iter().any(|group| mamba(group.kind)) {
-            return Err(Error::unsupported(
-                "speculation together with Mamba groups is not replayed: their managers keep a state a draft",
-            ));
+        if config.max_num_batched_tokens <= self.input_places() {
+            return Err(Error::input(format!(
+                "--max-num-batched-tokens is {}, and the draft model alone takes {} of them for a request",
+                config.max_num_batched_tokens,
+                self.input_places()
+            )));
         }
         Ok(())
     }
 
+    /// Whether the last block of a prefix hit is computed again.
+    pub(super) fn drops_block(&self) -> bool {
+        self.drafter == Drafter::HiddenStates { drops_block: true }
+    }
+
+    /// Places of a step's input that the drafter takes for each request beside its tokens.
+    pub(super) fn input_places(&self) -> u32 {
+        u32::from(self.drafter == Drafter::Model)
+    }
+
     /// Slots reserved past the tokens of a step.
     pub(super) fn lookahead_tokens(&self) -> u32 {
-        if self.eagle { self.draft_tokens } else { 0 }
+        match self.drafter {
+            Drafter::Ngram => 0,
+            Drafter::HiddenStates { .. } | Drafter::Model => self.draft_tokens,
+        }
     }
 
     /// Drafts accepted in a request's `nth` step of verification, counted from 0.
@@ -90,6 +119,14 @@ impl Scheduler {
         }
     }
 
+    /// Places of a step's input that the drafter takes for each request.
+    pub(super) fn draft_places(&self) -> u32 {
+        self.config
+            .speculation
+            .as_ref()
+            .map_or(0, Speculation::input_places)
+    }
+
     /// Slots to reserve past the tokens of a step.
     pub(super) fn lookahead_tokens(&self) -> u32 {
         self.config
@@ -117,11 +154,13 @@ impl Scheduler {
 mod tests {
     use super::*;
 
+    const EAGLE: Drafter = Drafter::HiddenStates { drops_block: true };
+
     #[test]
     fn the_mean_of_accepted_drafts_is_met_exactly() {
         let speculation = Speculation {
             draft_tokens: 3,
-            eagle: true,
+            drafter: EAGLE,
             accepted_per_mille: 1250,
         };
         let accepted: Vec<u32> = (0..8).map(|n| speculation.accepted(n)).collect();
@@ -135,10 +174,9 @@ mod tests {
 
     #[test]
     fn what_is_not_modelled_is_refused() {
-        use kvwise_cache::manager::GroupSpec;
         let speculation = Speculation {
             draft_tokens: 3,
-            eagle: true,
+            drafter: EAGLE,
             accepted_per_mille: 3001,
         };
         let config = SchedulerConfig::new(100, 16);
@@ -156,10 +194,21 @@ mod tests {
             };
             assert!(wrong.check(&config).is_err());
         }
-        let mamba = SchedulerConfig {
-            groups: vec![GroupSpec::full(16), GroupSpec::mamba_align(16)],
+        let narrow = SchedulerConfig {
+            max_num_batched_tokens: 1,
             ..config
         };
-        assert!(fine.check(&mamba).unwrap_err().to_string().contains("Mamba"));
+        fine.check(&narrow).unwrap();
+        let model = Speculation {
+            drafter: Drafter::Model,
+            ..fine
+        };
+        assert!(
+            model
+                .check(&narrow)
+                .unwrap_err()
+                .to_string()
+                .contains("draft model")
+        );
     }
 }

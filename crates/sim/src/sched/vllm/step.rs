@@ -17,6 +17,7 @@ impl Scheduler {
     ) -> bool {
         let mut preempted = false;
         (self.batch_runs, self.batch_prefills) = (false, false);
+        let places = self.draft_places();
         let mut i = 0;
         // With a token for everyone and no chunk under way, only due requests need to be visited.
         let sweep = self.num_prefilling == 0 && self.running.len() <= *budget as usize;
@@ -24,14 +25,14 @@ impl Scheduler {
             *budget -= self.running.len() as u32;
             i = next_due(&self.due, 0, self.tick);
         }
-        while i < self.running.len() && (sweep || *budget > 0) {
+        while i < self.running.len() && (sweep || *budget > places) {
             if self.due[i] != self.tick {
                 *budget -= 1;
                 i += 1;
                 continue;
             }
             let r = self.running[i];
-            let tokens = self.wanted_tokens(r, if sweep { u32::MAX } else { *budget });
+            let tokens = self.wanted_tokens(r, if sweep { u32::MAX } else { *budget - places });
             if tokens == 0 {
                 self.requests[r as usize].scheduled = 0;
                 i += 1;
@@ -49,8 +50,9 @@ impl Scheduler {
                 self.due.remove(victim);
                 if victim < i {
                     i -= 1;
-                    if !sweep {
-                        *budget += self.requests[v as usize].scheduled;
+                    let returned = self.requests[v as usize].scheduled;
+                    if !sweep && returned > 0 {
+                        *budget += returned + places;
                     }
                 }
                 self.preempt(step, v, events);
@@ -70,7 +72,7 @@ impl Scheduler {
             if sweep {
                 i = next_due(&self.due, i + 1, self.tick);
             } else {
-                *budget -= tokens;
+                *budget -= tokens + places;
                 i += 1;
             }
         }
@@ -127,7 +129,8 @@ impl Scheduler {
         if K::ENABLED && !self.admit_loaded(step, budget, content, events, connector) {
             return;
         }
-        while *budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
+        let places = self.draft_places();
+        while *budget > places && self.running.len() < self.config.max_num_seqs as usize {
             let Some(r) = self.waiting.first() else {
                 break;
             };
@@ -166,12 +169,18 @@ impl Scheduler {
             }
             let hit_tokens = self.hit.num_tokens;
             let known = self.requests[r as usize].known;
-            let Some(wanted) = self.padded_tokens(hit_tokens, known - hit_tokens, *budget) else {
+            let room = *budget - places;
+            let Some(wanted) = self.padded_tokens(hit_tokens, known - hit_tokens, room) else {
                 break;
             };
-            let mut tokens = wanted.min(*budget);
+            let mut tokens = wanted.min(room);
+            let mut padded = wanted > known - hit_tokens;
             if let Some(align) = &self.mamba {
-                tokens = self.mamba_chunk(align, &self.requests[r as usize], hit_tokens, tokens, *budget);
+                tokens = self.mamba_chunk(align, &self.requests[r as usize], hit_tokens, tokens, room);
+                // empty drafts that a chunk's end would cut are all left out
+                if padded && tokens > 0 && tokens < wanted {
+                    (tokens, padded) = (1, false);
+                }
             }
             let alone = self.running.is_empty();
             let lookahead_tokens = self.lookahead_tokens();
@@ -216,7 +225,7 @@ impl Scheduler {
             request.state = State::Running;
             request.computed = hit_tokens;
             request.scheduled = tokens;
-            request.padded = wanted > known - hit_tokens;
+            request.padded = padded;
             let tables = BlockTables {
                 manager: &self.manager,
                 slot: request.slot(),
@@ -227,7 +236,7 @@ impl Scheduler {
             self.running.push(r);
             self.due.push(self.tick);
             self.num_prefilling += 1;
-            *budget -= tokens;
+            *budget -= tokens + places;
         }
     }
 
