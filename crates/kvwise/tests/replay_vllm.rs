@@ -188,6 +188,7 @@ fn speculative_decoding_replays_as_in_vllm() {
 /// cases, one a line with name, settings and rows. All cases are compared before the test fails; with `KVWISE_VLLM_KEEP` the
 /// folder named there keeps cases and events.
 #[test]
+#[expect(clippy::print_stderr, reason = "the counts of an opt-in comparison")]
 fn reference_replay_vllm() {
     let Some(python) = std::env::var_os("KVWISE_VLLM_PYTHON") else {
         return;

@@ -127,6 +127,7 @@ fn said_bytes(arguments: &[&str]) -> Option<u64> {
 /// against the peaks that GNU time sees. Without the variable a generated trace is judged.
 #[test]
 #[ignore = "takes minutes, and GNU time"]
+#[expect(clippy::print_stderr, reason = "the figures of an opt-in measurement")]
 fn what_is_said_is_what_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let generated = folder.path().join("t.jsonl");

@@ -217,7 +217,7 @@ fn of_file(
     let mut source = Source::open_to_sample(path)?;
     let compressed = source.compressed;
     let (start, whole, columns) = match format {
-        TraceFormat::Agentic => return of_archive(source, file_bytes, options, sample_bytes),
+        TraceFormat::Agentic => return Ok(of_archive(source, file_bytes, options, sample_bytes)),
         TraceFormat::ShareGpt | TraceFormat::OpenAi => {
             let budget = sample_bytes.min(TOKENIZED_BYTES);
             let (trace, text_bytes, whole) = text::sample(&mut source, options, format, budget)?;
@@ -462,7 +462,7 @@ fn of_archive(
     file_bytes: u64,
     options: &ReadOptions<'_>,
     sample_bytes: u64,
-) -> Result<Option<Forecast>> {
+) -> Option<Forecast> {
     let (mut size, mut text, mut longest) = (TraceSize::default(), 0, 0);
     let mut whole = false;
     while text < sample_bytes {
@@ -482,14 +482,14 @@ fn of_archive(
         }
     }
     if size.requests == 0 {
-        return Ok(None);
+        return None;
     }
     let factor = match (whole, source.compressed) {
         (true, _) => 1.0,
         (false, true) => file_bytes as f64 / source.bytes_read().max(1) as f64,
         (false, false) => file_bytes as f64 / text.max(1) as f64,
     };
-    Ok(Some(Forecast {
+    Some(Forecast {
         size: size.scaled(factor, 1.0),
         file_bytes,
         sampled_bytes: text,
@@ -498,7 +498,7 @@ fn of_archive(
         buffered_bytes: longest * agentic::BATCH as u64,
         // an archive's files are put in order when all are read
         copies: 2,
-    }))
+    })
 }
 
 fn of_parquet(path: &Path, options: &ReadOptions<'_>) -> Result<Option<Forecast>> {

@@ -18,7 +18,8 @@ pub struct VllmArgs {
     #[arg(long, value_name = "N")]
     num_blocks: Option<u32>,
 
-    /// Release of vLLM: before 0.23 partial blocks that a request gives back push out cached ones.
+    /// Release of vLLM: before 0.23 partial blocks that a request gives back push out cached ones, before 0.29 all blocks
+    /// of windows and states are kept.
     #[arg(long, value_name = "V", default_value = "0.32.0")]
     engine_version: String,
 
@@ -47,11 +48,12 @@ pub struct VllmArgs {
     #[arg(long, value_name = "GROUPS", default_value = "full:1")]
     groups: String,
 
-    /// Which blocks of sliding-window groups stay reachable: 0, none (all) or every so many tokens.
-    #[arg(long, value_name = "TOKENS", default_value = "0")]
-    retention: String,
+    /// Which blocks of sliding-window and Mamba groups stay reachable: 0, none (all) or every so many tokens
+    /// [default: the release's, 0 from 0.29 on, none before].
+    #[arg(long, value_name = "TOKENS")]
+    retention: Option<String>,
 
-    /// Speculative decoding, as vLLM takes it (see the examples); methods eagle, eagle3, mtp and ngram.
+    /// Speculative decoding, as vLLM takes it (see the examples); methods eagle, eagle3, mtp, `draft_model` and ngram.
     #[arg(long, value_name = "JSON")]
     speculative_config: Option<String>,
 
@@ -141,16 +143,19 @@ impl VllmArgs {
             ));
         }
         let steps = self.clock.map(|clock| clock == ClockArg::Step);
+        let groups = replay_vllm::groups(&self.groups, self.block_size)?;
+        let retention = replay_vllm::retention_of(self.retention.as_deref(), version, &groups)?;
         Ok(ReplayConfig {
             scheduler: SchedulerConfig {
-                groups: replay_vllm::groups(&self.groups, self.block_size)?,
+                groups,
                 max_model_len: self.max_model_len,
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,
                 watermark: self.watermark,
                 policy,
                 prefix_caching: !self.no_prefix_caching,
-                retention: replay_vllm::retention(&self.retention)?,
+                retention,
+                junctions: replay_vllm::junctions(version),
                 reserve_full_isl: !self.no_reserve_full_isl,
                 release_order: replay_vllm::release_order(version),
                 speculation: self

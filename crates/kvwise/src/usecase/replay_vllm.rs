@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use kvwise_cache::manager::{GroupSpec, Retention};
+use kvwise_cache::manager::{GroupKind, GroupSpec, Retention};
 use kvwise_cache::pool::ReleaseOrder;
 use kvwise_core::engine::vllm::Method;
-use kvwise_core::engine::vllm::version::{FreedBlocks, Rules, Version};
+use kvwise_core::engine::vllm::version::{FreedBlocks, JunctionRule, RetentionRule, Rules, Version};
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run, run_unheard};
-use kvwise_sim::sched::vllm::{Drafter, Speculation};
+use kvwise_sim::sched::vllm::{Drafter, Junctions, Speculation};
 use kvwise_sim::trace::{Trace, TraceFormat};
 use serde::Deserialize;
 
@@ -105,6 +105,48 @@ pub fn release_order(version: Version) -> ReleaseOrder {
     match Rules::of(version).freed_blocks {
         FreedBlocks::AllLast => ReleaseOrder::AllLast,
         FreedBlocks::UnnamedFirst => ReleaseOrder::UnnamedFirst,
+    }
+}
+
+/// What a release of vLLM does where prompts part.
+pub fn junctions(version: Version) -> Junctions {
+    match Rules::of(version).junctions {
+        JunctionRule::None => Junctions::Ignored,
+        JunctionRule::EndsChunk => Junctions::EndChunks,
+        JunctionRule::IsRetained => Junctions::Retained,
+    }
+}
+
+/// The retention interval of a release: as asked for, else its default.
+///
+/// # Errors
+/// If the release has no such setting, or not for Mamba states, and it is asked for.
+pub fn retention_of(asked: Option<&str>, version: Version, groups: &[GroupSpec]) -> Result<Retention> {
+    let rule = Rules::of(version).retention;
+    let Some(text) = asked else {
+        return Ok(if rule == RetentionRule::ZeroByDefault {
+            Retention::ReplayOnly
+        } else {
+            Retention::Dense
+        });
+    };
+    let retention = retention(text)?;
+    let refuse = |what: &str| {
+        Err(
+            Error::unsupported(format!("--retention is {text}, but vLLM {version} {what}"))
+                .hint("say --retention none, or a newer --engine-version"),
+        )
+    };
+    let states = groups
+        .iter()
+        .any(|group| matches!(group.kind, GroupKind::MambaAlign { .. }));
+    match rule {
+        _ if retention == Retention::Dense => Ok(retention),
+        RetentionRule::None => refuse("names every block: it has no retention interval"),
+        RetentionRule::Windows if states => {
+            refuse("has a retention interval for sliding windows only, not for Mamba states")
+        }
+        _ => Ok(retention),
     }
 }
 
@@ -265,6 +307,33 @@ mod tests {
         }
         let marked = groups("full+eagle:1,swa64@32+eagle:2", 16).unwrap();
         assert!(marked.iter().all(|group| group.eagle) && marked.len() == 3);
+    }
+
+    #[test]
+    fn retention_and_junctions_are_those_of_the_release() {
+        let version = |minor| Version::new(0, minor, 0);
+        let (windows, states) = ([GroupSpec::sliding_window(16, 64)], [GroupSpec::mamba_align(16)]);
+        let of = |asked, minor, groups| retention_of(asked, version(minor), groups);
+        assert_eq!(of(None, 32, &windows).unwrap(), Retention::ReplayOnly);
+        assert_eq!(of(None, 28, &windows).unwrap(), Retention::Dense);
+        assert_eq!(of(Some("none"), 20, &windows).unwrap(), Retention::Dense);
+        assert_eq!(of(Some("64"), 24, &windows).unwrap(), Retention::Every(64));
+        assert_eq!(of(Some("0"), 25, &states).unwrap(), Retention::ReplayOnly);
+        assert!(
+            of(Some("0"), 22, &windows)
+                .unwrap_err()
+                .to_string()
+                .contains("0.22")
+        );
+        assert!(
+            of(Some("0"), 24, &states)
+                .unwrap_err()
+                .to_string()
+                .contains("Mamba")
+        );
+        assert_eq!(junctions(version(22)), Junctions::Ignored);
+        assert_eq!(junctions(version(24)), Junctions::EndChunks);
+        assert_eq!(junctions(version(32)), Junctions::Retained);
     }
 
     #[test]

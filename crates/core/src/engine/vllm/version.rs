@@ -87,6 +87,30 @@ pub enum FreedBlocks {
     UnnamedFirst,
 }
 
+/// Which groups honour a retention interval: the rule by which sliding windows and states name only some of their blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RetentionRule {
+    /// There is no such setting: every block is named.
+    None,
+    /// Sliding windows do, if an interval is set; else every block is named.
+    Windows,
+    /// So do Mamba states.
+    WindowsAndStates,
+    /// Without a setting the interval is 0: only blocks that a resend or a seen junction can use are named.
+    ZeroByDefault,
+}
+
+/// What is done where requests part from a prefix that is cached in layers of full attention only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JunctionRule {
+    /// Nothing.
+    None,
+    /// A chunk of models with Mamba states ends there, so that its state is cached.
+    EndsChunk,
+    /// Blocks that end there are also kept under a retention interval.
+    IsRetained,
+}
+
 /// How a version chooses the tokens and sequences of one step where the user names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchRule {
@@ -120,6 +144,10 @@ pub struct Rules {
     pub sampler_decibytes_per_logit: u64,
     /// Where blocks that a request gives back stand in the free queue.
     pub freed_blocks: FreedBlocks,
+    /// Which groups name only some of their blocks.
+    pub retention: RetentionRule,
+    /// What happens where requests part.
+    pub junctions: JunctionRule,
     /// Tokens and sequences of one step.
     pub batch: BatchRule,
     /// Whether the next step is scheduled while one runs, unless the user says otherwise.
@@ -155,10 +183,12 @@ const OLDEST: Rules = Rules {
     groups_windows: false,
     fits_length: false,
     freed_blocks: FreedBlocks::AllLast,
+    retention: RetentionRule::None,
+    junctions: JunctionRule::None,
 };
 
 /// In the order of the releases.
-const CHANGES: [Change; 18] = [
+const CHANGES: [Change; 23] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -246,6 +276,24 @@ const CHANGES: [Change; 18] = [
         apply: |rules| rules.freed_blocks = FreedBlocks::UnnamedFirst,
     },
     Change {
+        since: Version::new(0, 23, 0),
+        source: "vllm-project/vllm pull request 43447, merged in June 2026, first in 0.23.0; off unless set (issue 48435)",
+        what: "a retention interval can be set for sliding windows",
+        apply: |rules| rules.retention = RetentionRule::Windows,
+    },
+    Change {
+        since: Version::new(0, 24, 0),
+        source: "vllm-project/vllm pull request 37898, merged by June 2026 (issue 45238); the release is not certain",
+        what: "chunks of models with Mamba states end where prompts part",
+        apply: |rules| rules.junctions = JunctionRule::EndsChunk,
+    },
+    Change {
+        since: Version::new(0, 25, 0),
+        source: "vllm-project/vllm pull request 45845, June 2026; in use with 0.25.0 (llm-d/llm-d pull request 2034)",
+        what: "a retention interval holds for Mamba states too",
+        apply: |rules| rules.retention = RetentionRule::WindowsAndStates,
+    },
+    Change {
         since: Version::new(0, 26, 0),
         source: "start-up logs of 0.26 to 0.31 with the V2 runner: fitted; its profiling step skips top-k and top-p",
         what: "the sampler holds 8 bytes a logit",
@@ -264,10 +312,22 @@ const CHANGES: [Change; 18] = [
         apply: |rules| rules.reserves_null_block = true,
     },
     Change {
+        since: Version::new(0, 26, 0),
+        source: "vllm-project/vllm pull request 47782 of July 2026, after 0.25.0; read in 0.32.0",
+        what: "blocks where prompts part are kept under a retention interval",
+        apply: |rules| rules.junctions = JunctionRule::IsRetained,
+    },
+    Change {
         since: Version::new(0, 27, 0),
         source: "vllm-project/vllm pull request 51726, August 2026; engine/arg_utils.py of 0.32.0",
         what: "16,384 tokens a step from 160 GiB on",
         apply: |rules| rules.batch = BatchRule::ByMemoryAndLarger,
+    },
+    Change {
+        since: Version::new(0, 29, 0),
+        source: "vllm-project/vllm pull request 52216, merged in August 2026 and not in 0.28.0 (issues 48435, 57610); read in 0.32.0",
+        what: "the retention interval is 0 unless set",
+        apply: |rules| rules.retention = RetentionRule::ZeroByDefault,
     },
 ];
 
@@ -352,6 +412,26 @@ mod tests {
         assert!((at(20).gpu_memory_utilization - 0.92).abs() < 1e-9);
         assert!(!at(13).async_by_default && at(14).async_by_default);
         assert!(!at(9).groups_windows && at(10).groups_windows);
+        let retention = [22, 23, 25, 28, 29].map(|minor| at(minor).retention);
+        assert_eq!(
+            retention,
+            [
+                RetentionRule::None,
+                RetentionRule::Windows,
+                RetentionRule::WindowsAndStates,
+                RetentionRule::WindowsAndStates,
+                RetentionRule::ZeroByDefault
+            ]
+        );
+        let junctions = [23, 24, 26].map(|minor| at(minor).junctions);
+        assert_eq!(
+            junctions,
+            [
+                JunctionRule::None,
+                JunctionRule::EndsChunk,
+                JunctionRule::IsRetained
+            ]
+        );
     }
 
     #[test]

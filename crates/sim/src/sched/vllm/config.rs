@@ -16,6 +16,18 @@ pub enum Policy {
     Priority,
 }
 
+/// What is done at a junction: differs between releases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Junctions {
+    /// Nothing: releases that do not look for them.
+    Ignored,
+    /// Chunks of models with Mamba states end there.
+    EndChunks,
+    /// Blocks that end there are also named under sparse retention; the rule of vLLM 0.32.0.
+    #[default]
+    Retained,
+}
+
 /// Settings of a [`Scheduler`](super::Scheduler); defaults are those of vLLM 0.32.0's library use on a small GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
@@ -39,6 +51,8 @@ pub struct SchedulerConfig {
     pub prefix_caching: bool,
     /// Which blocks of sparse groups are named.
     pub retention: Retention,
+    /// What is done where a request parts from a prefix that only layers of full attention have cached.
+    pub junctions: Junctions,
     /// Admit a request only if its whole known sequence fits, not only its first chunk.
     pub reserve_full_isl: bool,
     /// Where released blocks go: differs between releases.
@@ -63,6 +77,7 @@ impl SchedulerConfig {
             policy: Policy::default(),
             prefix_caching: true,
             retention: Retention::default(),
+            junctions: Junctions::default(),
             reserve_full_isl: true,
             release_order: ReleaseOrder::default(),
             speculation: None,
@@ -128,6 +143,15 @@ impl SchedulerConfig {
             release_order: self.release_order,
             use_eagle: self.drops_block(),
             ..ManagerConfig::new(self.num_blocks, self.groups_with_drafts())
+        }
+    }
+
+    /// The junction that named blocks are kept for; 0 for none.
+    pub(super) fn retained_junction(&self, boundary: u32) -> u32 {
+        if self.junctions == Junctions::Retained {
+            boundary
+        } else {
+            0
         }
     }
 

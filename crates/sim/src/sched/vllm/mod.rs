@@ -32,7 +32,7 @@ use kvwise_cache::pool::{BlockId, DenseIndex, PoolObserver};
 use kvwise_core::{Error, Result};
 use rustc_hash::FxHashMap;
 
-pub use config::{Policy, SchedulerConfig};
+pub use config::{Junctions, Policy, SchedulerConfig};
 pub use connector::{KvConnector, Load, Matched, NoConnector, Query};
 pub use events::{
     Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
@@ -434,7 +434,7 @@ impl Scheduler {
             request.slot(),
             &Allocation {
                 num_prompt_tokens: request.prompt,
-                shared_prefix_boundary: request.boundary,
+                shared_prefix_boundary: self.config.retained_junction(request.boundary),
                 lookahead_tokens,
                 ..Allocation::new(&request.keys, computed, tokens, request.known)
             },

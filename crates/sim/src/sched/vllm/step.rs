@@ -2,6 +2,7 @@
 
 use kvwise_cache::manager::Allocation;
 
+use super::config::Junctions;
 use super::connector::KvConnector;
 use super::loads::Asked;
 use super::{Admission, BlockTables, ContentKeys, Rejection, Scheduler, SchedulerEvents, State, StepWork};
@@ -156,7 +157,10 @@ impl Scheduler {
                 content.extend(request.tag, request.known, &mut request.keys);
             }
             self.manager.lookup(&request.keys, request.known, &mut self.hit);
-            request.boundary = self.hit.shared_prefix_boundary;
+            request.boundary = match self.config.junctions {
+                Junctions::Ignored => 0,
+                Junctions::EndChunks | Junctions::Retained => self.hit.shared_prefix_boundary,
+            };
             if K::ENABLED {
                 match self.ask_connector(step, r, content, events, connector) {
                     Asked::Gone => continue,
@@ -190,7 +194,7 @@ impl Scheduler {
                     request.slot(),
                     &Allocation {
                         num_prompt_tokens: request.prompt,
-                        shared_prefix_boundary: request.boundary,
+                        shared_prefix_boundary: self.config.retained_junction(request.boundary),
                         full_sequence_must_fit: self.config.reserve_full_isl,
                         apply_watermark: !alone,
                         lookahead_tokens,
