@@ -41,7 +41,7 @@ TINY = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_si
         "vocab_size": 1024, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}
 
 
-def kv_groups(text, block_size, drafts=0):
+def kv_groups(text, block_size, drafts=0, one_state=0):
     groups = []
     for item in text.split(","):
         kind, count = item.split(":")
@@ -55,8 +55,9 @@ def kv_groups(text, block_size, drafts=0):
             elif kind.startswith("chunk"):
                 spec = ChunkedLocalAttentionSpec(attention_chunk_size=int(kind[5:]), **attention)
             elif kind == "mamba":
-                spec = MambaSpec(block_size=size, shapes=((2, 64),), dtypes=(torch.bfloat16,), mamba_cache_mode="align",
-                                 num_speculative_blocks=drafts)
+                # vLLM sets mode "none" and blocks of the longest request where prefixes are not cached
+                spec = MambaSpec(block_size=one_state or size, shapes=((2, 64),), dtypes=(torch.bfloat16,),
+                                 mamba_cache_mode="none" if one_state else "align", num_speculative_blocks=drafts)
             else:
                 spec = FullAttentionSpec(**attention)
             groups.append(KVCacheGroupSpec([f"layer{len(groups)}"], spec, is_eagle_group=bool(eagle)))
@@ -81,14 +82,14 @@ def build(model, s):
         config.speculative_config = speculative_config(s["speculation"])
     # Whatever the platform changed is set again.
     drafts = s["speculation"]["draft_tokens"] if s.get("speculation") else 0
-    groups = kv_groups(s.get("groups", "full:1"), s["block_size"], drafts)
+    groups = kv_groups(s.get("groups", "full:1"), s["block_size"], drafts, 0 if caching else s["max_model_len"])
     sizes = [g.kv_cache_spec.block_size for g in groups]
-    mamba_sizes = [g.kv_cache_spec.block_size for g in groups if isinstance(g.kv_cache_spec, MambaSpec)]
+    mamba_sizes = [g.kv_cache_spec.block_size for g in groups if isinstance(g.kv_cache_spec, MambaSpec)] if caching else []
     cache_config.block_size = mamba_sizes[0] if mamba_sizes else (sizes[0] if len(sizes) == 1 else s["block_size"])
     cache_config.prefix_cache_retention_interval = None if retention == "none" else int(retention)
     cache_config.num_gpu_blocks = s["num_blocks"]
     if mamba:
-        cache_config.mamba_cache_mode = "align"
+        cache_config.mamba_cache_mode = "align" if caching else "none"
     model_config.max_model_len = s["max_model_len"]
     scheduler_config.max_num_seqs = s["max_num_seqs"]
     scheduler_config.max_num_batched_tokens = s["max_num_batched_tokens"]

@@ -1,7 +1,7 @@
 //! What traces take in memory: told before they are read, and told rightly.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 fn kvwise(arguments: &[&str]) -> Output {
@@ -134,7 +134,7 @@ fn what_is_said_is_what_is_taken() {
     unshared(&generated, 100_000);
     let mut traces = vec![generated];
     if let Some(paths) = std::env::var_os("KVWISE_MEMORY_TRACES") {
-        traces.extend(std::env::split_paths(&paths).map(PathBuf::from));
+        traces.extend(std::env::split_paths(&paths));
     }
     let mut wrong = Vec::new();
     for trace in &traces {

@@ -18,7 +18,8 @@ pub enum GroupKind {
         /// Chunk, in tokens.
         chunk_tokens: u32,
     },
-    /// State-space layers whose state is kept at block boundaries (vLLM's mamba cache mode "align").
+    /// State-space layers whose state is kept at block boundaries (vLLM's mamba cache mode "align"); where prefixes are
+    /// not cached, one state a request ("none").
     MambaAlign {
         /// Extra state blocks for speculative tokens.
         speculative_blocks: u32,
@@ -81,6 +82,17 @@ impl GroupSpec {
     /// Whether its blocks are found by any finer boundary than their own size.
     pub(super) fn fine_grained(&self) -> bool {
         matches!(self.kind, GroupKind::Full | GroupKind::MambaAlign { .. })
+    }
+
+    /// Blocks for `num_tokens` tokens. State-space layers come here only where nothing is cached: vLLM then keeps one
+    /// state a request, and one a draft (its mamba cache mode "none").
+    pub(super) fn blocks_for(&self, num_tokens: u32) -> u32 {
+        match self.kind {
+            GroupKind::MambaAlign {
+                speculative_blocks, ..
+            } => u32::from(num_tokens > 0) + speculative_blocks,
+            _ => num_tokens.div_ceil(self.block_size),
+        }
     }
 
     /// Blocks a request of this group never exceeds, for kinds that recycle blocks while they go.

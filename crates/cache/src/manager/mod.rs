@@ -389,7 +389,9 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         }
         for g in 0..self.groups.len() {
             match self.groups[g].kind {
-                GroupKind::MambaAlign { .. } => self.mamba_allocate(g, slot, main_tokens),
+                GroupKind::MambaAlign { .. } if self.pool.caching() => {
+                    self.mamba_allocate(g, slot, main_tokens);
+                }
                 _ => self.extend(g, slot, slot_tokens),
             }
         }
@@ -485,7 +487,9 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         let mut sum = 0;
         for g in 0..self.groups.len() {
             sum += match self.groups[g].kind {
-                GroupKind::MambaAlign { .. } => self.mamba_need(g, slot, &hit.blocks[g], need),
+                GroupKind::MambaAlign { .. } if self.pool.caching() => {
+                    self.mamba_need(g, slot, &hit.blocks[g], need)
+                }
                 _ => self.attention_need(g, slot, &hit.blocks[g], need),
             };
         }
@@ -494,7 +498,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
 
     fn attention_need(&self, g: usize, slot: Slot, hit: &[BlockId], need: &Need) -> i64 {
         let spec = &self.groups[g];
-        let mut required = need.num_tokens.div_ceil(spec.block_size);
+        let mut required = spec.blocks_for(need.num_tokens);
         if need.apply_cap
             && let Some(cap) = self.caps[g]
         {
@@ -521,8 +525,11 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         for g in 0..self.groups.len() {
             let spec = self.groups[g];
             match spec.kind {
-                GroupKind::Full => {}
-                GroupKind::MambaAlign { .. } => self.mamba_remove_skipped(g, slot, processed),
+                GroupKind::MambaAlign { .. } if self.pool.caching() => {
+                    self.mamba_remove_skipped(g, slot, processed);
+                }
+                // without caching a request's one state goes with it
+                GroupKind::Full | GroupKind::MambaAlign { .. } => {}
                 GroupKind::SlidingWindow { .. } | GroupKind::ChunkedLocal { .. } => {
                     let skipped = spec.skipped_tokens(processed) / spec.block_size;
                     if skipped == 0 {
@@ -575,7 +582,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
             self.pool.retain(copy);
             self.copies.push((g as u32, source, copy));
         }
-        let required = num_tokens.div_ceil(self.groups[g].block_size);
+        let required = self.groups[g].blocks_for(num_tokens);
         let new = required.saturating_sub(self.tables[t].len());
         self.extend_table(t, new);
     }
