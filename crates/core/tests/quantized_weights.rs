@@ -54,6 +54,44 @@ fn every_quantised_row_is_equal_to_what_the_engine_allocates() {
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
 
+/// Rows with their own configuration: published geometries with fewer layers and a scheme that was put into them.
+const VARIANTS: &str = include_str!("golden/quantized_variants.jsonl");
+
+#[test]
+fn schemes_on_many_classes_are_equal_to_what_the_engine_allocates() {
+    let mut different = Vec::new();
+    let mut rows = 0;
+    for line in VARIANTS.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let name = row["name"].as_str().unwrap();
+        let mut file = row["config"].as_object().unwrap().clone();
+        file.insert(
+            "quantization_config".to_owned(),
+            row["quantization_config"].clone(),
+        );
+        let config = Config::from_map(file);
+        let quantization = Quantization::read(&config).unwrap().unwrap();
+        let Reading::Model(model) = read(name, &config).unwrap() else {
+            panic!("{name} was not read as a model");
+        };
+        let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
+        let got = model
+            .quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization)
+            .map_err(|error| error.to_string());
+        let want = row["bytes"].as_u64().unwrap();
+        if got != Ok(want) {
+            different.push(format!(
+                "{name} {} tp {}: {got:?}, the engine has {want}",
+                quantization.name(),
+                parallel.tp
+            ));
+        }
+        rows += 1;
+    }
+    assert!(rows > 150, "only {rows} rows were compared");
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
 #[test]
 fn values_that_cannot_be_used_are_named() {
     let read = |q: &str| {
@@ -61,7 +99,10 @@ fn values_that_cannot_be_used_are_named() {
         Quantization::read(&Config::parse(text.as_bytes()).unwrap())
     };
     for (q, part) in [
-        (r#"{"quant_method": "bitsandbytes"}"#, "bitsandbytes"),
+        (r#"{"quant_method": "squeezellm"}"#, "squeezellm"),
+        (r#"{"quant_method": "torchao"}"#, "torchao"),
+        (r#"{"quant_method": "quark"}"#, "export"),
+        (r#"{"quant_method": "auto-round", "bits": 3}"#, "bits"),
         (
             r#"{"quant_method": "fp8", "activation_scheme": "sometimes"}"#,
             "activation_scheme",
@@ -86,6 +127,18 @@ fn values_that_cannot_be_used_are_named() {
         let error = read(q).expect_err(q).to_string();
         assert!(error.contains(part), "{error} does not name {part}");
     }
+    for (q, part) in [
+        (r#"{"quant_method": "gptq", "sym": false}"#, "sym"),
+        (r#"{"quant_method": "gptq", "desc_act": true}"#, "desc_act"),
+        (r#"{"quant_method": "bitsandbytes"}"#, "bitsandbytes"),
+        (r#"{"quant_method": "fbgemm_fp8"}"#, "deprecated"),
+    ] {
+        let quantization = read(q).unwrap().unwrap();
+        let reason = quantization.refusal().expect(q);
+        assert!(reason.contains(part), "{reason} does not name {part}");
+    }
+    let plain = read(r#"{"quant_method": "gptq", "desc_act": true, "group_size": -1}"#).unwrap();
+    assert_eq!(plain.unwrap().refusal(), None);
     assert!(read("null").unwrap().is_none());
     assert!(Quantization::named("fp9").is_err());
 }

@@ -39,6 +39,22 @@ pub struct Model {
     pub mtp_layers: u64,
     /// How it is served where it generates no text.
     pub pooling: Option<Pooling>,
+    /// What its attention layers hold of a quantised checkpoint's scales.
+    pub attention_scales: AttentionScales,
+}
+
+/// Whether a class gives its attention layers the checkpoint's quantisation, and in which type these keep the scales
+/// that a checkpoint brings for the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionScales {
+    /// They are built with it (most classes).
+    #[default]
+    Own,
+    /// They are built with it while the model's element type is the default, which float32 scales become too (the
+    /// generic Transformers backend).
+    InModelType,
+    /// They are built without: no scales, and a cache type that only the checkpoint asks for does not reach them.
+    None,
 }
 
 /// How an engine serves a model that embeds, classifies or scores.

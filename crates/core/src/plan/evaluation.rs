@@ -58,6 +58,11 @@ impl Evaluation<'_> {
         i128::from(self.missing_bytes)
     }
 
+    /// Whether the model keeps nothing between tokens (encoders).
+    pub fn keeps_nothing(&self) -> bool {
+        self.kv_cache.as_ref().is_some_and(|kv| kv.groups.is_empty())
+    }
+
     /// What is left for (more) KV cache beyond a need, at a value of the overhead; negative if missing.
     pub fn left(&self, overhead_bytes: u64, kv_bytes: u64) -> i128 {
         if self.pool_given {

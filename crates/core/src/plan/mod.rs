@@ -232,7 +232,9 @@ fn components(evaluation: &Evaluation) -> Vec<Term> {
     terms.extend(evaluation.overhead.iter().cloned());
     let used = terms.iter().fold(0_u64, |sum, t| sum.saturating_add(t.bytes));
     let pool = evaluation.available_bytes;
-    terms.push(if evaluation.pool_given {
+    terms.push(if evaluation.keeps_nothing() {
+        Term::exact("kv_cache", 0, "the model keeps nothing between tokens")
+    } else if evaluation.pool_given {
         Term::exact("kv_cache", pool, "--kv-cache-memory-bytes")
     } else if evaluation.spread.is_exact() {
         Term::exact("kv_cache", pool, "what the budget leaves")

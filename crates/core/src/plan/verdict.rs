@@ -172,7 +172,9 @@ fn sentence(request: &Request, evaluation: &Evaluation, all: &[Fit], fits: bool,
         return format!("does not start: {}", reason.trim_end_matches('.'));
     }
     let Some(first) = all.first() else {
-        return if fits {
+        return if fits && evaluation.keeps_nothing() {
+            "the weights fit; the model keeps nothing between tokens and has no KV cache".to_owned()
+        } else if fits {
             format!(
                 "the weights fit: {} are left for the KV cache",
                 human_bytes(evaluation.available_bytes)

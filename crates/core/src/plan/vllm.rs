@@ -13,7 +13,7 @@ use super::pool::Pool;
 use super::request::{Request, Subject};
 use crate::arch::{Config, Model, Parallel};
 use crate::dtype::Dtype;
-use crate::engine::vllm::{self, Settings};
+use crate::engine::vllm::{self, Settings, Version};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, ErrorKind, Result};
 use explain::{explain_layout, kv_cache};
@@ -91,6 +91,9 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     serve(request, &setting, (model, dtype), stages, indivisible, warnings)
 }
 
+/// The release whose refusals of quantised checkpoints are known; earlier ones took some that it does not.
+const LOADS_LESS: Version = Version::new(0, 32, 0);
+
 /// Weights of all stages, or why there are none to show; with the engine's refusal where ranks do not divide the model.
 fn stages(
     subject: &Subject,
@@ -106,7 +109,18 @@ fn stages(
         ..
     } = setting;
     match weights::weights(subject, described, settings, gpu, parallel, dtype) {
-        Ok(stages) => Ok(Ok((stages, None))),
+        Ok(mut stages) => {
+            let mut refusal = stages.refusal.take();
+            if settings.version < LOADS_LESS
+                && let Some(reason) = refusal.take()
+            {
+                warnings.push(format!(
+                    "vLLM {LOADS_LESS} says of this checkpoint: {reason} When that came is not known; {} may load it",
+                    settings.version
+                ));
+            }
+            Ok(Ok((stages, refusal)))
+        }
         // Sizes that the ranks do not divide are the engine's refusal; the numbers are shown as even shares.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             let whole = match weights::weights(subject, described, settings, gpu, &Parallel::default(), dtype)
@@ -324,8 +338,12 @@ fn serve<'a>(
     };
     explain_layout(&layout, &mut evaluation.steps);
     evaluation.max_model_len = Some(layout.max_model_len);
-    evaluation.kv_cache = Some(kv_cache(&layout, tightest, dtype));
     let unit_bytes = layout.stages.iter().map(|s| s.bytes_per_block).max().unwrap_or(0);
+    if unit_bytes == 0 {
+        // Encoders: the engine asks for no memory and keeps the one block that a pool has to have (v1/engine/core.py).
+        evaluation.available_bytes = 0;
+    }
+    evaluation.kv_cache = Some(kv_cache(&layout, evaluation.available_bytes, dtype));
     if unit_bytes > 0 {
         // One request of the longest length, and the null block; a length that adapts needs nothing in particular.
         if settings.max_model_len != vllm::MaxModelLen::Auto {

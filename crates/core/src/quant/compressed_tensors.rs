@@ -61,6 +61,7 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
     };
     let format = q.str("format")?.unwrap_or_default();
     let mut groups = Vec::new();
+    let mut refusal = None;
     for key in config_groups.map().keys() {
         let Some(group) = config_groups.sub(key)? else {
             continue;
@@ -68,6 +69,11 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         let Some(weights) = group.sub("weights")? else {
             continue;
         };
+        if let Some(order @ ("group" | "dynamic")) = weights.str("actorder")? {
+            refusal = Some(format!(
+                "Compressed-tensors group/dynamic activation ordering (actorder={order:?}) is no longer supported."
+            ));
+        }
         let input = group.sub("input_activations")?;
         let format = group.str("format")?.unwrap_or(format);
         let targets = group
@@ -88,6 +94,7 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         rule: Rule::Groups(Groups { groups, ignore }),
         cache_scales: CacheScales::ThreeWithZeros,
         padding: Mxfp4Padding::NONE,
+        refusal,
     })
 }
 
@@ -132,6 +139,10 @@ fn scheme(format: &str, weights: &Config, input: Option<&Config>) -> Result<Sche
         ("int", 8, _) if input.is_some() => Scheme::Int8 {
             per_channel: strategy == "channel",
             static_input,
+            input_zero: match input {
+                Some(input) => !input.flag("symmetric", true)?,
+                None => false,
+            },
         },
         ("int", 4 | 8, _) => Scheme::Packed(Packed {
             bits,

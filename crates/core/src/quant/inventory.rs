@@ -135,19 +135,23 @@ impl Inventory {
                 total = total.checked_add(bytes).ok_or_else(overflow)?;
             }
         }
-        let scales = match &self.quantization {
-            Some(quantization) => quantization.cache_scales,
-            None => CacheScales::None,
-        };
-        if scales != CacheScales::None {
+        if let Some(quantization) = self
+            .quantization
+            .as_ref()
+            .filter(|q| q.cache_scales != CacheScales::None)
+        {
+            let scales = quantization.cache_scales;
             let caches = (0u64..)
                 .zip(&model.layers)
                 .filter(|(layer, _)| range.contains(layer))
-                .flat_map(|(_, layer)| &layer.caches)
-                .filter(|cache| scales.are_beside(&cache.kind))
+                .flat_map(|(i, layer)| layer.caches.iter().map(move |cache| (i, cache)))
+                .filter(|(_, cache)| scales.are_beside(&cache.kind))
+                .filter(|(i, cache)| {
+                    quantization.scales_cache_at(|| format!("{}.{i}.{}", model.layers_path, cache.name))
+                })
                 .count() as u64;
             total = scales
-                .bytes(dtype)?
+                .bytes(dtype, model.attention_scales)?
                 .checked_mul(caches)
                 .and_then(|bytes| total.checked_add(bytes))
                 .ok_or_else(overflow)?;
@@ -267,12 +271,13 @@ mod tests {
             };
         }
         let range = parallel.stage_layers(stage, model.layers.len() as u64)?;
-        for (_, layer) in (0u64..).zip(&model.layers).filter(|(i, _)| range.contains(i)) {
+        for (i, layer) in (0u64..).zip(&model.layers).filter(|(i, _)| range.contains(i)) {
             for cache in &layer.caches {
-                if let Some(scales) = quantization.map(|q| q.cache_scales)
-                    && scales.are_beside(&cache.kind)
+                if let Some(quantization) = quantization
+                    && quantization.cache_scales.are_beside(&cache.kind)
+                    && quantization.scales_cache_at(|| format!("{}.{i}.{}", model.layers_path, cache.name))
                 {
-                    total += scales.bytes(dtype)?;
+                    total += quantization.cache_scales.bytes(dtype, model.attention_scales)?;
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! Quantised weights: what a checkpoint's `quantization_config` or `--quantization` makes of each module.
 //!
 //! [`Quantization::read`] understands the formats that vLLM 0.32.0 loads (`fp8`, `AWQ`, `GPTQ`,
-//! `compressed-tensors`, `ModelOpt`, `MXFP4`); [`Quantization::named`] those it makes on load. Each module asks
+//! `compressed-tensors`, `ModelOpt`, Quark, auto-round, `MXFP4`); [`Quantization::named`] those it makes on load. Each module asks
 //! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
 
 mod compressed_tensors;
 mod glob;
 mod inventory;
 mod modelopt;
+mod overrides;
+mod quark;
 mod scheme;
 mod select;
 
@@ -15,7 +17,7 @@ pub use inventory::Inventories;
 pub(crate) use inventory::Inventory;
 pub use scheme::{InputScale, Layout, Mxfp4Padding, Packed, Scheme};
 
-use crate::arch::{Config, Model, Op, Parallel, Weight};
+use crate::arch::{AttentionScales, Config, Model, Op, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 use select::{Ignore, Match};
@@ -28,6 +30,8 @@ pub struct Quantization {
     /// Scales that the engine keeps beside each attention layer's cache.
     cache_scales: CacheScales,
     padding: Mxfp4Padding,
+    /// Why vLLM 0.32.0 would not load it, in its words.
+    refusal: Option<String>,
 }
 
 /// Which scheme a module gets.
@@ -46,6 +50,10 @@ enum Rule {
     Groups(compressed_tensors::Groups),
     /// A scheme by module (`ModelOpt`'s mixed precision).
     Listed(modelopt::Listed),
+    /// A scheme for all with others by name (Quark).
+    Quark(quark::Modules),
+    /// A scheme for all with exceptions (GPTQ's `dynamic`, auto-round).
+    Overrides(overrides::Overrides),
 }
 
 /// Parameters that the engine registers with each attention layer (vLLM 0.32.0, `BaseKVCacheMethod` and
@@ -62,11 +70,12 @@ enum CacheScales {
 }
 
 impl CacheScales {
-    fn bytes(self, model: Dtype) -> Result<u64> {
-        match self {
-            Self::None => Ok(0),
-            Self::Four { .. } => model.bytes(4),
-            Self::ThreeWithZeros => Ok(Dtype::F32.bytes(3)? + model.bytes(3)?),
+    fn bytes(self, model: Dtype, layers: AttentionScales) -> Result<u64> {
+        match (self, layers) {
+            (Self::None, _) | (_, AttentionScales::None) => Ok(0),
+            (Self::Four { .. }, _) => model.bytes(4),
+            (Self::ThreeWithZeros, AttentionScales::Own) => Ok(Dtype::F32.bytes(3)? + model.bytes(3)?),
+            (Self::ThreeWithZeros, AttentionScales::InModelType) => model.bytes(6),
         }
     }
 }
@@ -113,6 +122,18 @@ impl Quantization {
                 modelopt::read(&q)?
             }
             "mxfp4" | "gpt_oss_mxfp4" => mxfp4(&q)?,
+            "quark" => quark::read(&q)?,
+            "auto-round" | "inc" => overrides::auto_round(&q)?,
+            "experts_int8" => Self::named("experts_int8")?,
+            "fbgemm_fp8" => fbgemm(&q)?,
+            "bitsandbytes" => bitsandbytes(&q)?,
+            "torchao" | "humming" | "moe_wna16" | "online" | "fp_quant" => {
+                return Err(Error::not_found(format!(
+                    "{} is {method:?}, a format that vLLM loads and that is not described here yet",
+                    q.name("quant_method")
+                ))
+                .hint("--quantization none plans the model without its quantisation, a format's name with that one"));
+            }
             // The engine takes files without a method by their producer; without that they are not quantised.
             "" if producer == "modelopt" && q.get("quant_method").is_some() => modelopt::read(&q)?,
             "" => return Ok(None),
@@ -150,9 +171,10 @@ impl Quantization {
                 inputs: BLOCK.1,
             },
             "mxfp8" => Scheme::Mxfp8,
-            "int8" | "int8_per_channel_weight_only" => Scheme::Int8 {
+            "int8" | "int8_per_channel_weight_only" | "experts_int8" => Scheme::Int8 {
                 per_channel: true,
                 static_input: false,
+                input_zero: false,
             },
             "nvfp4" | "nvfp4_per_token" | "modelopt_fp4" => Scheme::Nvfp4(InputScale::F32),
             "mxfp4" => Scheme::Mxfp4,
@@ -165,12 +187,11 @@ impl Quantization {
                 )));
             }
         };
-        Ok(Self::uniform(
-            name,
-            scheme,
-            Ignore::new(Match::Exact, &[])?,
-            CacheScales::None,
-        ))
+        let mut read = Self::uniform(name, scheme, Ignore::new(Match::Exact, &[])?, CacheScales::None);
+        if let Rule::Uniform { experts_only, .. } = &mut read.rule {
+            *experts_only = name.eq_ignore_ascii_case("experts_int8");
+        }
+        Ok(read)
     }
 
     fn uniform(name: &str, scheme: Scheme, ignore: Ignore, cache_scales: CacheScales) -> Self {
@@ -185,7 +206,18 @@ impl Quantization {
             },
             cache_scales,
             padding: Mxfp4Padding::NONE,
+            refusal: None,
         }
+    }
+
+    /// Why vLLM 0.32.0 would not load the checkpoint although its sizes are known; older releases did load it.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    fn refused(mut self, reason: impl Into<String>) -> Self {
+        self.refusal = Some(reason.into());
+        self
     }
 
     /// The method's name as the checkpoint or the user spells it.
@@ -236,6 +268,16 @@ impl Quantization {
             }
             Rule::Groups(groups) => groups.scheme(path, is_head, is_experts),
             Rule::Listed(listed) => listed.scheme(path, is_experts),
+            Rule::Quark(modules) => modules.scheme(path, is_head, is_experts),
+            Rule::Overrides(overrides) => overrides.scheme(path, is_head),
+        }
+    }
+
+    /// Whether the attention module at `path` has the scales that the format brings for the cache.
+    fn scales_cache_at(&self, path: impl FnOnce() -> String) -> bool {
+        match &self.rule {
+            Rule::Quark(modules) => !modules.leaves_out(&select::canonical(&path())),
+            _ => true,
         }
     }
 
@@ -318,41 +360,91 @@ fn fp8(q: &Config) -> Result<Quantization> {
     ))
 }
 
+/// Bits of one integer.
+fn bits(q: &Config, keys: &[&str], default: u64) -> Result<u64> {
+    let bits = q.first_u64(keys)?.unwrap_or(default);
+    if matches!(bits, 4 | 8) {
+        return Ok(bits);
+    }
+    Err(Error::input(format!(
+        "{} is {bits}, expected 4 or 8",
+        q.name(keys[0])
+    )))
+}
+
 /// AWQ and GPTQ (vLLM 0.32.0, `auto_awq.py` and `auto_gptq.py`).
 fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
-    let bits = q.first_u64(&["bits", "w_bit", "wbits"])?.unwrap_or(4);
-    if !matches!(bits, 4 | 8) {
-        return Err(Error::input(format!(
-            "{} is {bits}, expected 4 or 8",
-            q.name("bits")
-        )));
-    }
-    // -1 means one scale an output.
-    let group = match q.get("group_size").or(q.get("q_group_size")) {
-        None => Some(128),
-        Some(v) if v.as_i64() == Some(-1) => None,
-        Some(_) => Some(q.positive(&["group_size", "q_group_size"])?),
+    let gptq = layout == Layout::Gptq;
+    // One scale an output for -1.
+    let group = overrides::group_size(q, &["group_size", "q_group_size"], Some(128))?;
+    let refusal = if !gptq {
+        None
+    } else if !q.flag("sym", true)? {
+        Some("Unsupported quantization config: sym=False.")
+    } else if q.flag("desc_act", false)? && group.is_some() {
+        Some(
+            "GPTQ group activation ordering (desc_act=True) is no longer supported. Use a checkpoint with static \
+             activation ordering or desc_act=False.",
+        )
+    } else {
+        None
     };
-    let (zeros, list, name) = match layout {
-        Layout::Awq => (
-            q.flag("zero_point", true)?,
-            names(q, &["modules_to_not_convert"])?,
-            "awq",
-        ),
-        _ => (true, Vec::new(), "gptq"),
-    };
-    let scheme = Scheme::Packed(Packed {
-        bits,
+    let refusal = refusal.map(str::to_owned);
+    let packed = Packed {
+        bits: bits(q, &["bits", "w_bit", "wbits"], 4)?,
         group,
-        zeros,
+        // AWQ's modules have room for zero points whether the checkpoint has them or not.
+        zeros: true,
         layout,
-    });
-    let ignore = Ignore::new(Match::Part, &list)?;
-    let mut read = Quantization::uniform(name, scheme, ignore, CacheScales::None);
-    if let Rule::Uniform { head, .. } = &mut read.rule {
-        *head = q.flag("lm_head", false)?;
+    };
+    let head = q.flag("lm_head", false)?;
+    if gptq && let Some(overrides) = overrides::dynamic(q, packed, head)? {
+        return Ok(Quantization {
+            name: "gptq".to_owned(),
+            rule: Rule::Overrides(overrides),
+            cache_scales: CacheScales::None,
+            padding: Mxfp4Padding::NONE,
+            refusal,
+        });
     }
+    let (list, name) = if gptq {
+        (Vec::new(), "gptq")
+    } else {
+        (names(q, &["modules_to_not_convert"])?, "awq")
+    };
+    let ignore = Ignore::new(Match::Part, &list)?;
+    let mut read = Quantization::uniform(name, Scheme::Packed(packed), ignore, CacheScales::None);
+    if let Rule::Uniform { head: own, .. } = &mut read.rule {
+        *own = head;
+    }
+    read.refusal = refusal;
     Ok(read)
+}
+
+/// Checkpoints of FBGEMM (vLLM 0.32.0, `fbgemm_fp8.py`).
+fn fbgemm(q: &Config) -> Result<Quantization> {
+    let ignore = Ignore::new(Match::Exact, &names(q, &["modules_to_not_convert"])?)?;
+    let read = Quantization::uniform("fbgemm_fp8", Scheme::Fp8Bounded, ignore, CacheScales::None);
+    Ok(read.refused(
+        "The quantization method fbgemm_fp8 is deprecated and will be removed in future versions of vLLM. To bypass, \
+         set `--allow-deprecated-quantization`.",
+    ))
+}
+
+/// Checkpoints of bitsandbytes, which vLLM has left out of 0.32.0: 4-bit floats in blocks of 64, or 8-bit integers.
+fn bitsandbytes(q: &Config) -> Result<Quantization> {
+    let scheme = if q.flag("load_in_8bit", false)? {
+        Scheme::Int8 {
+            per_channel: true,
+            static_input: false,
+            input_zero: false,
+        }
+    } else {
+        Scheme::Bnb4
+    };
+    let ignore = Ignore::new(Match::Part, &names(q, &["llm_int8_skip_modules"])?)?;
+    let read = Quantization::uniform("bitsandbytes", scheme, ignore, CacheScales::None);
+    Ok(read.refused("Unknown quantization method: bitsandbytes, which vLLM 0.32.0 does not load"))
 }
 
 /// DeepSeek-V4's checkpoints keep routed experts in MXFP4 unless `expert_dtype` says fp8 (vLLM 0.32.0,

@@ -62,8 +62,10 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         ))
     })?;
     let mut read = Quantization::uniform("modelopt", scheme, ignore, CacheScales::Four { latent: true });
-    if let Rule::Uniform { head, .. } = &mut read.rule {
+    if let Rule::Uniform { head, experts, .. } = &mut read.rule {
         *head = true;
+        // Experts have no blocks: the engine reads them as plain FP8.
+        *experts = (algo == "FP8_PB_WO").then_some(Scheme::Fp8Tensor { static_input: true });
     }
     Ok(read)
 }
@@ -126,5 +128,6 @@ fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
             CacheScales::None
         },
         padding: Mxfp4Padding::NONE,
+        refusal: None,
     })
 }

@@ -17,6 +17,8 @@ pub enum Scheme {
         /// Whether activations have a scale in the checkpoint.
         static_input: bool,
     },
+    /// [`Scheme::Fp8Channel`] with a bound of the activations' scale (FBGEMM).
+    Fp8Bounded,
     /// 8-bit floats made on load with one float32 scale for the module (`--quantization fp8_per_tensor`).
     Fp8OnLoad,
     /// 8-bit floats and a float32 scale for every block of outputs times inputs.
@@ -34,6 +36,8 @@ pub enum Scheme {
         per_channel: bool,
         /// Whether activations have a scale in the checkpoint.
         static_input: bool,
+        /// Whether they have a zero point beside it.
+        input_zero: bool,
     },
     /// Integers packed in 32-bit words.
     Packed(Packed),
@@ -41,6 +45,8 @@ pub enum Scheme {
     Nvfp4(InputScale),
     /// 4-bit floats and one 8-bit power-of-two scale for every 32 inputs.
     Mxfp4,
+    /// 4-bit floats and a float32 scale for every 64 of them (bitsandbytes, its nested scales unpacked on load).
+    Bnb4,
 }
 
 /// What a 4-bit float scheme registers for activations.
@@ -261,6 +267,18 @@ impl Scheme {
                     sum.add(Dtype::F32, &[parts])?;
                 }
             }
+            Self::Fp8Bounded => {
+                sum.add(Dtype::F8E4m3, &[n, k])?;
+                sum.add(Dtype::F32, &[n])?;
+                sum.add(Dtype::F32, &[1])?;
+            }
+            Self::Bnb4 => {
+                let elements = n
+                    .checked_mul(k)
+                    .ok_or_else(|| Error::overflow(format_args!("the size of {what}")))?;
+                sum.add(Dtype::U8, &[elements.div_ceil(2)])?;
+                sum.add(Dtype::F32, &[elements.div_ceil(64)])?;
+            }
             Self::Fp8OnLoad => {
                 sum.add(Dtype::F8E4m3, &[n, k])?;
                 sum.add(Dtype::F32, &[1])?;
@@ -282,11 +300,15 @@ impl Scheme {
             Self::Int8 {
                 per_channel,
                 static_input,
+                input_zero,
             } => {
                 sum.add(Dtype::I8, &[n, k])?;
                 sum.add(Dtype::F32, &[if per_channel { n } else { parts }])?;
                 if static_input {
                     sum.add(Dtype::F32, &[1])?;
+                    if input_zero {
+                        sum.add(Dtype::I8, &[1])?;
+                    }
                 }
             }
             Self::Packed(p) => {
@@ -296,15 +318,23 @@ impl Scheme {
                     Some(g) => groups(what, k, g)?,
                     None => 1,
                 };
-                if p.layout == Layout::CompressedTensors {
-                    sum.add(Dtype::I32, &[n, k.div_ceil(per_word)])?;
-                    sum.add(Dtype::I64, &[2])?;
-                } else {
-                    sum.add(Dtype::I32, &[k, groups(what, n, per_word)?])?;
+                match p.layout {
+                    Layout::CompressedTensors => {
+                        sum.add(Dtype::I32, &[n, k.div_ceil(per_word)])?;
+                        sum.add(Dtype::I64, &[2])?;
+                    }
+                    // Words hold inputs here and outputs there; a remainder is left out.
+                    Layout::Gptq => sum.add(Dtype::I32, &[k / per_word, n])?,
+                    Layout::Awq => sum.add(Dtype::I32, &[k, n / per_word])?,
                 }
                 sum.add(model, &[scales, n])?;
                 if p.zeros {
-                    sum.add(Dtype::I32, &[scales, n.div_ceil(per_word)])?;
+                    let words = if p.layout == Layout::CompressedTensors {
+                        n.div_ceil(per_word)
+                    } else {
+                        n / per_word
+                    };
+                    sum.add(Dtype::I32, &[scales, words])?;
                 }
             }
             Self::Nvfp4(input) => {
@@ -341,6 +371,21 @@ impl Scheme {
                 sum.add(Dtype::F32, &[e, parts + 1])?;
                 if static_input {
                     sum.add(Dtype::F32, &[e, 2])?;
+                }
+            }
+            Self::Fp8Bounded => {
+                for (n, k) in both {
+                    sum.add(Dtype::F8E4m3, &[e, n, k])?;
+                    sum.add(Dtype::F32, &[e, n])?;
+                }
+            }
+            Self::Bnb4 => {
+                for (n, k) in both {
+                    let elements = n
+                        .checked_mul(k)
+                        .ok_or_else(|| Error::overflow(format_args!("the size of {what}")))?;
+                    sum.add(Dtype::U8, &[e, elements.div_ceil(2)])?;
+                    sum.add(Dtype::F32, &[e, elements.div_ceil(64)])?;
                 }
             }
             Self::Fp8Channel { static_input } => {

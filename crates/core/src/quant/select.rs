@@ -9,7 +9,7 @@ use super::glob::{self, Glob};
 use crate::{Error, Result};
 
 /// Longest pattern that is compiled; published ones stay below a hundred characters.
-const MAX_PATTERN_BYTES: usize = 4096;
+pub(super) const MAX_PATTERN_BYTES: usize = 4096;
 
 /// Names under which checkpoints store the parts of a fused module (vLLM 0.32.0, `packed_modules_mapping` of its
 /// model classes).
@@ -123,6 +123,13 @@ impl Ignore {
     fn glob(&mut self, glob: Glob) {
         let layer = glob.pieces().find_map(layer_in).map(str::to_owned);
         self.globs.add(layer.as_deref(), glob);
+    }
+
+    /// Whether a name in the list is that of a module below `path`.
+    pub(super) fn names_below(&self, path: &str) -> bool {
+        self.exact
+            .iter()
+            .any(|name| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
     }
 
     /// Whether a module (by its canonical path) stays unquantised.

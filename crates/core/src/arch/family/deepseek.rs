@@ -256,9 +256,8 @@ pub(crate) fn axk2(t: &Text) -> Result<Decoder> {
     let (index_heads, index_dim) = (c.dim("index_n_heads")?, c.dim("index_head_dim")?);
     let gate_rank = c.dim("gated_norm_rank")?;
     let queries = mla.heads * (mla.nope + mla.rope + mla.value);
-    let whole = |name: &str, inputs: u64, outputs: u64| {
-        Weight::replicated(name, Role::Attention, inputs, &[outputs]).unquantized()
-    };
+    let whole =
+        |name: &str, inputs: u64, outputs: u64| Weight::replicated(name, Role::Attention, inputs, &[outputs]);
     let gate = |norm: &str| {
         [
             Weight::replicated(format!("{norm}.mlp.fc1"), Role::Norm, hidden, &[gate_rank]),

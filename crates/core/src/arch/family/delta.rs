@@ -304,9 +304,14 @@ pub(crate) fn bailing(t: &Text) -> Result<Decoder> {
     let first = c.dim_or("first_k_dense_replace", 0)?;
     let d = Dense::llama(t)?;
     let mut decoder = d.build_with(|_, _| Ok(()))?;
+    // The third version's layers behind the last whole group attend too (`_is_kda_layer`).
+    let whole = match t.layers()?.checked_rem(group) {
+        Some(rest) if third => t.layers()? - rest,
+        _ => u64::MAX,
+    };
     for (i, layer) in decoder.layers.iter_mut().enumerate() {
         let index = i as u64;
-        let full = group == 0 || (index + 1).is_multiple_of(group);
+        let full = group == 0 || (index + 1).is_multiple_of(group) || index >= whole;
         if full {
             layer.caches = mla.caches(false);
             layer.weights = mla.weights(hidden, false).into();

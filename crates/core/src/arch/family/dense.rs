@@ -5,7 +5,9 @@
 
 use super::text::{Attend, Text};
 use crate::Result;
-use crate::arch::{Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, Weight, Weights};
+use crate::arch::{
+    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, Weight, Weights,
+};
 
 /// What a family returns: everything of a [`Model`](crate::arch::Model) but its name.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -20,6 +22,8 @@ pub struct Decoder {
     pub mtp_layers: u64,
     /// Key/value heads that the engine's configuration reports where they are not [`Text::kv_heads`].
     pub kv_heads: Option<u64>,
+    /// What its attention layers hold of a quantised checkpoint's scales.
+    pub attention_scales: AttentionScales,
 }
 
 /// A norm's parameters.

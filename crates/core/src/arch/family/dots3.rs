@@ -112,5 +112,6 @@ pub(crate) fn dots3(t: &Text) -> Result<Decoder> {
         outside: ends.outside(hidden),
         mtp_layers: c.dim_or("num_nextn_predict_layers", 1)?,
         kv_heads: Some(1),
+        ..Decoder::default()
     })
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::dense::{Attention, Decoder, Dense, Mlp, Norm, QkNorm, part};
 use super::text::{Attend, Text};
-use crate::arch::{Config, Model, Outside, Place, Role, Weight};
+use crate::arch::{AttentionScales, Config, Model, Outside, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -87,6 +87,7 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         outside: decoder.outside,
         mtp_layers: 0,
         pooling: None,
+        attention_scales: AttentionScales::default(),
     })
 }
 

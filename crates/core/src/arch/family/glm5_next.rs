@@ -226,5 +226,6 @@ pub(crate) fn glm5_next(t: &Text) -> Result<Decoder> {
         outside: ends.outside(hidden),
         mtp_layers: c.dim_or("num_nextn_predict_layers", 0)?,
         kv_heads: Some(1),
+        ..Decoder::default()
     })
 }

@@ -260,12 +260,15 @@ pub(crate) fn lfm2(t: &Text) -> Result<Decoder> {
     let mlp = Mlp::gated(width);
     let mut moe = None;
     if moe_model {
-        let m = Moe::new(
-            "feed_forward",
-            experts,
-            c.dim("num_experts_per_tok")?,
-            c.dim("moe_intermediate_size")?,
-        );
+        let m = Moe {
+            router_quantizable: true,
+            ..Moe::new(
+                "feed_forward",
+                experts,
+                c.dim("num_experts_per_tok")?,
+                c.dim("moe_intermediate_size")?,
+            )
+        };
         moe = Some(if c.flag("use_expert_bias", true)? {
             m.corrected("gate.e_score_correction_bias")
         } else {

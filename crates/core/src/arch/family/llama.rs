@@ -290,7 +290,21 @@ pub(crate) fn chatglm(t: &Text) -> Result<Decoder> {
         Norm::None
     };
     d.layers_path = "transformer.encoder.layers";
-    d.build()
+    let mut decoder = d.build()?;
+    // Ignore lists of quantised checkpoints use the class's own names.
+    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        for (usual, own) in [
+            ("self_attention.qkv_proj", "self_attention.query_key_value"),
+            ("self_attention.o_proj", "self_attention.dense"),
+            ("mlp.gate_up_proj", "mlp.dense_h_to_4h"),
+            ("mlp.down_proj", "mlp.dense_4h_to_h"),
+        ] {
+            if weight.name == usual {
+                own.clone_into(&mut weight.name);
+            }
+        }
+    }
+    Ok(decoder)
 }
 
 /// HyperCLOVA X (vLLM 0.32.0, `hyperclovax.py`).

@@ -7,7 +7,7 @@ use crate::arch::{Cache, CacheKind, Layer, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
-/// A Mamba-1 mixer (vLLM 0.32.0, `layers/mamba/mamba_mixer.py`).
+/// A Mamba-1 mixer (vLLM 0.32.0, `layers/mamba/mamba_mixer.py`), which no checkpoint quantises.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mamba1 {
     /// Module path below the layer.
@@ -53,15 +53,22 @@ impl Mamba1 {
             Weight::column(name("conv1d"), Role::State, self.kernel, &[inner])
                 .bias(self.conv_bias)
                 .unquantized(),
-            Weight::column(name("in_proj"), Role::Attention, hidden, &[inner, inner]).bias(self.bias),
+            Weight::column(name("in_proj"), Role::Attention, hidden, &[inner, inner])
+                .bias(self.bias)
+                .unquantized(),
             Weight::row(
                 name("x_proj"),
                 Role::Attention,
                 inner,
                 self.dt_rank + 2 * self.state,
-            ),
-            Weight::column(name("dt_proj"), Role::Attention, self.dt_rank, &[inner]).bias(true),
-            Weight::row(name("out_proj"), Role::Attention, inner, hidden).bias(self.bias),
+            )
+            .unquantized(),
+            Weight::column(name("dt_proj"), Role::Attention, self.dt_rank, &[inner])
+                .bias(true)
+                .unquantized(),
+            Weight::row(name("out_proj"), Role::Attention, inner, hidden)
+                .bias(self.bias)
+                .unquantized(),
         ];
         if self.norms {
             all.push(Weight::norm(name("dt_layernorm"), self.dt_rank));

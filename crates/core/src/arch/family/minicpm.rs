@@ -18,7 +18,15 @@ pub(crate) fn minicpm(t: &Text) -> Result<Decoder> {
             t.config.dim("num_experts_per_tok")?,
             d.mlp.width,
         );
-        return d.build_moe(&moe, &[]);
+        let mut decoder = d.build_moe(&moe, &[])?;
+        // Its experts are plain tensors to the engine, which no checkpoint quantises.
+        let experts = (decoder.layers.iter_mut())
+            .flat_map(|layer| &mut layer.weights)
+            .filter(|weight| weight.role == Role::Experts);
+        for weight in experts {
+            weight.quantizable = false;
+        }
+        return Ok(decoder);
     }
     let mut d = Dense::llama(t)?;
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;

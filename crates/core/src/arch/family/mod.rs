@@ -11,6 +11,7 @@ mod delta;
 pub mod dense;
 mod dots3;
 mod eagle;
+mod encoder;
 mod ernie_vl;
 mod gemma;
 mod generic;
@@ -47,6 +48,7 @@ mod stages;
 mod step;
 pub mod text;
 mod tower;
+mod unquantized;
 mod whisper;
 mod zamba;
 
@@ -55,7 +57,7 @@ pub use eagle::{Eagle, read_eagle};
 pub use refusal::Refusal;
 pub use text::Text;
 
-use super::{Config, Model};
+use super::{AttentionScales, Config, Model};
 use crate::{Error, ErrorKind, Result};
 use registry::Reader;
 
@@ -140,6 +142,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         outside: decoder.outside,
         mtp_layers: decoder.mtp_layers,
         pooling,
+        attention_scales: decoder.attention_scales,
     })))
 }
 
@@ -168,6 +171,14 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             let seen = quirks::seen_by_class(text);
             let mut decoder = read(seen.as_ref().unwrap_or(text))?;
             stages::place(&text.class, &mut decoder);
+            unquantized::apply(&text.class, &mut decoder);
+            encoder::turn(text, &mut decoder)?;
+            Ok(decoder)
+        }
+        Some(Reader::Generic(read)) => {
+            let mut decoder = read(text)?;
+            decoder.attention_scales = AttentionScales::InModelType;
+            unquantized::apply(&text.class, &mut decoder);
             Ok(decoder)
         }
         Some(Reader::Inner(fixed)) if depth < MAX_WRAPPERS => {

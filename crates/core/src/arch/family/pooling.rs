@@ -34,12 +34,24 @@ enum Head {
     Projector,
     /// One matrix to the labels in the model's own element type (Voyage).
     Linear,
+    /// What the class's own reader put there.
+    Read,
+    /// One matrix with a bias to labels.
+    BiasedLabels,
+    /// One matrix down to the elements of an embedding of each token (late interaction).
+    Tokens,
     /// One matrix to the times that a forced aligner tells apart, in the model's own element type.
     Times,
 }
 
 /// Classes with model files of their own: name, the class whose layers they have, head.
 const OWN: &[(&str, &str, Head)] = &[
+    (
+        "ColPaliForRetrieval",
+        "PaliGemmaForConditionalGeneration",
+        Head::Tokens,
+    ),
+    ("ColQwen3", "Qwen3VLForConditionalGeneration", Head::Tokens),
     ("Gemma3TextModel", "Gemma3ForCausalLM", Head::None),
     ("GPT2ForSequenceClassification", "GPT2LMHeadModel", Head::Labels),
     ("InternLM2ForRewardModel", "InternLM2ForCausalLM", Head::Value),
@@ -58,6 +70,21 @@ const OWN: &[(&str, &str, Head)] = &[
     ),
     ("LlamaBidirectionalModel", "LlamaForCausalLM", Head::None),
     (
+        "OpenAIPrivacyFilterForTokenClassification",
+        "GptOssForCausalLM",
+        Head::BiasedLabels,
+    ),
+    (
+        "OpsColQwen3Model",
+        "Qwen3VLForConditionalGeneration",
+        Head::Tokens,
+    ),
+    (
+        "Qwen3VLNemotronEmbedModel",
+        "Qwen3VLForConditionalGeneration",
+        Head::Tokens,
+    ),
+    (
         "Qwen3ASRForcedAlignerForTokenClassification",
         "Qwen3ASRForConditionalGeneration",
         Head::Times,
@@ -71,8 +98,50 @@ const OWN: &[(&str, &str, Head)] = &[
     ),
 ];
 
+/// Encoders: every token sees every other, and the class's own reader puts its head there.
+const ENCODERS: &[&str] = &[
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
+    "BertSpladeSparseEmbeddingModel",
+    "BgeM3EmbeddingModel",
+    "ColBERTModernBertModel",
+    "GteModel",
+    "GteNewForSequenceClassification",
+    "GteNewModel",
+    "ModernBertForSequenceClassification",
+    "ModernBertForTokenClassification",
+    "ModernBertModel",
+    "NomicBertModel",
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "RobertaForTokenClassification",
+    "RobertaModel",
+    "XLMRobertaForSequenceClassification",
+    "XLMRobertaForTokenClassification",
+    "XLMRobertaModel",
+];
+
 /// Classes that keep the output head although nothing reads it.
-const KEEPS_HEAD: &[&str] = &["JambaForSequenceClassification", "JinaVLForRanking"];
+const KEEPS_HEAD: &[&str] = &[
+    "ColPaliForRetrieval",
+    "ColQwen3",
+    "JambaForSequenceClassification",
+    "JinaVLForRanking",
+    "OpsColQwen3Model",
+    "Qwen3VLNemotronEmbedModel",
+];
+
+/// Names of the width of a token's embedding, in the order in which late-interaction classes look them up.
+const TOKEN_WIDTHS: [&str; 6] = [
+    "embedding_dim",
+    "embed_dim",
+    "dims",
+    "dim",
+    "projection_dim",
+    "colbert_dim",
+];
 
 /// Endings of class names in the engine's order, and what a class that ends so is turned into
 /// (`_SUFFIX_TO_DEFAULTS` in `vllm/config/model.py`); the first four generate text.
@@ -122,6 +191,9 @@ pub(crate) fn resolve(class: &str) -> (String, Option<Pooled>) {
     if let Some((_, base)) = SYNONYMS.iter().find(|(name, _)| *name == class) {
         return ((*base).to_owned(), None);
     }
+    if ENCODERS.contains(&class) {
+        return pooled(class, Head::Read);
+    }
     if let Some(&(_, base, head)) = OWN.iter().find(|(name, ..)| *name == class) {
         return pooled(base, head);
     }
@@ -146,7 +218,7 @@ impl Pooled {
     /// # Errors
     /// If the file's labels cannot be counted.
     pub(crate) fn finish(&self, t: &Text, decoder: &mut Decoder) -> Result<Pooling> {
-        if !KEEPS_HEAD.contains(&self.class.as_str()) {
+        if self.head != Head::Read && !KEEPS_HEAD.contains(&self.class.as_str()) {
             for part in decoder.outside.iter_mut().filter(|part| !part.tower) {
                 part.weights.retain(|w| w.role != Role::Head);
                 // A tied embedding is multiplied by the head that is gone.
@@ -167,8 +239,10 @@ impl Pooled {
                 layer.caches.clear();
             }
         }
+        // Pooling that needs a whole prompt at once: the first token's, a mean, or at steps.
+        let whole = self.head == Head::Tokens || self.class == "Qwen2ForProcessRewardModel";
         Ok(Pooling {
-            splits_prompts: !both_ways && self.class != "Qwen2ForProcessRewardModel",
+            splits_prompts: !both_ways && !whole,
         })
     }
 
@@ -176,7 +250,19 @@ impl Pooled {
         let hidden = t.hidden()?;
         let f32 = Dtype::F32;
         Ok(match self.head {
-            Head::None => Vec::new(),
+            Head::None | Head::Read => Vec::new(),
+            Head::BiasedLabels => {
+                let score = Weight::replicated("score", Role::Head, hidden, &[labels(t)?]);
+                vec![score.bias(true).of(f32)]
+            }
+            Head::Tokens => match TOKEN_WIDTHS.iter().find(|key| t.top.get(key).is_some()) {
+                Some(key) => {
+                    let width = t.top.dim(key)?;
+                    vec![Weight::replicated("custom_text_proj", Role::Head, hidden, &[width]).of(f32)]
+                }
+                // Its width comes with the checkpoint then.
+                None => Vec::new(),
+            },
             Head::Labels => {
                 let bias = t.config.flag("score_bias", false)? && KEEPS_HEAD.contains(&self.class.as_str());
                 let score = Weight::replicated("score", Role::Head, hidden, &[labels(t)?]);
@@ -211,7 +297,8 @@ impl Pooled {
         Ok(match self.class.as_str() {
             "Gemma3TextModel" => t.config.flag("use_bidirectional_attention", false)?,
             "JinaEmbeddingsV5Model" => !t.config.flag("is_decoder", true)?,
-            "VoyageQwen3BidirectionalEmbedModel" => true,
+            "VoyageQwen3BidirectionalEmbedModel" | "OpenAIPrivacyFilterForTokenClassification" => true,
+            _ if self.head == Head::Read => true,
             name => name.starts_with("LlamaBidirectional"),
         })
     }
@@ -219,7 +306,7 @@ impl Pooled {
 
 /// Labels of a classifier (`num_labels` of transformers' configurations): entries of `id2label`, else `num_labels`,
 /// else 2; of a wrapper the file's own where they are not 2 (`_resolve_num_labels`).
-fn labels(t: &Text) -> Result<u64> {
+pub(super) fn labels(t: &Text) -> Result<u64> {
     let of = |config: &Config| -> Result<u64> {
         if let Some(names) = config.sub("id2label")? {
             return Ok(names.map().len() as u64);

@@ -5,8 +5,8 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    crossing, deepseek, deepseek_v4, delta, dots3, ernie_vl, gemma, generic, generic_moe, glm5_next, gpt,
-    hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo,
+    crossing, deepseek, deepseek_v4, delta, dots3, encoder, ernie_vl, gemma, generic, generic_moe, glm5_next,
+    gpt, hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo,
     moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
 };
 use crate::Result;
@@ -16,11 +16,13 @@ use crate::Result;
 pub(crate) enum Reader {
     /// By a function that makes the decoder.
     Own(fn(&Text) -> Result<Decoder>),
+    /// The same for a class that the engine has none of its own for: its generic Transformers backend runs it.
+    Generic(fn(&Text) -> Result<Decoder>),
     /// As the class of the nested language model; its name where the wrapper fixes one.
     Inner(Option<&'static str>),
 }
 
-use Reader::{Inner, Own};
+use Reader::{Generic, Inner, Own};
 
 /// All architectures that are read.
 const ROWS: &[(&[&str], Reader)] = &[
@@ -98,7 +100,7 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["Moondream3ForCausalLM", "HfMoondream"],
         Own(moondream::moondream3),
     ),
-    (&["Phi4MultimodalForCausalLM"], Own(phi4_multimodal::read)),
+    (&["Phi4MultimodalForCausalLM"], Generic(phi4_multimodal::read)),
     (&["GPT2LMHeadModel"], Own(gpt::gpt2)),
     (&["GPTJForCausalLM"], Own(gpt::gptj)),
     (&["BloomForCausalLM"], Own(gpt::bloom)),
@@ -116,35 +118,35 @@ const ROWS: &[(&[&str], Reader)] = &[
             "SeedOssForCausalLM",
             "SmolLM3ForCausalLM",
         ],
-        Own(generic::llama_like),
+        Generic(generic::llama_like),
     ),
-    (&["Jais2ForCausalLM"], Own(generic::jais2)),
+    (&["Jais2ForCausalLM"], Generic(generic::jais2)),
     (
         &["OlmoForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM"],
-        Own(generic::olmo),
+        Generic(generic::olmo),
     ),
-    (&["Starcoder2ForCausalLM"], Own(generic::starcoder2)),
-    (&["PhiForCausalLM"], Own(generic::phi)),
-    (&["GPTNeoXForCausalLM"], Own(generic::gpt_neox)),
-    (&["GPTBigCodeForCausalLM"], Own(generic::gpt_bigcode)),
-    (&["BioGptForCausalLM"], Own(generic::biogpt)),
-    (&["CTRLLMHeadModel"], Own(generic::ctrl)),
-    (&["PersimmonForCausalLM"], Own(generic::persimmon)),
+    (&["Starcoder2ForCausalLM"], Generic(generic::starcoder2)),
+    (&["PhiForCausalLM"], Generic(generic::phi)),
+    (&["GPTNeoXForCausalLM"], Generic(generic::gpt_neox)),
+    (&["GPTBigCodeForCausalLM"], Generic(generic::gpt_bigcode)),
+    (&["BioGptForCausalLM"], Generic(generic::biogpt)),
+    (&["CTRLLMHeadModel"], Generic(generic::ctrl)),
+    (&["PersimmonForCausalLM"], Generic(generic::persimmon)),
     (
         &["MoshiForCausalLM", "KyutaiSpeechToTextForConditionalGeneration"],
-        Own(generic::moshi),
+        Generic(generic::moshi),
     ),
-    (&["BitNetForCausalLM"], Own(generic::bitnet)),
-    (&["DogeForCausalLM"], Own(generic::doge)),
-    (&["NanoChatForCausalLM"], Own(generic::nanochat)),
-    (&["VaultGemmaForCausalLM"], Own(generic::vaultgemma)),
-    (&["ModernBertDecoderForCausalLM"], Own(generic::modernbert)),
+    (&["BitNetForCausalLM"], Generic(generic::bitnet)),
+    (&["DogeForCausalLM"], Generic(generic::doge)),
+    (&["NanoChatForCausalLM"], Generic(generic::nanochat)),
+    (&["VaultGemmaForCausalLM"], Generic(generic::vaultgemma)),
+    (&["ModernBertDecoderForCausalLM"], Generic(generic::modernbert)),
     (&["GemmaForCausalLM"], Own(gemma::gemma1)),
     (&["Gemma2ForCausalLM"], Own(gemma::gemma2)),
     (&["Gemma3ForCausalLM", "Rnj1ForCausalLM"], Own(gemma::gemma3)),
     (&["Gemma3nForCausalLM"], Own(gemma::gemma3n)),
     (&["Gemma4ForCausalLM"], Own(gemma::gemma4)),
-    (&["Gemma4UnifiedForCausalLM"], Own(gemma::gemma4_unified)),
+    (&["Gemma4UnifiedForCausalLM"], Generic(gemma::gemma4_unified)),
     (&["DiffusionGemmaForBlockDiffusion"], Own(gemma::diffusion_gemma)),
     (
         &[
@@ -165,7 +167,7 @@ const ROWS: &[(&[&str], Reader)] = &[
             "Emu3ForConditionalGeneration",
             "HunYuanVLForConditionalGeneration",
         ],
-        Own(generic::llama_like),
+        Generic(generic::llama_like),
     ),
     (
         &["VibeVoiceAsrForConditionalGeneration"],
@@ -189,6 +191,42 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["BailingMoeV2_5ForCausalLM", "BailingMoeV3ForCausalLM"],
         Own(delta::bailing),
     ),
+    (
+        &[
+            "BertModel",
+            "BertForMaskedLM",
+            "BertForSequenceClassification",
+            "BertForTokenClassification",
+            "BertSpladeSparseEmbeddingModel",
+            "BgeM3EmbeddingModel",
+            "RobertaModel",
+            "RobertaForMaskedLM",
+            "RobertaForSequenceClassification",
+            "RobertaForTokenClassification",
+            "XLMRobertaModel",
+            "XLMRobertaForSequenceClassification",
+            "XLMRobertaForTokenClassification",
+        ],
+        Own(encoder::bert),
+    ),
+    (
+        &[
+            "ModernBertModel",
+            "ModernBertForSequenceClassification",
+            "ModernBertForTokenClassification",
+            "ColBERTModernBertModel",
+        ],
+        Own(encoder::modern_bert),
+    ),
+    (
+        &[
+            "NomicBertModel",
+            "GteModel",
+            "GteNewModel",
+            "GteNewForSequenceClassification",
+        ],
+        Own(encoder::bert_with_rope),
+    ),
     (&["WhisperForConditionalGeneration"], Own(whisper::whisper)),
     (
         &["NemotronParseForConditionalGeneration"],
@@ -204,7 +242,7 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["InklingForCausalLM", "InklingForConditionalGeneration"],
         Own(special::inkling),
     ),
-    (&["JetMoeForCausalLM"], Own(generic_moe::jetmoe)),
+    (&["JetMoeForCausalLM"], Generic(generic_moe::jetmoe)),
     (
         &[
             "MellumForCausalLM",
@@ -212,10 +250,10 @@ const ROWS: &[(&[&str], Reader)] = &[
             "HunYuanMoEV1ForCausalLM",
             "PhimoeForCausalLM",
         ],
-        Own(generic_moe::generic_moe),
+        Generic(generic_moe::generic_moe),
     ),
     (&["Cohere2MoeForCausalLM"], Own(generic_moe::cohere2_moe)),
-    (&["ZayaForCausalLM"], Own(generic_moe::zaya)),
+    (&["ZayaForCausalLM"], Generic(generic_moe::zaya)),
     (&["MambaForCausalLM", "FalconMambaForCausalLM"], Own(mamba::mamba)),
     (&["Mamba2ForCausalLM"], Own(mamba::mamba2)),
     (&["JambaForCausalLM"], Own(hybrid::jamba)),
@@ -397,7 +435,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["Qwen2MoeForCausalLM"], Own(mixtral::qwen2_moe)),
     (&["Qwen3MoeForCausalLM"], Own(mixtral::qwen3_moe)),
     (&["Glm4MoeForCausalLM"], Own(shared_moe::glm4)),
-    (&["SolarOpenForCausalLM"], Own(shared_moe::solar_open)),
+    (&["SolarOpenForCausalLM"], Generic(shared_moe::solar_open)),
     (&["Ernie4_5_MoeForCausalLM"], Own(shared_moe::ernie)),
     (
         &["Ernie4_5_VLMoeForConditionalGeneration"],
@@ -483,13 +521,13 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"],
         Own(glm5_next::glm5_next),
     ),
-    (&["MiniMaxM3VLForCausalLM"], Own(minimax::m3_generic)),
+    (&["MiniMaxM3VLForCausalLM"], Generic(minimax::m3_generic)),
     (&["AXK1ForCausalLM"], Own(deepseek::axk1)),
     (&["Glm4MoeLiteForCausalLM"], Own(deepseek::glm4_lite)),
     (&["SarvamMLAForCausalLM"], Own(deepseek::sarvam)),
-    (&["YoutuForCausalLM"], Own(deepseek::dense_latent)),
-    (&["AXK2ForCausalLM"], Own(deepseek::axk2)),
-    (&["Mistral4ForCausalLM"], Own(deepseek::generic_latent)),
+    (&["YoutuForCausalLM"], Generic(deepseek::dense_latent)),
+    (&["AXK2ForCausalLM"], Generic(deepseek::axk2)),
+    (&["Mistral4ForCausalLM"], Generic(deepseek::generic_latent)),
     (
         &["LongcatFlashForCausalLM", "LongcatFlashNgramForCausalLM"],
         Own(deepseek::longcat),

@@ -25,24 +25,21 @@ pub(crate) fn hrm(t: &Text) -> Result<Decoder> {
     let hidden = t.hidden()?;
     let stack = t.count_of_layers(&["num_layers_per_stack", "num_hidden_layers"])?;
     let (high, low) = (passes(t, "H_cycles", 1)?, passes(t, "L_cycles", 1)?);
-    let attention = Attention::read(t)?;
-    let (queries, keys) = (
-        attention.heads * attention.head_dim,
-        attention.kv_heads * attention.head_dim,
-    );
+    // The class has as many key/value heads as query heads, whatever the file says.
+    let attention = Attention {
+        kv_heads: t.heads()?,
+        ..Attention::read(t)?
+    };
+    let width = attention.heads * attention.head_dim;
+    let bias = c.flag("attention_bias", false)?;
     let mlp = Mlp {
         bias: c.flag("mlp_bias", false)?,
         ..Mlp::gated(t.intermediate()?)
     };
     let make = |runs: u64| {
         let mut weights = vec![
-            Weight::column(
-                "self_attn.gqkv_proj",
-                Role::Attention,
-                hidden,
-                &[queries, queries, keys, keys],
-            ),
-            Weight::row("self_attn.o_proj", Role::Attention, queries, hidden),
+            Weight::column("self_attn.gqkv_proj", Role::Attention, hidden, &[width; 4]).bias(bias),
+            Weight::row("self_attn.o_proj", Role::Attention, width, hidden).bias(bias),
         ];
         weights.extend(mlp.weights(hidden));
         Layer {
@@ -62,6 +59,7 @@ pub(crate) fn hrm(t: &Text) -> Result<Decoder> {
         layers_path: "model.layers".to_owned(),
         layers,
         outside,
+        kv_heads: Some(attention.heads),
         ..Decoder::default()
     })
 }
@@ -275,18 +273,14 @@ pub(crate) fn inkling(t: &Text) -> Result<Decoder> {
             weights.push(Weight::experts("mlp.experts", experts, top_k, hidden, moe_width));
             if shared > 0 {
                 let into = [moe_width * shared, moe_width * shared];
-                weights.push(Weight::column(
-                    "mlp.sink_experts.w13",
-                    Role::SharedExpert,
-                    hidden,
-                    &into,
-                ));
-                weights.push(Weight::row(
+                let up = Weight::column("mlp.sink_experts.w13", Role::SharedExpert, hidden, &into);
+                let down = Weight::row(
                     "mlp.sink_experts.w2",
                     Role::SharedExpert,
                     moe_width * shared,
                     hidden,
-                ));
+                );
+                weights.extend([up, down].map(Weight::unquantized));
             }
         }
         layers.push(Layer {

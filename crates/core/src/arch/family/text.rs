@@ -11,7 +11,13 @@ use crate::{Error, Result};
 pub const MAX_LAYERS: u64 = 10_000;
 
 /// Where configurations keep the language model's part, in the order that is tried.
-const TEXT_KEYS: [&str; 4] = ["text_config", "llm_config", "language_config", "thinker_config"];
+const TEXT_KEYS: [&str; 5] = [
+    "text_config",
+    "llm_config",
+    "language_config",
+    "thinker_config",
+    "vlm_config",
+];
 
 /// Wrappers whose `tie_word_embeddings` is true where either they or their language model say so (transformers 5.19.0,
 /// the configuration classes of these `model_type`s); the others' own value alone counts.

@@ -27,6 +27,8 @@ pub struct Weight {
     /// A count (of heads) that the ranks must divide for this to be split at all; otherwise every rank holds it
     /// whole (vision towers that fall back to data parallelism).
     pub whole_unless_divides: Option<u64>,
+    /// Whether fused parts are one piece in checkpoints and in the engine, with one scale where parts have one each.
+    pub in_one: bool,
 }
 
 /// What a parameter is for.
@@ -163,6 +165,7 @@ impl Weight {
             count: 1,
             quantizable: true,
             whole_unless_divides: None,
+            in_one: false,
         }
     }
 

@@ -219,6 +219,13 @@ impl Weight {
                     })
                     .collect::<Result<Vec<_>>>()?;
                 let bias = if *bias { sum(what, &outputs_on_rank)? } else { 0 };
+                // State groups that ranks do not divide are loaded as one piece (vLLM 0.32.0, `mamba_mixer2.py`).
+                let uneven = |part: &Part| matches!(part, Part::Groups { units, .. } if tp > 0 && !units.is_multiple_of(tp));
+                let outputs_on_rank = if self.in_one || outputs.iter().any(uneven) {
+                    vec![sum(what, &outputs_on_rank)?]
+                } else {
+                    outputs_on_rank
+                };
                 let inputs_on_rank = if *split == Split::Row {
                     divide(what, "inputs", *inputs, tp)?
                 } else {

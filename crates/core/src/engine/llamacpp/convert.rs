@@ -4,7 +4,9 @@ use super::gguf::Header;
 use super::hparams::{Attention, Hparams, Layer, Recurrent, Sliding, mixer_width};
 use super::place::Weights;
 use crate::arch::weight::Shard;
-use crate::arch::{self, Cache, CacheKind, Heads, Model, Op, Outside, Parallel, Place, Role, State, Weight};
+use crate::arch::{
+    self, AttentionScales, Cache, CacheKind, Heads, Model, Op, Outside, Parallel, Place, Role, State, Weight,
+};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -452,6 +454,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
         }],
         mtp_layers: 0,
         pooling: None,
+        attention_scales: AttentionScales::default(),
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Draft, Gpu, Layout, MaxModelLen, Method, Outcome, RefusalKind, Settings, Speculative, Version, layout,
 };
-use crate::arch::{Cache, CacheKind, Config, Heads, Layer, Model};
+use crate::arch::{AttentionScales, Cache, CacheKind, Config, Heads, Layer, Model};
 use crate::dtype::Dtype;
 
 const H100: Gpu = Gpu {
@@ -51,6 +51,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         outside: Vec::new(),
         mtp_layers: 0,
         pooling: None,
+        attention_scales: AttentionScales::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use super::request::{RequestContext, blocks_per_request};
 use super::spec::tests::{FULL, spec};
 use super::spec::{Spec, SpecKind};
 use super::{Backend, Gpu, KvDtype, Layout, MaxModelLen, Settings, layout};
-use crate::arch::{Cache, CacheKind, Heads, Layer, Model, State};
+use crate::arch::{AttentionScales, Cache, CacheKind, Heads, Layer, Model, State};
 use crate::dtype::Dtype;
 
 const H100: Gpu = Gpu {
@@ -87,6 +87,7 @@ fn model() -> impl Strategy<Value = Model> {
             outside: Vec::new(),
             mtp_layers: 1,
             pooling: None,
+            attention_scales: AttentionScales::default(),
         })
 }
 
@@ -202,6 +203,7 @@ proptest! {
                 outside: Vec::new(),
                 mtp_layers: size,
                 pooling: None,
+                attention_scales: AttentionScales::default(),
             };
             let _ = layout(&model, &Settings::default(), H100, &[other]);
         }

@@ -13,7 +13,7 @@ use super::settings::Settings;
 use super::spec::{Spec, SpecKind};
 use super::state::{StateContext, StateShape};
 use crate::Result;
-use crate::arch::{Cache, CacheKind, Heads, Layer, Model};
+use crate::arch::{AttentionScales, Cache, CacheKind, Heads, Layer, Model};
 use crate::dtype::Dtype;
 
 /// Caches of a model on one tensor-parallel rank, in the order the engine registers them.
@@ -175,6 +175,22 @@ struct Publisher<'a> {
 impl<'a> Publisher<'a> {
     fn new(model: &Model, settings: &'a Settings, gpu: Gpu) -> Self {
         let mut requested = settings.resolved_kv_cache_dtype();
+        let dense = |kind: &CacheKind| {
+            matches!(
+                kind,
+                CacheKind::Full(_)
+                    | CacheKind::Sliding { .. }
+                    | CacheKind::Chunked { .. }
+                    | CacheKind::Cross(_)
+            )
+        };
+        let mut caches = model.layers.iter().flat_map(|layer| &layer.caches);
+        if settings.declared_to_layers()
+            && (model.attention_scales == AttentionScales::None || !caches.any(|cache| dense(&cache.kind)))
+        {
+            // Latent attention does not look it up either.
+            requested = KvDtype::Auto;
+        }
         // GLM's sparse attention defaults to 8 bits on Blackwell (model_executor/models/config.py).
         if requested == KvDtype::Auto && gpu.major == 10 && model.architecture == "GlmMoeDsaForCausalLM" {
             requested = KvDtype::Fp8E4m3;

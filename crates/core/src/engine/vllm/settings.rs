@@ -274,6 +274,12 @@ impl Settings {
         }
     }
 
+    /// Whether the cache type comes from a scheme that attention layers look up themselves in the checkpoint's
+    /// quantisation (llm-compressor's; vLLM 0.32.0, `model_executor/layers/attention/attention.py`).
+    pub fn declared_to_layers(&self) -> bool {
+        self.kv_cache_dtype == KvDtype::Auto && self.checkpoint_kv_cache_dtype == Some(KvDtype::Fp8)
+    }
+
     /// Draft tokens of speculative decoding, 0 without.
     pub fn speculative_tokens(&self) -> u64 {
         self.speculative

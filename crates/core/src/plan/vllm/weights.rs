@@ -20,6 +20,8 @@ pub(in crate::plan) struct Stages {
     pub(in crate::plan) params: (u64, u64),
     /// Quantisation, for the formula.
     pub(in crate::plan) how: String,
+    /// Why the newest known release would not load this quantisation.
+    pub(in crate::plan) refusal: Option<String>,
     /// What the drafter of speculative decoding adds to the last stage.
     pub(in crate::plan) drafter: Option<DrafterWeights>,
 }
@@ -70,6 +72,10 @@ pub(in crate::plan) fn weights(
             None => format!(" in {dtype}"),
             Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
         },
+        refusal: inventory
+            .quantization()
+            .and_then(Quantization::refusal)
+            .map(str::to_owned),
         drafter,
     })
 }

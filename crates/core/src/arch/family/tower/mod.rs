@@ -452,16 +452,17 @@ fn parts(class: &str) -> &'static [(&'static str, Reader)] {
         .map_or(&[], |(_, parts)| parts)
 }
 
-/// A part of the file, or of its `thinker_config`.
+/// A part of the file, or of its `thinker_config` or `vlm_config`.
 fn part(file: &Config, key: &str) -> Result<Option<Config>> {
     if key.is_empty() {
         return Ok(Some(file.clone()));
     }
     match file.sub(key)? {
         Some(part) => Ok(Some(part)),
-        None => file
-            .sub("thinker_config")?
-            .map_or(Ok(None), |thinker| thinker.sub(key)),
+        None => match file.sub("thinker_config")?.or(file.sub("vlm_config")?) {
+            Some(inner) => inner.sub(key),
+            None => Ok(None),
+        },
     }
 }
 

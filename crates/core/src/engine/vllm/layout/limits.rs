@@ -143,10 +143,7 @@ impl Planner<'_> {
         } else {
             1
         };
-        let default_caching = self.rules.caches_prefixes_by_default
-            && kinds.attention
-            && !whole_prompts
-            && !(pooling.is_some() && kinds.state);
+        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !whole_prompts;
         Ok(Limits {
             max_model_len,
             batched_tokens,
