@@ -110,7 +110,7 @@ fn state(state: &State) -> String {
         } => {
             format!("state (({heads},{dim},{dim}),) {}", dtype(*of))
         }
-        State::ShortConv { hidden, kernel } => format!("state (({},{hidden}),) bfloat16", kernel - 1),
+        State::ShortConv { hidden, kernel, .. } => format!("state (({},{hidden}),) bfloat16", kernel - 1),
     }
 }
 

@@ -592,9 +592,16 @@ fn what_the_other_engines_logs_leave_open_is_asked_for() {
         text.contains("which GPU?") && text.contains("the log does not say"),
         "{text}"
     );
-    let text = error(folder.path(), &["verify", "--log", &data("llamacpp-30b.log")]);
-    assert!(text.contains("Qwen3-Coder-30B-A3B-Instruct-Q8_0.gguf"), "{text}");
+    let log = std::fs::read_to_string(data("llamacpp-30b.log")).unwrap();
+    let unheard = log.replace("Qwen3-Coder-30B-A3B-Instruct", "Unheard-30B-Instruct");
+    let path = folder.path().join("unheard.log");
+    std::fs::write(&path, unheard).unwrap();
+    let text = error(folder.path(), &["verify", "--log", path.to_str().unwrap()]);
+    assert!(text.contains("Unheard-30B-Instruct-Q8_0.gguf"), "{text}");
     assert!(text.contains("give its catalogue name"), "{text}");
+    // The file's own name is enough where the catalogue has it.
+    let (answer, status) = verify(folder.path(), &["--log", &data("llamacpp-30b.log")]);
+    assert_eq!((&answer["agrees"], status), (&Value::Bool(true), 0), "{answer:#}");
 }
 
 /// Lines of a server of the autumn of 2024, set into that time's wordings: buffers of weights without a word of their own,

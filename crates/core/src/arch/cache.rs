@@ -200,5 +200,7 @@ pub enum State {
         hidden: u64,
         /// Taps of the convolution.
         kernel: u64,
+        /// Whether every tensor-parallel rank keeps all channels.
+        whole: bool,
     },
 }

@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{Cache, Parallel, Weight};
+use super::{Cache, Parallel, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -41,6 +41,8 @@ pub struct Model {
     pub pooling: Option<Pooling>,
     /// What its attention layers hold of a quantised checkpoint's scales.
     pub attention_scales: AttentionScales,
+    /// A state for which the engine sizes its pages whether a layer keeps one or not (Qwen4-Exp).
+    pub sized_for: Option<State>,
 }
 
 /// Whether a class gives its attention layers the checkpoint's quantisation, and in which type these keep the scales

@@ -296,7 +296,7 @@ fn state_size(state: &State) -> (f64, f64) {
         } => (*v_heads as f64 * *v_dim as f64 * *k_dim as f64, bytes(*ssm)),
         State::Kda { heads, dim, ssm, .. } => (*heads as f64 * (*dim * *dim) as f64, bytes(*ssm)),
         State::Linear { heads, dim, dtype } => (*heads as f64 * (*dim * *dim) as f64, bytes(*dtype)),
-        State::ShortConv { hidden, kernel } => (*hidden as f64 * *kernel as f64, 2.0),
+        State::ShortConv { hidden, kernel, .. } => (*hidden as f64 * *kernel as f64, 2.0),
     }
 }
 

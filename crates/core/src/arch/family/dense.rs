@@ -6,7 +6,7 @@
 use super::text::{Attend, Text};
 use crate::Result;
 use crate::arch::{
-    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, Weight, Weights,
+    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, State, Weight, Weights,
 };
 
 /// What a family returns: everything of a [`Model`](crate::arch::Model) but its name.
@@ -24,6 +24,8 @@ pub struct Decoder {
     pub kv_heads: Option<u64>,
     /// What its attention layers hold of a quantised checkpoint's scales.
     pub attention_scales: AttentionScales,
+    /// A state for which the engine sizes its pages whether a layer keeps one or not.
+    pub sized_for: Option<State>,
 }
 
 /// A norm's parameters.

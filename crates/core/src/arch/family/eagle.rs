@@ -88,6 +88,7 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         mtp_layers: 0,
         pooling: None,
         attention_scales: AttentionScales::default(),
+        sized_for: None,
     })
 }
 

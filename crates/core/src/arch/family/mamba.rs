@@ -168,6 +168,7 @@ pub(crate) fn short_conv(path: &str, hidden: u64, width: u64, kernel: u64, bias:
             kind: CacheKind::State(State::ShortConv {
                 hidden: width,
                 kernel,
+                whole: false,
             }),
         }],
         weights: vec![

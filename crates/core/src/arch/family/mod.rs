@@ -143,6 +143,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         mtp_layers: decoder.mtp_layers,
         pooling,
         attention_scales: decoder.attention_scales,
+        sized_for: decoder.sized_for,
     })))
 }
 

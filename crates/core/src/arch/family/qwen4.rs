@@ -3,7 +3,7 @@
 use super::delta;
 use super::dense::{Decoder, part};
 use super::text::Text;
-use crate::arch::{Cache, CacheKind, Place, Role, Weight};
+use crate::arch::{Cache, CacheKind, Place, Role, State, Weight};
 use crate::{Error, Result};
 
 /// The sparse attention of the full layers: an indexer over averaged keys of `pool` tokens.
@@ -80,21 +80,94 @@ impl Indexer {
     }
 }
 
-/// Qwen4-Exp (vLLM 0.32.0, `models/qwen4_exp/nvidia/model.py`), without its per-layer n-gram embeddings, which
-/// published class defaults leave out.
+/// Embeddings of n-grams, added to the residual stream in front of some layers
+/// (`models/qwen4_exp/nvidia/ple_layer.py`). Their tables lie in the host's memory (`EngramConfig.cpu_offload` in
+/// `vllm/config/engram.py` is on), and are no weights of the GPU.
+struct NGrams {
+    /// Layers that have them, counted from 1.
+    layers: Vec<u64>,
+    /// Width of one token's embedding, all heads together.
+    width: u64,
+    heads: u64,
+    /// Taps of the convolution behind the embedding.
+    kernel: u64,
+    /// How far its taps are apart.
+    dilation: u64,
+}
+
+impl NGrams {
+    fn read(t: &Text) -> Result<Self> {
+        let c = &t.config;
+        let mut layers = c.u64s("ple_layer_ids")?.unwrap_or_default();
+        layers.sort_unstable();
+        layers.dedup();
+        let size = c.dim_or("ngram_size", 3)?;
+        let read = Self {
+            width: c.dim_or("ple_embed_dim", t.hidden()?)?,
+            heads: size.saturating_sub(1) * c.dim_or("heads_per_ngram", 8)?,
+            kernel: c.dim_or("ple_conv_kernel_size", 4)?,
+            dilation: size,
+            layers,
+        };
+        if !read.layers.is_empty() && (read.heads == 0 || !read.width.is_multiple_of(read.heads)) {
+            return Err(Error::unsupported(format!(
+                "ple_embed_dim must be divisible by total ngram heads: {} % {} != 0",
+                read.width, read.heads
+            )));
+        }
+        Ok(read)
+    }
+
+    /// The state of the convolution, which every rank keeps whole.
+    fn state(&self, wide: u64) -> Result<State> {
+        let taps = self.kernel.saturating_sub(1).checked_mul(self.dilation);
+        Ok(State::ShortConv {
+            hidden: wide,
+            kernel: taps
+                .and_then(|taps| taps.checked_add(1))
+                .ok_or_else(|| Error::overflow("the taps of ple_conv_kernel_size"))?,
+            whole: true,
+        })
+    }
+
+    /// Adds them to their layers.
+    fn add(&self, decoder: &mut Decoder, hidden: u64, wide: u64) -> Result<()> {
+        let layers = decoder.layers.len();
+        for &id in &self.layers {
+            let at = usize::try_from(id).ok().and_then(|id| id.checked_sub(1));
+            let Some(layer) = at.and_then(|at| decoder.layers.get_mut(at)) else {
+                return Err(Error::unsupported(format!(
+                    "ple_layer_ids must contain one-indexed ids in [1, {layers}], got {id}."
+                )));
+            };
+            if layer.caches.iter().any(|c| matches!(c.kind, CacheKind::Full(_))) {
+                return Err(Error::unsupported(format!(
+                    "PLE is only supported on linear_attention layers, got PLE on layer {id}."
+                )));
+            }
+            // It is built, and registers its state, before the layer's own.
+            let cache = Cache {
+                name: "ple".to_owned(),
+                kind: CacheKind::State(self.state(wide)?),
+            };
+            layer.caches.insert(0, cache);
+            let name = |part: &str| format!("ple.{part}");
+            layer.weights.extend([
+                Weight::replicated(name("kv_proj"), Role::Attention, self.width, &[wide, hidden]),
+                Weight::norm(name("norm"), wide).times(3),
+                Weight::tensor(name("conv1d"), Role::State, &[wide, self.kernel], None),
+            ]);
+        }
+        Ok(())
+    }
+}
+
+/// Qwen4-Exp (vLLM 0.32.0, `models/qwen4_exp/nvidia/model.py`).
 ///
 /// # Errors
-/// If a size is missing or out of range, or the file has such embeddings.
+/// If a size is missing or out of range.
 pub(crate) fn qwen4(t: &Text) -> Result<Decoder> {
     let c = &t.config;
-    if c.array("ple_layer_ids")?.is_some_and(|ids| !ids.is_empty()) {
-        return Err(Error::not_found(format!(
-            "{} is set: this part of {} is not described here yet",
-            c.name("ple_layer_ids"),
-            t.class
-        ))
-        .hint("--engine generic with --params-b plans without knowing the layers"));
-    }
     let mut decoder = delta::qwen(t)?;
     let hidden = t.hidden()?;
     let count = c.dim("hc_count")?;
@@ -117,6 +190,9 @@ pub(crate) fn qwen4(t: &Text) -> Result<Decoder> {
         ]
     };
     let indexer = Indexer::read(t)?;
+    let ngrams = NGrams::read(t)?;
+    decoder.sized_for = Some(ngrams.state(wide)?);
+    ngrams.add(&mut decoder, hidden, wide)?;
     for layer in &mut decoder.layers {
         let attends = layer.caches.iter().any(|c| matches!(c.kind, CacheKind::Full(_)));
         if let Some(indexer) = indexer.as_ref().filter(|_| attends) {
@@ -153,4 +229,26 @@ pub(crate) fn qwen4(t: &Text) -> Result<Decoder> {
         ],
     ));
     Ok(decoder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_convolution_behind_n_grams_keeps_every_tap_whole() {
+        let ngrams = NGrams {
+            layers: vec![1],
+            width: 8,
+            heads: 2,
+            kernel: 4,
+            dilation: 3,
+        };
+        let state = State::ShortConv {
+            hidden: 16,
+            kernel: 10,
+            whole: true,
+        };
+        assert_eq!(ngrams.state(16).unwrap(), state);
+    }
 }

@@ -292,7 +292,7 @@ fn recurrent(state: &State) -> Result<Recurrent> {
             conv: mul(&[3, taps(*kernel), *heads, *dim])?,
             state: mul(&[*dim, *dim, *heads])?,
         },
-        State::ShortConv { hidden, kernel } => Recurrent {
+        State::ShortConv { hidden, kernel, .. } => Recurrent {
             conv: mul(&[*hidden, taps(*kernel)])?,
             state: 0,
         },
@@ -455,6 +455,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
         mtp_layers: 0,
         pooling: None,
         attention_scales: AttentionScales::default(),
+        sized_for: None,
     })
 }
 

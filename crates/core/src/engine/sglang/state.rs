@@ -78,7 +78,9 @@ pub(super) fn bytes(state: &State, ranks: u64, ssm: Dtype) -> Result<u64> {
             let heads = divide("the heads", *heads)?;
             (mul(&[3, heads, *dim, taps(*kernel)])?, mul(&[heads, *dim, *dim])?)
         }
-        State::ShortConv { hidden, kernel } => (mul(&[divide("the channels", *hidden)?, taps(*kernel)])?, 0),
+        State::ShortConv { hidden, kernel, .. } => {
+            (mul(&[divide("the channels", *hidden)?, taps(*kernel)])?, 0)
+        }
         State::Linear { .. } => {
             return Err(Error::unsupported(
                 "SGLang's state of lightning attention layers is not planned",

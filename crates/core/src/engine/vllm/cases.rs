@@ -52,6 +52,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         mtp_layers: 0,
         pooling: None,
         attention_scales: AttentionScales::default(),
+        sized_for: None,
     }
 }
 

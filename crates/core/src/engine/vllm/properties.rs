@@ -88,6 +88,7 @@ fn model() -> impl Strategy<Value = Model> {
             mtp_layers: 1,
             pooling: None,
             attention_scales: AttentionScales::default(),
+            sized_for: None,
         })
 }
 
@@ -204,6 +205,7 @@ proptest! {
                 mtp_layers: size,
                 pooling: None,
                 attention_scales: AttentionScales::default(),
+                sized_for: None,
             };
             let _ = layout(&model, &Settings::default(), H100, &[other]);
         }

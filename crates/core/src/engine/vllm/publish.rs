@@ -125,7 +125,13 @@ pub(crate) fn publish(
             }
         }
     }
-    let alignment = publisher.alignment(&parts, align_states, max_model_len)?;
+    let mut alignment = publisher.alignment(&parts, align_states, max_model_len)?;
+    if let Some(state) = &model.sized_for {
+        match StateShape::of(state, &publisher.state_context())? {
+            Ok(shape) => alignment.state_bytes = alignment.state_bytes.max(shape.bytes()?),
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    }
     let sizes = match block_sizes(&alignment, settings.block_size, gpu)? {
         Ok(sizes) => sizes,
         Err(refusal) => return Ok(Err(refusal)),
@@ -516,18 +522,19 @@ impl<'a> Publisher<'a> {
                 heads,
                 window: *window,
             }),
-            CacheKind::State(state) => {
-                let context = StateContext {
-                    tp: self.tp,
-                    speculative_tokens: self.settings.speculative_tokens(),
-                    model_dtype: self.model_dtype,
-                    cache_dtype: self.settings.mamba_cache_dtype,
-                    ssm_dtype: self.settings.mamba_ssm_cache_dtype,
-                    gpu_major: self.gpu.major,
-                };
-                StateShape::of(state, &context)?.map(Part::State)
-            }
+            CacheKind::State(state) => StateShape::of(state, &self.state_context())?.map(Part::State),
         })
+    }
+
+    fn state_context(&self) -> StateContext {
+        StateContext {
+            tp: self.tp,
+            speculative_tokens: self.settings.speculative_tokens(),
+            model_dtype: self.model_dtype,
+            cache_dtype: self.settings.mamba_cache_dtype,
+            ssm_dtype: self.settings.mamba_ssm_cache_dtype,
+            gpu_major: self.gpu.major,
+        }
     }
 
     /// Registers a demand whose backend is the model's own.

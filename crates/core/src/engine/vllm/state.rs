@@ -198,9 +198,17 @@ impl StateShape {
                 second: None,
                 checkpoint_blocks: 0,
             },
-            State::ShortConv { hidden, kernel } => Self {
+            State::ShortConv {
+                hidden,
+                kernel,
+                whole,
+            } => Self {
                 family: StateFamily::ShortConv,
-                first: two(columns(*kernel, spec)?, divide!(*hidden), conv_dtype(&None)),
+                first: two(
+                    columns(*kernel, spec)?,
+                    if *whole { *hidden } else { divide!(*hidden) },
+                    conv_dtype(&None),
+                ),
                 second: None,
                 checkpoint_blocks: 0,
             },
