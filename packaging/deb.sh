@@ -22,8 +22,9 @@ for pair in bash:usr/share/bash-completion/completions/kvwise zsh:usr/share/zsh/
     chmod 0644 "$file"
 done
 mkdir -p "$root/usr/share/man/man1"
-"$binary" man > "$root/usr/share/man/man1/kvwise.1"
-gzip -9n "$root/usr/share/man/man1/kvwise.1"
+"$binary" man --output-dir "$root/usr/share/man/man1" >/dev/null
+chmod 0644 "$root"/usr/share/man/man1/*.1
+gzip -9n "$root"/usr/share/man/man1/*.1
 install -D -m 0644 LICENSE-MIT "$root/usr/share/doc/kvwise/copyright"
 printf '\n' >> "$root/usr/share/doc/kvwise/copyright"
 cat LICENSE-APACHE >> "$root/usr/share/doc/kvwise/copyright"

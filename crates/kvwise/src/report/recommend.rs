@@ -199,7 +199,14 @@ impl Recommendation {
                 (false, false) => "",
             };
             // What decides how many GPUs there are is in the second column.
-            let usual = ["--engine", "--tensor", "--pipeline", "--data", "--max-model-len"];
+            let usual = [
+                "--engine",
+                "--tensor",
+                "--pipeline",
+                "--data",
+                "--max-model-len",
+                "--gpus-per-node",
+            ];
             let mut words = row.flags.iter();
             let mut unusual: Vec<&str> = Vec::new();
             while let Some(word) = words.next() {

@@ -148,3 +148,57 @@ fn what_cannot_be_meant_is_named() {
         );
     }
 }
+
+#[test]
+fn what_is_recommended_can_be_generated_word_for_word() {
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("deploy");
+    for (model, more, holds) in [
+        ("llama-3.1-8b", "--gpus-from l40s,h100", "--max-model-len"),
+        ("qwen3-8b", "--gpus-from h100 --engine sglang", "--engine sglang"),
+        (
+            "qwen3-8b",
+            "--gpus-from h100 --max-gpus 1 --slo-tpot-ms 5 --drafter ngram=0.8",
+            "ngram",
+        ),
+        (
+            "deepseek-v3",
+            "--gpus-from h100 --gpus-per-node 4 --network 25GB/s --slo-tpot-ms 500",
+            "--gpus-per-node 4",
+        ),
+    ] {
+        let mut args = vec![
+            "recommend",
+            model,
+            "--workload",
+            "input=400,output=40,rate=1,requests=12",
+        ];
+        args.extend(["--slo-ttft-ms", "20000"]);
+        args.extend(more.split_whitespace());
+        if !more.contains("--slo-tpot-ms") {
+            args.extend(["--slo-tpot-ms", "60"]);
+        }
+        let output = kvwise(&args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let best = &answer["recommended"];
+        let flags: Vec<&str> = best["flags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f.as_str().unwrap())
+            .collect();
+        assert!(flags.join(" ").contains(holds), "{flags:?}");
+        let mut words = vec![
+            "generate",
+            model,
+            "--gpu",
+            best["gpu"].as_str().unwrap(),
+            "--dry-run",
+        ];
+        words.extend(&flags);
+        words.extend(["--output-dir", out.to_str().unwrap()]);
+        let made = kvwise(&words);
+        assert_eq!(made.status.code(), Some(0), "{words:?}: {made:?}");
+    }
+}

@@ -121,10 +121,20 @@ impl Answer<'_> {
             ttft_ms: measured.map(|m| m.ttft_ms),
             tpot_ms: measured.map(|m| m.tpot_ms),
             output_tokens_per_s: tokens,
-            flags: flags(&c.deployment),
+            flags: self.words(c),
             pareto: false,
             why_not,
         }
+    }
+
+    /// The words of a candidate for `kvwise generate` and the engine.
+    fn words(&self, c: &Candidate) -> Vec<String> {
+        let mut words = flags(&c.deployment);
+        // Machines of another size than usual, where several hold a replica.
+        if let Some(n) = self.question.network.gpus_per_machine.filter(|&n| c.gpus > n) {
+            words.extend(["--gpus-per-node".to_owned(), n.to_string()]);
+        }
+        words
     }
 
     /// The best deployment of every kind of GPU, and the next best of the recommended kind, with what they lack.
