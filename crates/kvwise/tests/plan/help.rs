@@ -145,3 +145,34 @@ fn examples_that_need_nothing_else_do_what_they_say() {
     }
     assert!(ran > 30, "{ran} examples were run");
 }
+
+/// The help of a command and of those below it, as a page's sections.
+fn sections(command: &clap::Command, name: &str, out: &mut String) {
+    let help = command.clone().bin_name(name).render_long_help().to_string();
+    let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+    out.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", lines.join("\n")));
+    for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
+        sections(sub, &format!("{name} {}", sub.get_name()), out);
+    }
+}
+
+#[test]
+fn the_reference_of_commands_is_what_the_program_says() {
+    let mut page = String::from(
+        "# Commands\n\nEvery command with its flags and examples, as `kvwise COMMAND --help` prints them. This page is written by the \
+         program:\n`KVWISE_WRITE_COMMANDS=1 cargo test -p kvwise --test plan help`.\n",
+    );
+    let mut root = Cli::command().term_width(100);
+    root.build();
+    sections(&root, "kvwise", &mut page);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/reference/commands.md");
+    if std::env::var_os("KVWISE_WRITE_COMMANDS").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == page,
+        "{}: stale; run with KVWISE_WRITE_COMMANDS=1",
+        path.display()
+    );
+}
