@@ -121,13 +121,18 @@ pub fn recommend(question: &Question) -> Result<Recommendation> {
         Load::Closed(n) => Some(u64::from(n)),
         Load::Open => None,
     };
-    let planned_only = if question.engines.len() > timed.len() {
+    let (planned_only, why_not) = if question.engines.len() > timed.len() {
         untimed::plans(&base, &gpus, question, concurrency)?
     } else {
-        Vec::new()
+        (Vec::new(), None)
     };
     if timed.is_empty() {
-        return Ok(untimed::report(question, &trace, planned_only));
+        return Ok(untimed::report(
+            question,
+            &trace,
+            planned_only,
+            why_not.as_deref(),
+        ));
     }
     let choice = Choice {
         drafters: drafters(question, &base, &gpus)?,

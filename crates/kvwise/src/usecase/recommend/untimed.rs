@@ -21,13 +21,14 @@ pub(super) fn is_timed(engine: &str) -> bool {
     engine != "llamacpp"
 }
 
-/// The cheapest machine of each kind of GPU on which llama.cpp holds the traffic's requests at once, by format.
+/// The cheapest machine of each kind of GPU on which llama.cpp holds the traffic's requests at once, by format; where there is
+/// none at all, the reason of the last that was tried.
 pub(super) fn plans(
     base: &Deployment,
     gpus: &[String],
     question: &Question,
     concurrency: Option<u64>,
-) -> Result<Vec<PlannedOnly>> {
+) -> Result<(Vec<PlannedOnly>, Option<String>)> {
     let mut asked = Vec::new();
     for gpu in gpus {
         for format in FORMATS {
@@ -35,47 +36,58 @@ pub(super) fn plans(
         }
     }
     let requests = concurrency.unwrap_or(1);
-    let mut rows: Vec<PlannedOnly> = asked
+    let tried: Vec<Result<PlannedOnly, String>> = asked
         .par_iter()
-        .filter_map(|&(gpu, format, usd_per_hour)| {
-            GPUS.into_iter()
-                .filter(|&n| n <= question.max_gpus)
-                .filter(|&n| {
-                    question
-                        .budget_usd_per_hour
-                        .is_none_or(|budget| usd_per_hour * n as f64 <= budget)
-                })
-                .find_map(|n| {
-                    let deployment = Deployment {
-                        engine: Some("llamacpp".to_owned()),
-                        gpu: Some(gpu.clone()),
-                        gpus: Some(n),
-                        quantization: Some(format.to_owned()),
-                        concurrency: vec![requests],
-                        max_model_len: None,
-                        ..base.clone()
-                    };
-                    let plan = deployment
-                        .resolve()
-                        .and_then(|resolved| plan::assess(&resolved.request(false)))
-                        .ok()?;
-                    plan.feasibility.fits.then(|| PlannedOnly {
-                        engine: "llamacpp",
-                        gpu: gpu.clone(),
-                        gpus: n,
-                        usd_per_hour: usd_per_hour * n as f64,
-                        quantization: format.to_owned(),
-                        verdict: plan.verdict,
-                    })
-                })
+        .map(|&(gpu, format, usd_per_hour)| {
+            let mut why = "a single GPU exceeds --budget".to_owned();
+            for n in GPUS.into_iter().filter(|&n| n <= question.max_gpus) {
+                let usd_per_hour = usd_per_hour * n as f64;
+                if question.budget_usd_per_hour.is_some_and(|b| usd_per_hour > b) {
+                    break;
+                }
+                let deployment = Deployment {
+                    engine: Some("llamacpp".to_owned()),
+                    gpu: Some(gpu.clone()),
+                    gpus: Some(n),
+                    quantization: Some(format.to_owned()),
+                    concurrency: vec![requests],
+                    max_model_len: None,
+                    ..base.clone()
+                };
+                match deployment
+                    .resolve()
+                    .and_then(|resolved| plan::assess(&resolved.request(false)))
+                {
+                    Ok(plan) if plan.feasibility.fits => {
+                        return Ok(PlannedOnly {
+                            engine: "llamacpp",
+                            gpu: gpu.clone(),
+                            gpus: n,
+                            usd_per_hour,
+                            quantization: format.to_owned(),
+                            verdict: plan.verdict,
+                        });
+                    }
+                    Ok(plan) => why = format!("{n} x {gpu} with {format}: {}", plan.verdict),
+                    Err(e) => why = e.to_string(),
+                }
+            }
+            Err(why)
         })
         .collect();
+    let why = tried.iter().rev().find_map(|row| row.as_ref().err().cloned());
+    let mut rows: Vec<PlannedOnly> = tried.into_iter().filter_map(Result::ok).collect();
     rows.sort_by(|a, b| a.usd_per_hour.total_cmp(&b.usd_per_hour));
-    Ok(rows)
+    Ok((rows, why))
 }
 
 /// The answer where no engine that was asked for is timed: none, and where the model starts.
-pub(super) fn report(q: &Question, trace: &Trace, planned_only: Vec<PlannedOnly>) -> Recommendation {
+pub(super) fn report(
+    q: &Question,
+    trace: &Trace,
+    planned_only: Vec<PlannedOnly>,
+    why: Option<&str>,
+) -> Recommendation {
     Recommendation {
         schema: SCHEMA,
         model: q.base.model.clone().unwrap_or_default(),
@@ -88,7 +100,10 @@ pub(super) fn report(q: &Question, trace: &Trace, planned_only: Vec<PlannedOnly>
                     "The cheapest machine on which the traffic's requests fit is {} x {} with {}: {}.",
                     row.gpus, row.gpu, row.quantization, row.verdict
                 ),
-                None => "The requests fit on no machine that the limits allow.".to_owned(),
+                None => format!(
+                    "They start on no machine that the limits allow: {}.",
+                    why.unwrap_or("none is allowed")
+                ),
             },
         ],
         workload: workload(q, trace),

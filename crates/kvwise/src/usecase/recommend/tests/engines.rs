@@ -158,6 +158,15 @@ fn llama_cpp_is_planned_and_nothing_is_said_of_its_latencies() {
         assert!(row.verdict.starts_with("fits"), "{row:?}");
     }
     assert!(!untimed::is_timed("llamacpp") && untimed::is_timed("sglang"));
+    let mut large = question(1.0, 60.0, &["rtx-4090"]);
+    large.engines = vec!["llamacpp"];
+    large.base.model = Some("meta-llama/Llama-3.1-405B".to_owned());
+    let none = recommend(&large).unwrap();
+    assert!(none.planned_only.is_empty());
+    assert!(
+        none.explanation[1].contains("start on no machine") && none.explanation[1].contains("8 x rtx-4090"),
+        "{none:?}"
+    );
     q.engines = vec!["vllm", "llamacpp"];
     let both = recommend(&q).unwrap();
     assert!(both.recommended.is_some() && both.planned_only == answer.planned_only);
