@@ -45,8 +45,31 @@ LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1], safe_se
 """
 
 
+# Passes KV events on but for every fourth batch, and says at the end how many it kept.
+LOSSY = r"""
+import signal, sys, zmq
+context = zmq.Context()
+source, out = context.socket(zmq.SUB), context.socket(zmq.PUB)
+source.setsockopt(zmq.SUBSCRIBE, b"")
+source.connect(sys.argv[1])
+out.bind(sys.argv[2])
+ended = []
+signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+batches = kept = 0
+while not ended:
+    if source.poll(200):
+        parts = source.recv_multipart()
+        batches += 1
+        if batches % 4 == 3:
+            kept += 1
+        else:
+            out.send_multipart(parts)
+print(kept, flush=True)
+"""
+
+
 class Server(object):
-    def __init__(self, arguments, model, session, folder, self_time=False):
+    def __init__(self, arguments, model, session, folder):
         self.url = "http://127.0.0.1:%d" % arguments.port
         python = os.environ["KVWISE_E2E_PYTHON"]
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny",
@@ -58,8 +81,6 @@ class Server(object):
                                                      "replay_endpoint": "tcp://*:%d" % (arguments.port + 2)})]
         environ = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
                        VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
-        if self_time:
-            environ["KVWISE_PROBE_SELF_TIME"] = "1"
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if session is not None:
             command = [arguments.kvwise, "run", "-o", session, "--"] + command
@@ -132,16 +153,29 @@ class Checks(object):
 
 def profile(arguments, model, folder):
     session, scrapes = os.path.join(folder, "session"), os.path.join(folder, "scrapes")
-    server = Server(arguments, model, session, folder, self_time=True)
+    server = Server(arguments, model, session, folder)
     attach = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "0.1s", "-q", "-o", scrapes,
                                "--kv-events", "tcp://127.0.0.1:%d" % (arguments.port + 1),
                                "--kv-events-replay", "tcp://127.0.0.1:%d" % (arguments.port + 2)])
-    time.sleep(2)
+    events, replay, lossy_port = (arguments.port + n for n in (1, 2, 3))
+    lossy = subprocess.Popen([os.environ["KVWISE_E2E_PYTHON"], "-c", LOSSY, "tcp://127.0.0.1:%d" % events,
+                              "tcp://127.0.0.1:%d" % lossy_port], stdout=subprocess.PIPE)
+    patched = os.path.join(folder, "patched")
+    mending = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "1s", "-q", "-o", patched,
+                                "--kv-events", "tcp://127.0.0.1:%d" % lossy_port,
+                                "--kv-events-replay", "tcp://127.0.0.1:%d" % replay])
+    time.sleep(4)
     tokens, seconds = load(server.url, arguments.requests)
     time.sleep(3)
+    post(server.url, [7] * 100, 40)  # a last batch: a gap shows only when the next batch comes
+    post(server.url, [8] * 100, 40)
+    time.sleep(3)
     page = server.metrics()
-    attach.send_signal(signal.SIGINT)
-    attach.wait(60)
+    for process in (attach, mending):
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    lossy.terminate()
+    kept_back = int(lossy.communicate()[0])
     server.stop()
     print("%d tokens generated in %.1f s\n" % (tokens, seconds))
     subprocess.run([arguments.kvwise, "report", session, "-o", os.path.join(folder, "report.html")], check=True)
@@ -170,8 +204,8 @@ def profile(arguments, model, folder):
         checks.equal("the load preempted and hit prefixes", False, True)
 
     # the block events alone give the engine's own count of used blocks at every step
-    events = db.execute("SELECT t_us, 0 AS k, kind, blocks, 0 AS used FROM block_event UNION ALL "
-                        "SELECT t_us, 1, 'step', '[]', used_blocks_max FROM step ORDER BY t_us, k").fetchall()
+    events = db.execute("SELECT t_us, 0 AS k, kind, blocks, 0 AS used, rowid AS n FROM block_event UNION ALL "
+                        "SELECT t_us, 1, 'step', '[]', used_blocks_max, rowid FROM step ORDER BY t_us, k, n").fetchall()
     held, differing, steps, states = set(), 0, 0, []
     for event in events:
         blocks = json.loads(event["blocks"])
@@ -216,16 +250,21 @@ def profile(arguments, model, folder):
     content = scraped.execute("SELECT cached, stored, removed, missed_batches FROM kv_content ORDER BY t_us DESC LIMIT 1").fetchone()
     checks.equal("KV events: evicted contents", content[2], totals["evicted_blocks"])
     checks.equal("KV events: missed batches", content[3], 0)
+    mended = sqlite3.connect(os.path.join(patched, "session.sqlite")).execute(
+        "SELECT cached, stored, removed, missed_batches FROM kv_content ORDER BY t_us DESC LIMIT 1").fetchone()
+    checks.equal("KV events: batches kept back on the way", kept_back > 0, True)
+    print("        %d batches were kept back and asked for again at the server's replay endpoint" % kept_back)
+    checks.equal("KV events: the same contents, stored and removed", tuple(mended[:3]), tuple(content[:3]))
+    checks.equal("KV events: batches lost for good", mended[3], 0)
 
     subprocess.run([arguments.kvwise, "export", session, "--to", "trace", "-o", folder], check=True)
     replayed(arguments, folder, session, db, checks)
-    raw = [json.loads(line) for name in os.listdir(os.path.join(session, "probe"))
-           for line in open(os.path.join(session, "probe", name))]
-    own = [r[2] for r in raw if isinstance(r, list) and r[0] == "T"][-1]
-    step_us = seconds * 1e6 / totals["steps"]
-    print("\nhooks: %.1f us a step, writer thread: %.1f us a step; a step takes %.0f us: %.2f %% and %.2f %%" % (
-        own["hook_ns"] / 1e3 / totals["steps"], own["writer_ns"] / 1e3 / totals["steps"], step_us,
-        own["hook_ns"] / 10 / totals["steps"] / step_us, own["writer_ns"] / 10 / totals["steps"] / step_us))
+    steps = totals["steps"]
+    hook_us, writer_us, step_us = (totals[name] / 1e3 / steps for name in ("hook_ns", "writer_ns", "step_ns"))
+    print("\nhooks: %.1f us a step, writer thread: %.1f us a step; a step takes %.0f us: %.3f %% of it; of a step of 10 ms "
+          "it were %.2f %%, of 5 ms %.2f %%" % (hook_us, writer_us, step_us, (hook_us + writer_us) / step_us * 100,
+                                                (hook_us + writer_us) / 100, (hook_us + writer_us) / 50))
+    checks.equal("probe: changes of its own sampling", db.execute("SELECT COUNT(*) FROM sampling").fetchone()[0], 0)
     return checks.failed
 
 

@@ -5,15 +5,15 @@ KVWISE_SESSION_DIR          folder of the session (set by `kvwise run`; made by 
 VLLM_PROFILING_DIR          folder in which the probe makes `session_DATE_TIME_PID` (default /tmp/vllm_profiling)
 VLLM_PROFILING_VERBOSE      1: say on stderr what is hooked and what is skipped
 KVWISE_PROBE                0: off
+KVWISE_PROBE_MAX_PERCENT    most of the engine's step time that the probe may take (default 1; 0: no limit)
 KVWISE_PROBE_BLOCKS         0: no block ids of single allocations (totals stay exact)
 KVWISE_PROBE_REQUESTS       0: no record for each request
 KVWISE_PROBE_HASHES         0: no block hashes of requests (then no trace can be exported)
 KVWISE_PROBE_STEP_SAMPLE    record every n-th step (default 1)
 KVWISE_PROBE_LIFETIME_SAMPLE  record every n-th reuse of a block (default 1)
-KVWISE_PROBE_RECORDS_PER_S  most single records a second; more are dropped and counted (default 4000)
+KVWISE_PROBE_RECORDS_PER_S  most single records a second; more are dropped and counted (default 20000)
 KVWISE_PROBE_MAX_MB         size at which a process stops single records (default 256); totals go on
 KVWISE_PROBE_MIN_FREE_MB    free disk space below which nothing is written (default 128)
-KVWISE_PROBE_SELF_TIME      1: measure the time spent in hooks and in the writer (totals hook_ns, writer_ns)
 ==========================  ===========================================================================================
 """
 
@@ -29,15 +29,15 @@ class Settings(object):
     def __init__(self, environ):
         self.folder = environ["KVWISE_SESSION_DIR"]
         self.verbose = _number(environ, "VLLM_PROFILING_VERBOSE", 0) != 0
+        self.max_percent = max(0.0, _number(environ, "KVWISE_PROBE_MAX_PERCENT", 1.0, float))
         self.blocks = _number(environ, "KVWISE_PROBE_BLOCKS", 1) != 0
         self.requests = _number(environ, "KVWISE_PROBE_REQUESTS", 1) != 0
         self.hashes = _number(environ, "KVWISE_PROBE_HASHES", 1) != 0
         self.step_sample = max(1, _number(environ, "KVWISE_PROBE_STEP_SAMPLE", 1))
         self.lifetime_sample = max(1, _number(environ, "KVWISE_PROBE_LIFETIME_SAMPLE", 1))
-        self.records_per_s = max(1, _number(environ, "KVWISE_PROBE_RECORDS_PER_S", 4000))
+        self.records_per_s = max(1, _number(environ, "KVWISE_PROBE_RECORDS_PER_S", 20000))
         self.max_bytes = max(1, _number(environ, "KVWISE_PROBE_MAX_MB", 256)) << 20
         self.min_free_bytes = max(0, _number(environ, "KVWISE_PROBE_MIN_FREE_MB", 128)) << 20
-        self.self_time = _number(environ, "KVWISE_PROBE_SELF_TIME", 0) != 0
         self.hash_key = binascii.unhexlify(environ["KVWISE_PROBE_HASH_KEY"])
 
     def public(self):
@@ -67,8 +67,9 @@ def load(environ=None):
     return Settings(environ)
 
 
-def _number(environ, name, default):
+def _number(environ, name, default, kind=int):
     try:
-        return int(environ.get(name, "") or default)
+        value = kind(environ.get(name, "") or default)
     except ValueError:
         return default
+    return value if value == value and abs(value) < 1e18 else default

@@ -7,6 +7,7 @@
 //! - [`record`]: writing scrapes, gaps and events.
 //! - [`age`]: bounded growth by thinning out what is old.
 //! - [`probe`]: reading the files that the Python probe writes inside the engine's processes.
+//! - [`sampling`]: when the probe recorded less than everything, and what it cost.
 //! - [`series`]: reading a recording back.
 //! - [`seed_files`]: the CSV files and the summary that older profiling guides describe.
 //! - `parquet` (a build feature): every table as a Parquet file.
@@ -17,7 +18,9 @@ pub mod counters;
 #[cfg(feature = "parquet")]
 pub mod parquet;
 pub mod probe;
+mod probe_records;
 pub mod record;
+pub mod sampling;
 pub mod schema;
 pub mod seed_files;
 pub mod series;

@@ -11,6 +11,7 @@ use kvwise_core::{Error, Result};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::Value;
 
+use super::probe_records::{Process, store};
 use super::store::{PROBE_FOLDER, sql};
 
 /// Longest line that is read; longer ones are skipped and counted as bad.
@@ -25,7 +26,7 @@ pub struct Progress {
     pub bytes: u64,
     /// Records stored.
     pub records: u64,
-    /// Lines that could not be read.
+    /// Lines or records that could not be read.
     pub bad_lines: u64,
 }
 
@@ -107,11 +108,23 @@ fn ingest_file(db: &mut Connection, path: &Path, name: &str) -> Result<Progress>
             (None, Some(Value::Object(header))) => {
                 process = Some(new_process(&tx, name, &header)?);
             }
-            (Some(process), Some(Value::Array(record))) => match store(&tx, process, &record) {
-                Ok(true) => progress.records += 1,
-                Ok(false) => progress.bad_lines += 1,
-                Err(e) => return Err(e),
-            },
+            // a line is a list of records; the probe's first version wrote each on a line of its own
+            (Some(process), Some(Value::Array(list))) => {
+                let many = !list.is_empty() && list.iter().all(Value::is_array);
+                let one = [Value::Array(list)];
+                let records = match &one {
+                    [Value::Array(list)] if many => list.as_slice(),
+                    one => one,
+                };
+                for record in records {
+                    let fields = record.as_array().map(Vec::as_slice).unwrap_or_default();
+                    if store(&tx, process, fields)? {
+                        progress.records += 1;
+                    } else {
+                        progress.bad_lines += 1;
+                    }
+                }
+            }
             _ => progress.bad_lines += 1,
         }
     }
@@ -159,21 +172,6 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<u
     }
 }
 
-struct Process {
-    id: i64,
-    mono_ns: i64,
-    unix_ns: i64,
-    ended: bool,
-}
-
-impl Process {
-    /// Monotonic nanoseconds of the process to microseconds since 1970.
-    fn time_us(&self, value: Option<&Value>) -> Option<i64> {
-        let mono = value?.as_i64()?;
-        Some((self.unix_ns.checked_add(mono.checked_sub(self.mono_ns)?)?).div_euclid(1000))
-    }
-}
-
 fn load_process(tx: &Transaction<'_>, id: i64) -> Result<Process> {
     let (header, ended): (String, bool) = tx
         .query_row("SELECT header, ended FROM process WHERE id = ?", [id], |r| {
@@ -205,276 +203,6 @@ fn new_process(tx: &Transaction<'_>, name: &str, header: &serde_json::Map<String
         unix_ns: int("unix_ns"),
         ended: false,
     })
-}
-
-/// Stores one record; `false` if it is not one that this program knows.
-fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value]) -> Result<bool> {
-    let Some(kind) = record.first().and_then(Value::as_str) else {
-        return Ok(false);
-    };
-    let Some(t_us) = process.time_us(record.get(1)) else {
-        return Ok(false);
-    };
-    let id = process.id;
-    let int = |i: usize| record.get(i).and_then(Value::as_i64);
-    let text = |i: usize| record.get(i).and_then(Value::as_str);
-    let list = |i: usize| record.get(i).and_then(Value::as_array);
-    let run = |sql_text: &str, values: &[&dyn rusqlite::ToSql]| -> Result<bool> {
-        tx.prepare_cached(sql_text)
-            .and_then(|mut s| s.execute(values))
-            .map(|_| true)
-            .map_err(sql)
-    };
-    match kind {
-        "s" => {
-            let Some(step) = int(2) else { return Ok(false) };
-            run(
-                "INSERT INTO step VALUES (?1, ?2, 0, 1, ?3, ?4, ?4, ?5, ?5, ?6, ?7, ?7, ?8, ?9, ?9, ?10)",
-                &[
-                    &id,
-                    &t_us,
-                    &step,
-                    &int(3),
-                    &int(4),
-                    &int(5),
-                    &int(6),
-                    &int(7),
-                    &int(8),
-                    &int(9),
-                ],
-            )
-        }
-        "a" | "f" | "t" | "e" | "c" => {
-            let kind = match kind {
-                "a" => "alloc",
-                "f" => "free",
-                "t" => "hit",
-                "e" => "evict",
-                _ => "clear",
-            };
-            let blocks = record.get(3).map_or_else(|| "[]".to_owned(), Value::to_string);
-            let Some(pool) = int(2) else { return Ok(false) };
-            run(
-                "INSERT INTO block_event VALUES (?, ?, ?, ?, ?)",
-                &[&id, &pool, &t_us, &kind, &blocks],
-            )
-        }
-        "x" => {
-            let (Some(pool), Some(blocks)) = (int(2), list(3)) else {
-                return Ok(false);
-            };
-            let columns = [list(4), list(5), list(6), list(7)];
-            for (i, block) in blocks.iter().enumerate() {
-                let at = |c: usize| columns[c].and_then(|l| l.get(i)).and_then(Value::as_i64);
-                let (Some(block), Some(life), Some(idle)) = (block.as_i64(), at(0), at(1)) else {
-                    return Ok(false);
-                };
-                run(
-                    "INSERT INTO eviction VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    &[
-                        &id,
-                        &pool,
-                        &t_us,
-                        &block,
-                        &life,
-                        &idle,
-                        &at(2).unwrap_or(0),
-                        &at(3).unwrap_or(0),
-                    ],
-                )?;
-            }
-            Ok(true)
-        }
-        "q" => {
-            let (Some(request), Some(step), Some(prompt)) = (int(2), int(3), int(4)) else {
-                return Ok(false);
-            };
-            run(
-                "INSERT OR IGNORE INTO request (process_id, request, arrival_us, arrival_step, prompt_tokens, max_tokens, \
-                 priority) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                &[
-                    &id,
-                    &request,
-                    &t_us,
-                    &step,
-                    &prompt,
-                    &int(5),
-                    &int(6).unwrap_or(0),
-                ],
-            )
-        }
-        "r" => {
-            let hashes = text(7).and_then(decode_hashes);
-            run(
-                "UPDATE request SET finish_us = ?3, output_tokens = ?4, preemptions = ?5, reason = ?6, \
-                 hash_block_tokens = ?7, hash_ids = ?8 WHERE process_id = ?1 AND request = ?2",
-                &[&id, &int(2), &t_us, &int(3), &int(4), &text(5), &int(6), &hashes],
-            )
-        }
-        "h" => run(
-            "INSERT INTO admission VALUES (?, ?, ?, ?, ?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &int(3).unwrap_or(-1),
-                &int(2).unwrap_or(-1),
-                &int(4).unwrap_or(0),
-                &int(5).unwrap_or(0),
-                &int(6).unwrap_or(0),
-            ],
-        ),
-        "v" => run(
-            "INSERT INTO preemption VALUES (?, ?, ?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &int(3).unwrap_or(-1),
-                &int(2).unwrap_or(-1),
-                &int(4).unwrap_or(-1),
-            ],
-        ),
-        "p" => {
-            let (Some(pool), Some(blocks)) = (int(2), int(3)) else {
-                return Ok(false);
-            };
-            run(
-                "INSERT OR REPLACE INTO pool VALUES (?, ?, ?, ?, ?, ?)",
-                &[&id, &pool, &t_us, &blocks, &int(4).unwrap_or(0), &int(5)],
-            )
-        }
-        "T" => totals(tx, id, t_us, record.get(2)),
-        "g" => run(
-            "INSERT INTO graph_capture VALUES (?, ?, ?, ?, ?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &text(2).unwrap_or(""),
-                &int(3),
-                &int(4),
-                &flag(record.get(5)),
-                &flag(record.get(6)),
-            ],
-        ),
-        "G" => {
-            for row in list(2).into_iter().flatten() {
-                let at = |i: usize| row.get(i).and_then(Value::as_i64);
-                // NULL in a primary key would be another row each time: piecewise graphs have no request count
-                run(
-                    "INSERT OR REPLACE INTO graph_use VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    &[
-                        &id,
-                        &row.get(0).and_then(Value::as_str).unwrap_or(""),
-                        &at(1).unwrap_or(-1),
-                        &at(2).unwrap_or(-1),
-                        &flag(row.get(3)).unwrap_or(false),
-                        &flag(row.get(4)).unwrap_or(false),
-                        &at(5).unwrap_or(0),
-                    ],
-                )?;
-            }
-            Ok(true)
-        }
-        "d" => run(
-            "INSERT INTO graph_timeline VALUES (?, ?, ?, ?)",
-            &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
-        ),
-        "m" => run(
-            "INSERT INTO memory VALUES (?, ?, ?, ?)",
-            &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
-        ),
-        "S" => run(
-            "INSERT INTO settings VALUES (?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &record.get(2).map(Value::to_string).unwrap_or_default(),
-            ],
-        ),
-        "n" => run(
-            "INSERT INTO note VALUES (?, ?, ?, ?)",
-            &[&id, &t_us, &text(2).unwrap_or(""), &text(3).unwrap_or("")],
-        ),
-        "end" => {
-            process.ended = true;
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-fn flag(value: Option<&Value>) -> Option<bool> {
-    match value? {
-        Value::Bool(b) => Some(*b),
-        Value::Number(n) => Some(n.as_i64() != Some(0)),
-        _ => None,
-    }
-}
-
-fn totals(tx: &Transaction<'_>, id: i64, t_us: i64, values: Option<&Value>) -> Result<bool> {
-    let Some(Value::Object(values)) = values else {
-        return Ok(false);
-    };
-    let get = |key: &str| values.get(key).and_then(Value::as_i64).unwrap_or(0);
-    tx.prepare_cached(
-        "INSERT OR REPLACE INTO probe_total VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .and_then(|mut s| {
-        s.execute(params![
-            id,
-            t_us,
-            get("allocated_blocks"),
-            get("freed_blocks"),
-            get("hit_blocks"),
-            get("evicted_blocks"),
-            get("query_tokens"),
-            get("hit_tokens"),
-            get("resumed_query_tokens"),
-            get("resumed_hit_tokens"),
-            get("preemptions"),
-            get("finished_requests"),
-            get("steps"),
-            get("lost_records"),
-            get("errors")
-        ])
-    })
-    .map(|_| true)
-    .map_err(sql)
-}
-
-/// Base64 of six bytes for each block, as a JSON list of integers.
-fn decode_hashes(text: &str) -> Option<String> {
-    let bytes = base64(text)?;
-    let ids: Vec<u64> = bytes
-        .chunks_exact(6)
-        .map(|c| c.iter().fold(0, |id, b| id << 8 | u64::from(*b)))
-        .collect();
-    serde_json::to_string(&ids).ok()
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| {
-        Some(match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        })
-    };
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    // six-byte hashes fill whole groups of four digits: there is no padding
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    for group in text.as_bytes().chunks_exact(4) {
-        let mut bits = 0u32;
-        for c in group {
-            bits = bits << 6 | u32::from(digit(*c)?);
-        }
-        out.extend_from_slice(bits.to_be_bytes().get(1..)?);
-    }
-    Some(out)
 }
 
 #[cfg(test)]
@@ -533,14 +261,29 @@ mod tests {
     }
 
     #[test]
-    fn hashes_come_back_as_the_integers_they_were() {
-        // python: base64.b64encode(bytes([0,0,0,0,0,1]) + bytes([255]*6))
-        assert_eq!(
-            decode_hashes("AAAAAAAB////////").as_deref(),
-            Some("[1,281474976710655]")
-        );
-        assert_eq!(decode_hashes(""), Some("[]".to_owned()));
-        assert_eq!(decode_hashes("AA=="), None);
+    fn a_line_may_hold_many_records_and_block_numbers_as_hexadecimal_text() {
+        let folder = tempfile::tempdir().expect("folder");
+        let probe = folder.path().join(PROBE_FOLDER);
+        std::fs::create_dir(&probe).expect("folder");
+        // python: array.array("I", [1, 258]).tobytes().hex(), array.array("Q", [1 << 40]).tobytes().hex()
+        let line = r#"[["a",2000000000,0,"0100000002010000"],["x",3000000000,0,"02010000","0000000000010000","0500000000000000","02000000","01000000"],["a",3000000000,0,"0100"],["B",4000000000,4,21000,10000]]"#;
+        std::fs::write(probe.join("7-0.jsonl"), format!("{HEADER}\n{line}\n")).expect("write");
+        let mut db = database();
+        let progress = ingest_all(&mut db, folder.path()).expect("read");
+        assert_eq!((progress.records, progress.bad_lines), (3, 1));
+        let blocks: String = db
+            .query_row("SELECT blocks FROM block_event", [], |r| r.get(0))
+            .expect("one event");
+        assert_eq!(blocks, "[1,258]");
+        let eviction: (i64, i64, i64, i64, i64) = db
+            .query_row(
+                "SELECT block, lifetime_us, idle_us, hits, cached FROM eviction",
+                [],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)),
+            )
+            .expect("one eviction");
+        assert_eq!(eviction, (258, 1 << 40, 5, 2, 1));
+        assert_eq!(count(&db, "sampling"), 1);
     }
 
     #[test]

@@ -10,7 +10,19 @@ use rusqlite::Connection;
 use crate::prometheus::engine::{COUNTERS, GAUGES};
 
 /// Version of the tables; stored in `PRAGMA user_version`.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
+
+/// What version 2 added: when the probe recorded less than everything, and what it cost.
+const ADDED_IN_2: &str = "
+ALTER TABLE probe_total ADD COLUMN hook_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE probe_total ADD COLUMN writer_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE probe_total ADD COLUMN step_ns INTEGER NOT NULL DEFAULT 0;
+-- from t_us on only every n-th step, block and hashed request is recorded (1: all, 0: totals only, -1: nothing), because the
+-- probe took share_ppm of the step time (-1: not measured)
+CREATE TABLE sampling (
+  process_id INTEGER NOT NULL REFERENCES process(id), t_us INTEGER NOT NULL, every INTEGER NOT NULL,
+  share_ppm INTEGER NOT NULL, limit_ppm INTEGER NOT NULL);
+";
 
 /// Fixed tables; `sample` is made from the vocabulary.
 const TABLES: &str = "
@@ -139,7 +151,25 @@ pub fn create(db: &mut Connection) -> Result<()> {
     let tx = db.transaction().map_err(fail)?;
     tx.execute_batch(TABLES).map_err(fail)?;
     tx.execute_batch(&sample_table()).map_err(fail)?;
+    tx.execute_batch(ADDED_IN_2).map_err(fail)?;
     tx.pragma_update(None, "user_version", VERSION).map_err(fail)?;
+    tx.commit().map_err(fail)
+}
+
+/// Brings the tables of an older version up to this one.
+///
+/// # Errors
+/// If the database cannot be written.
+pub fn upgrade(db: &mut Connection) -> Result<()> {
+    let fail = |e: rusqlite::Error| Error::io(format!("session.sqlite: cannot be brought up to date: {e}"));
+    let tx = db
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+        .map_err(fail)?;
+    // another program may have done it between our look and our lock
+    if check(&tx)? == 1 {
+        tx.execute_batch(ADDED_IN_2).map_err(fail)?;
+        tx.pragma_update(None, "user_version", VERSION).map_err(fail)?;
+    }
     tx.commit().map_err(fail)
 }
 
@@ -158,4 +188,32 @@ pub fn check(db: &Connection) -> Result<i32> {
         .hint("update kvwise, or open the file with any SQLite tool"));
     }
     Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_of_version_1_gets_what_version_2_added_and_keeps_its_rows() {
+        let mut db = Connection::open_in_memory().expect("memory");
+        db.execute_batch(TABLES).expect("tables");
+        db.execute_batch(
+            "INSERT INTO process VALUES (1, 'f', 1, 0, '{}', 0, 0, 0, 0);
+             INSERT INTO probe_total VALUES (1, 5, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+             PRAGMA user_version = 1;",
+        )
+        .expect("rows");
+        upgrade(&mut db).expect("upgraded");
+        upgrade(&mut db).expect("once only");
+        assert_eq!(check(&db).expect("known"), VERSION);
+        let row: (i64, i64) = db
+            .query_row("SELECT allocated_blocks, hook_ns FROM probe_total", [], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })
+            .expect("a row");
+        assert_eq!(row, (7, 0));
+        db.execute("INSERT INTO sampling VALUES (1, 5, 2, 20000, 10000)", [])
+            .expect("the new table");
+    }
 }

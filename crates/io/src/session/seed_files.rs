@@ -12,6 +12,7 @@ use kvwise_core::{Error, Result};
 use rusqlite::{Connection, Row};
 
 use super::Session;
+use super::sampling;
 use super::series::{self, Process};
 use super::store::sql;
 use crate::atomic;
@@ -151,17 +152,22 @@ fn summary(db: &Connection) -> Result<String> {
     if total > 0 {
         let _ = writeln!(out, "Peak usage: {:.2}%", peak as f64 / total as f64 * 100.0);
     }
-    let (count, life, idle): (i64, Option<f64>, Option<f64>) = db
-        .query_row(
-            "SELECT COUNT(*), AVG(lifetime_us), AVG(idle_us) FROM eviction",
-            [],
-            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
-        )
+    let (life, idle): (Option<f64>, Option<f64>) = db
+        .query_row("SELECT AVG(lifetime_us), AVG(idle_us) FROM eviction", [], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
         .map_err(sql)?;
+    let (recorded, count) = sampling::eviction_count(db)?;
     let _ = writeln!(out, "Total evictions: {count}");
     if let (Some(life), Some(idle)) = (life, idle) {
         let _ = writeln!(out, "Avg block lifetime: {:.2}s", life / 1e6);
         let _ = writeln!(out, "Avg idle before eviction: {:.2}s", idle / 1e6);
+    }
+    if sampling::any(db)? {
+        let _ = writeln!(
+            out,
+            "Sampled to keep the profiler's cost down: {recorded} evictions recorded, peaks are those of recorded steps"
+        );
     }
     Ok(out)
 }

@@ -290,6 +290,12 @@ pub struct ProbeTotals {
     pub lost_records: i64,
     /// Errors of hooks.
     pub errors: i64,
+    /// Time in hooks on the engine's thread, nanoseconds (estimated from one step of thirteen).
+    pub hook_ns: i64,
+    /// CPU time of the probe's writer, nanoseconds.
+    pub writer_ns: i64,
+    /// Time from step to step, idle waits left out, nanoseconds; 0 where it was not recorded.
+    pub step_ns: i64,
 }
 
 /// The processes with a block pool, by row id.
@@ -342,7 +348,7 @@ pub fn processes(db: &Connection) -> Result<Vec<Process>> {
 fn probe_totals(db: &Connection, process: i64) -> Result<Option<ProbeTotals>> {
     db.query_row(
         "SELECT allocated_blocks, freed_blocks, hit_blocks, evicted_blocks, query_tokens, hit_tokens, preemptions, \
-         finished_requests, steps, lost_records, errors FROM probe_total WHERE process_id = ? \
+         finished_requests, steps, lost_records, errors, hook_ns, writer_ns, step_ns FROM probe_total WHERE process_id = ? \
          ORDER BY t_us DESC LIMIT 1",
         [process],
         |r| {
@@ -358,6 +364,9 @@ fn probe_totals(db: &Connection, process: i64) -> Result<Option<ProbeTotals>> {
                 steps: r.get(8)?,
                 lost_records: r.get(9)?,
                 errors: r.get(10)?,
+                hook_ns: r.get(11)?,
+                writer_ns: r.get(12)?,
+                step_ns: r.get(13)?,
             })
         },
     )

@@ -173,9 +173,11 @@ impl Session {
             });
         }
         let mut db = open_database(&database).map_err(|e| e.at(place.to_string()))?;
-        if schema::check(&db).map_err(|e| e.at(place.to_string()))? == 0 {
+        match schema::check(&db).map_err(|e| e.at(place.to_string()))? {
             // killed between making the file and its tables, or the probe's files only
-            schema::create(&mut db)?;
+            0 => schema::create(&mut db)?,
+            schema::VERSION => {}
+            _ => schema::upgrade(&mut db).map_err(|e| e.at(place.to_string()))?,
         }
         let metadata = read_metadata(folder)?;
         Ok(Self {

@@ -57,7 +57,13 @@ pub fn run(args: &ExportArgs, printer: Printer) -> Result<ExitStatus> {
                 made.path.display(),
                 made.requests
             ));
-            if made.left_out > 0 {
+            if made.sampled {
+                printer.warn(&format!(
+                    "the probe sampled to keep its cost down: {} requests without block identities are left out, so a \
+                     replay sees a part of the traffic and its hit rate is not the server's",
+                    made.left_out
+                ));
+            } else if made.left_out > 0 {
                 printer.warn(&format!(
                     "{} requests had not finished and are left out",
                     made.left_out

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kvwise_core::{Error, Result};
-use kvwise_io::session::{Session, probe, seed_files, series, trace};
+use kvwise_io::session::{Session, probe, sampling, seed_files, series, trace};
 
 /// Opens a recording and takes in what the probe wrote since.
 ///
@@ -32,6 +32,8 @@ pub struct MadeTrace {
     pub requests: usize,
     /// Requests that had not finished or had no hashes.
     pub left_out: u64,
+    /// Whether the probe recorded only a part of the requests' hashes: a replay is then not what happened.
+    pub sampled: bool,
     /// The command that replays it with the recorded engine's sizes.
     pub replay: String,
 }
@@ -68,6 +70,7 @@ pub fn trace(session: &Session, folder: &Path) -> Result<MadeTrace> {
         path,
         requests: made.requests.len(),
         left_out: made.left_out,
+        sampled: sampling::any(&session.db)?,
         replay,
     })
 }

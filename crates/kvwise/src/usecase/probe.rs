@@ -10,7 +10,7 @@ use kvwise_io::session::store::{Clock, Metadata};
 use kvwise_io::session::{Session, age, probe};
 
 /// The probe's files, below the folder that goes on PYTHONPATH.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 14] = [
     (
         "sitecustomize.py",
         include_str!("../../../../python/kvwise_probe/sitecustomize.py"),
@@ -20,16 +20,48 @@ const FILES: [(&str, &str); 6] = [
         include_str!("../../../../python/kvwise_probe/kvwise_probe/__init__.py"),
     ),
     (
+        "kvwise_probe/budget.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/budget.py"),
+    ),
+    (
+        "kvwise_probe/encoder.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/encoder.py"),
+    ),
+    (
         "kvwise_probe/finder.py",
         include_str!("../../../../python/kvwise_probe/kvwise_probe/finder.py"),
+    ),
+    (
+        "kvwise_probe/gpu_hooks.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/gpu_hooks.py"),
+    ),
+    (
+        "kvwise_probe/hooking.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/hooking.py"),
+    ),
+    (
+        "kvwise_probe/live.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/live.py"),
+    ),
+    (
+        "kvwise_probe/pool_hooks.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/pool_hooks.py"),
     ),
     (
         "kvwise_probe/recorder.py",
         include_str!("../../../../python/kvwise_probe/kvwise_probe/recorder.py"),
     ),
     (
+        "kvwise_probe/scheduler_hooks.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/scheduler_hooks.py"),
+    ),
+    (
         "kvwise_probe/settings.py",
         include_str!("../../../../python/kvwise_probe/kvwise_probe/settings.py"),
+    ),
+    (
+        "kvwise_probe/sink.py",
+        include_str!("../../../../python/kvwise_probe/kvwise_probe/sink.py"),
     ),
     (
         "kvwise_probe/vllm_hooks.py",

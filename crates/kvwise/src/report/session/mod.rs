@@ -194,6 +194,12 @@ pub struct ProbeReport {
     pub graph_replays: i64,
     /// Records dropped by the limits.
     pub lost_records: i64,
+    /// What the probe took of the engine's step time, its writer included; absent in recordings that did not measure it.
+    pub probe_cost_ratio: Option<f64>,
+    /// The same for one step, microseconds.
+    pub probe_cost_us_per_step: Option<f64>,
+    /// Where single records are a sample, because the probe would have taken more than its limit.
+    pub sampling: Option<SamplingReport>,
     /// Errors of hooks.
     pub hook_errors: i64,
     /// Memory figures in bytes.
@@ -202,6 +208,23 @@ pub struct ProbeReport {
     pub series: ProbeSeries,
     /// Who holds which block over time, if block events were recorded.
     pub block_map: Option<BlockMap>,
+}
+
+/// When less than everything was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SamplingReport {
+    /// Most of the step time that the probe may take.
+    pub limit_ratio: f64,
+    /// Time in which everything was recorded, seconds.
+    pub complete_s: f64,
+    /// Time in which every n-th step, block and hashed request was, seconds.
+    pub sampled_s: f64,
+    /// The largest n.
+    pub largest_n: i64,
+    /// Time in which only totals were, seconds.
+    pub totals_only_s: f64,
+    /// Time in which nothing was: the totals leave it out, seconds.
+    pub off_s: f64,
 }
 
 /// Reuse of blocks for other content.

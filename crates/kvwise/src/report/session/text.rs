@@ -204,6 +204,33 @@ pub fn probe_rows(p: &ProbeReport) -> Vec<(String, String)> {
     if p.lost_records > 0 {
         add("single records left out", p.lost_records.to_string());
     }
+    if let (Some(share), Some(us)) = (p.probe_cost_ratio, p.probe_cost_us_per_step) {
+        add(
+            "the probe's own cost",
+            format!("{:.2} % of step time, {} us a step", share * 100.0, number(us)),
+        );
+    }
+    if let Some(s) = p.sampling {
+        let mut text = format!(
+            "to stay below {} % of step time: everything for {} s",
+            number(s.limit_ratio * 100.0),
+            number(s.complete_s)
+        );
+        for (seconds, what) in [
+            (
+                s.sampled_s,
+                format!("down to 1 of {} steps, blocks and hashed requests", s.largest_n),
+            ),
+            (s.totals_only_s, "totals only".to_owned()),
+            (s.off_s, "nothing at all (the totals leave this out)".to_owned()),
+        ] {
+            if seconds > 0.0 {
+                let _ = write!(text, ", {what} for {} s", number(seconds));
+            }
+        }
+        text.push_str("; no block map, and no gain is computed from a part of the requests");
+        add("sampled", text);
+    }
     rows
 }
 

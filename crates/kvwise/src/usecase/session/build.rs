@@ -9,14 +9,14 @@ use kvwise_io::prometheus::engine::{
     USAGE, WAITING,
 };
 use kvwise_io::prometheus::histogram::Histogram;
-use kvwise_io::session::Session;
 use kvwise_io::session::series::{self, Eviction, Point, Process, Step};
+use kvwise_io::session::{Session, sampling};
 
 use super::gains::ReplayedGains;
 use super::{blocks, rules};
 use crate::report::session::{
     About, ContentReport, Distribution, EngineReport, EventReport, EvictionReport, GapReport, ProbeReport,
-    ProbeSeries, Series, SessionReport, Spread,
+    ProbeSeries, SamplingReport, Series, SessionReport, Spread,
 };
 use crate::report::time;
 use crate::usecase::export;
@@ -319,6 +319,8 @@ fn probe_report(session: &Session, process: &Process) -> Result<ProbeReport> {
     let steps = series::steps(db, process.id)?;
     let usable = (process.num_blocks - 1).max(0);
     let totals = process.totals;
+    let sampled = sampling::of_process(db, process.id)?;
+    let cost_ns = (totals.hook_ns + totals.writer_ns) as f64;
     let lengths = |column: &str| series::request_lengths(db, process.id, column).map(distribution);
     Ok(ProbeReport {
         pid: process.pid,
@@ -346,10 +348,26 @@ fn probe_report(session: &Session, process: &Process) -> Result<ProbeReport> {
         output_tokens: lengths("output_tokens")?,
         graph_replays: series::graph_replays(db, process.id)?,
         lost_records: totals.lost_records,
+        probe_cost_ratio: (totals.step_ns > 0).then(|| cost_ns / totals.step_ns as f64),
+        probe_cost_us_per_step: (totals.step_ns > 0 && totals.steps > 0)
+            .then(|| cost_ns / 1e3 / totals.steps as f64),
+        sampling: sampled.is_sampled().then(|| SamplingReport {
+            limit_ratio: sampled.limit.unwrap_or(0.0),
+            complete_s: sampled.seconds(|every| every == 1),
+            sampled_s: sampled.seconds(|every| every > 1),
+            largest_n: sampled.changes.iter().map(|c| c.1).max().unwrap_or(1),
+            totals_only_s: sampled.seconds(|every| every == 0),
+            off_s: sampled.seconds(|every| every < 0),
+        }),
         hook_errors: totals.errors,
         memory_bytes: series::memory(db)?,
         series: probe_chart(&steps),
-        block_map: blocks::map(session, process.id, process.num_blocks)?,
+        // who holds a block cannot be told from a part of the events
+        block_map: if sampled.is_sampled() {
+            None
+        } else {
+            blocks::map(session, process.id, process.num_blocks)?
+        },
     })
 }
 

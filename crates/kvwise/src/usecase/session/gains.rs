@@ -7,7 +7,7 @@
 use kvwise_cache::manager::{GroupSpec, Retention};
 use kvwise_core::{Error, Result};
 use kvwise_io::session::series::{self, Process};
-use kvwise_io::session::{Session, trace};
+use kvwise_io::session::{Session, sampling, trace};
 use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig, Summary, run};
 use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
@@ -33,6 +33,10 @@ impl ReplayedGains {
         let [process] = processes.as_slice() else {
             return None;
         };
+        // a part of the requests would not fill the pool as all of them did
+        if sampling::any(&session.db).ok()? {
+            return None;
+        }
         let config = config(process)?;
         let trace = recorded_trace(session).ok()?;
         let base = replay(&trace, &config).ok()?;
@@ -212,7 +216,7 @@ mod tests {
         session
             .db
             .execute(
-                "INSERT INTO probe_total VALUES (1, 1, 0, 0, 0, 0, 1000000, ?1, 0, 0, ?2, 40, 100, 0, 0)",
+                "INSERT INTO probe_total VALUES (1, 1, 0, 0, 0, 0, 1000000, ?1, 0, 0, ?2, 40, 100, 0, 0, 0, 0, 0)",
                 (hits, i64::try_from(base.preemptions).unwrap()),
             )
             .unwrap();
