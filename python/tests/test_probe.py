@@ -77,6 +77,8 @@ class EndToEnd(unittest.TestCase):
         self.assertGreater(own["preemptions"], 0)
         self.assertEqual(totals["steps"], own["steps"])
         self.assertEqual(totals["errors"], 0)
+        for kind, total in (("a", "allocated"), ("e", "evicted")):
+            self.assertEqual(sum(len(r[3]) for r in process[1:] if r[0] == kind), own[total])
         # every block that is in use was allocated or hit, and is freed once: at the end nothing is in use
         used = set()
         for record in process[1:]:
@@ -277,7 +279,7 @@ class Encoding(unittest.TestCase):
         made = self.encoder()
         made.add(("a", 1000, self.pool, (Block(1),), []))
         made.forget()
-        made.add(("a", 9000, self.pool, (Block(1),), []))
+        made.add(("a", 9000, self.pool, (Block(1),), None))
         self.assertEqual(self.rows(made, "x"), [])
 
     def test_requests_outside_of_the_sample_have_no_hashes_and_equal_hashes_stay_equal(self):

@@ -50,6 +50,8 @@ def hook_block_pool(probe, module):
         if gone:
             state.evicted = []
             live.evicted_blocks += len(gone)
+        else:
+            gone = None  # not the list itself: later evictions go into it
         live.allocated_blocks += len(blocks)
         if live.open:
             if blocks:
