@@ -53,6 +53,7 @@ source, out = context.socket(zmq.SUB), context.socket(zmq.PUB)
 source.setsockopt(zmq.SUBSCRIBE, b"")
 source.connect(sys.argv[1])
 out.bind(sys.argv[2])
+print("ready", flush=True)
 ended = []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
 batches = kept = 0
@@ -160,6 +161,7 @@ def profile(arguments, model, folder):
     events, replay, lossy_port = (arguments.port + n for n in (1, 2, 3))
     lossy = subprocess.Popen([os.environ["KVWISE_E2E_PYTHON"], "-c", LOSSY, "tcp://127.0.0.1:%d" % events,
                               "tcp://127.0.0.1:%d" % lossy_port], stdout=subprocess.PIPE)
+    lossy.stdout.readline()
     patched = os.path.join(folder, "patched")
     mending = subprocess.Popen([arguments.kvwise, "attach", server.url, "--interval", "1s", "-q", "-o", patched,
                                 "--kv-events", "tcp://127.0.0.1:%d" % lossy_port,
