@@ -43,13 +43,13 @@ fn a_trace_that_is_too_large_is_refused_before_it_is_read() {
         &["replay", name, "--engine", "sglang", "--capacity", "100000"],
     ];
     for command in commands {
-        let output = kvwise(&[command, &["--max-memory", "14MiB"]].concat());
+        let output = kvwise(&[command, &["--max-memory", "18MiB"]].concat());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
         assert!(output.stdout.is_empty());
         for word in [
             "about 12",
-            "of memory, more than the limit of 14.0 MiB",
+            "of memory, more than the limit of 18.0 MiB",
             "--limit",
             "--max-memory",
         ] {
@@ -63,7 +63,7 @@ fn a_trace_that_is_too_large_is_refused_before_it_is_read() {
             .split_whitespace()
             .next()
             .unwrap();
-        let part = kvwise(&[command, &["--max-memory", "14MiB", "--limit", fit]].concat());
+        let part = kvwise(&[command, &["--max-memory", "18MiB", "--limit", fit]].concat());
         assert!(
             part.status.success(),
             "{command:?}: {}",

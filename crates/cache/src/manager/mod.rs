@@ -8,6 +8,60 @@
 //! The order of all pool operations is that of vLLM 0.32.0 (`vllm/v1/core/kv_cache_manager.py`,
 //! `kv_cache_coordinator.py`, `single_type_kv_cache_manager.py`), so that block numbers agree block for block.
 //!
+//! # An engine's step
+//! Block `b` of a table holds the slots `b * block_size ..` of the memory that K and V lie in ([`crate::store`] with pages of
+//! one block, whose dummy page 0 is the null block). A running request asks again in each step, with no hit; one that is
+//! refused waits or pushes another out, which is closed and later looked up anew: what it had named is mostly still there.
+//!
+//! ```
+//! use kvwise_cache::hash::fast_chain;
+//! use kvwise_cache::manager::{Allocation, EngineKvCache, Hit, ManagerConfig};
+//! use kvwise_cache::store::{KvDtype, KvLayout, KvStore, KvStoreConfig};
+//!
+//! let (blocks, block) = (8, 4);
+//! let mut cache = EngineKvCache::with_hashes(&ManagerConfig::full_attention(blocks, block))?;
+//! let mut bytes = KvStore::new(KvStoreConfig {
+//!     layers: 1,
+//!     capacity_tokens: ((blocks - 1) * block) as usize,
+//!     page_size: block as usize,
+//!     heads: 1,
+//!     key_dim: 1,
+//!     value_dim: 1,
+//!     dtype: KvDtype::F32,
+//!     layout: KvLayout::Nhd,
+//! })?;
+//! let mut tokens = vec![1u32, 2, 3, 4, 5, 6];
+//! let slot = cache.open();
+//! let mut computed = 0;
+//! for step in 0..4 {
+//!     cache.begin_step();
+//!     let known = tokens.len() as u32;
+//!     // names of the full blocks, generated tokens included
+//!     let mut parent = 0;
+//!     let name = |block: &[u32]| { parent = fast_chain(parent, block); parent };
+//!     let keys: Vec<u128> = tokens.chunks_exact(block as usize).map(name).collect();
+//!     let mut hit = Hit::default();
+//!     if step == 0 {
+//!         cache.lookup(&keys, known, &mut hit); // once, when the request is admitted
+//!     }
+//!     let start = computed + hit.num_tokens;
+//!     let wanted = Allocation { num_prompt_tokens: 6, ..Allocation::new(&keys, computed, known - start, known) };
+//!     assert!(cache.allocate(slot, &wanted, (step == 0).then_some(&hit))); // else wait, or close another request
+//!     let table = cache.blocks(slot, 0);
+//!     let slots: Vec<u32> = (0..known).map(|i| table[(i / block) as usize] * block + i % block).collect();
+//!     for (&slot, &token) in slots.iter().zip(&tokens).skip(start as usize) {
+//!         bytes.write(0, &[slot], &[token as f32], &[0.0])?; // here the model computes K and V
+//!     }
+//!     let mut k = vec![0.0; tokens.len()];
+//!     bytes.gather_keys(0, &slots, &mut k)?; // and attends to all of them
+//!     assert_eq!(k, tokens.iter().map(|&t| t as f32).collect::<Vec<_>>());
+//!     computed = known;
+//!     tokens.push(10 + step); // the sampled token
+//! }
+//! cache.close(slot); // finished; a preempted request is closed too
+//! # Ok::<(), kvwise_cache::Error>(())
+//! ```
+//!
 //! # Complexity
 //! `lookup` is O(hit blocks) for full attention and O(blocks of the request) for the other kinds; `allocate` is
 //! O(blocks it hands out, names or gives back); `release` is O(blocks held).
@@ -15,8 +69,8 @@
 //! # Modelled and not
 //! Modelled: hybrid fixed-point hits, retention intervals and shared-prefix junctions, drafters' dropped blocks,
 //! copy-on-write of hits inside a block, watermark, recycling-aware admission caps, room for tokens that a KV connector
-//! brings. Not modelled: what connectors do for Mamba states, cross attention, attention sinks' own blocks, R-SWA gap eviction, circular buffers,
-//! context parallelism (pass block sizes already multiplied by it).
+//! brings. Not modelled: what connectors do for Mamba states, cross attention, attention sinks' own blocks, R-SWA gap
+//! eviction, circular buffers, context parallelism (pass block sizes already multiplied by it).
 
 #![allow(
     clippy::cast_possible_truncation,

@@ -32,6 +32,15 @@
 //! # Ok::<(), kvwise_cache::Error>(())
 //! ```
 //!
+//! **Slots of a request.** Attention reads all of a request's tokens through its row:
+//! `cache.rows().get(request.row().unwrap())?[..n]` are the slots of its first `n` tokens ([`RequestKv::owned_len`] have one).
+//! Read it anew in each step: a checkpoint exchanges slots of tokens that another request published first. The slots index
+//! a [`KvStore`](crate::store::KvStore) of the same capacity and page size.
+//!
+//! **Refusals.** A request that was looked up and is not admitted is given back with [`RadixCache::retract`]; so is one that
+//! is pushed out while it decodes ([`RadixCache::extend`] failed). Admit only while [`RadixCache::obtainable_tokens`]
+//! covers what the request will need: its lookup has locked the prefix, which then counts as neither free nor evictable.
+//!
 //! The parts can be used alone: [`RadixTree`] only maps tokens to slots and *decides* (what is a duplicate, what is
 //! evicted); it never frees anything itself but hands the slots to a closure. [`SlotAllocator`] and [`RowTable`]
 //! are the other two; [`RadixCache`] is the controller that moves slots between them.

@@ -26,7 +26,7 @@ const SAMPLE_ROWS: usize = 4096;
 /// Places of a plain file that are looked at, besides its start.
 const WINDOWS: u64 = 7;
 /// The program itself, its buffers and the decompressor's window.
-const PROGRAM_BYTES: u64 = 12 << 20;
+const PROGRAM_BYTES: u64 = 16 << 20;
 /// Ids are numbered as they appear if the largest is at most so many times their number.
 const DENSE: f64 = 1.25;
 
@@ -411,9 +411,12 @@ fn window_lines(
     let mut file = BufReader::with_capacity(256 << 10, file);
     // the line that the window begins in belongs to what is before it
     let mut rest = Vec::new();
-    std::io::Read::take(&mut file, options.max_line_bytes as u64)
+    std::io::Read::take(&mut file, 4 * width.max(1 << 20))
         .read_until(b'\n', &mut rest)
         .map_err(fail)?;
+    if rest.last() != Some(&b'\n') {
+        return Ok(0); // the file's last line, or one far longer than a sample
+    }
     let mut source = Source::from_reader(&name, Box::new(file), None)?;
     Ok(take_lines(&mut source, reader, options, width).0)
 }
@@ -433,13 +436,13 @@ fn of_folder(folder: &Path, options: &ReadOptions<'_>, sample_bytes: u64) -> Res
         .iter()
         .zip(&sizes)
         .step_by(usize::try_from(step).unwrap_or(usize::MAX));
-    let (mut size, mut read, mut text, mut longest) = (TraceSize::default(), 0, 0, 0);
+    let (mut size, mut read, mut text, mut sampled) = (TraceSize::default(), 0, 0, 0);
     for (file, bytes) in picked {
         if let Ok((trace, text_bytes)) = agentic::file(file, options) {
             size = size.plus(&trace.size());
             read += bytes;
             text += text_bytes;
-            longest = longest.max(text_bytes + trace.size().held_bytes());
+            sampled += 1;
         }
     }
     if size.requests == 0 {
@@ -452,7 +455,7 @@ fn of_folder(folder: &Path, options: &ReadOptions<'_>, sample_bytes: u64) -> Res
         growth: 1.0,
         table: Table::None,
         // some files are read at once, each as text and as requests
-        buffered_bytes: longest * agentic::BATCH as u64,
+        buffered_bytes: scale(text + size.held_bytes(), agentic::BATCH as u64, sampled),
         copies: 1,
     }))
 }
