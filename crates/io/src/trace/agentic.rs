@@ -12,6 +12,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
 use rayon::prelude::*;
 
+use super::forecast::ARCHIVE_COPIES;
 use super::json::{JsonError, Repeat, Scan, Scanner};
 use super::memory::check_bytes;
 use super::{EXAMPLES, Loaded, Progress, ReadOptions, Source, check_memory, finish};
@@ -106,8 +107,8 @@ pub(super) fn read_tar(mut source: Source, options: &ReadOptions<'_>) -> Result<
                 .sum::<u64>();
             merge.waiting.extend(parts);
             merge.names.extend(files.drain(..).map(|(f, _)| f));
-            // the parts are put together in a second copy
-            check_bytes(&merge.builder, 2 * waiting_bytes, options, &name)?;
+            // the parts are put together in a second copy, when much of the first is scattered
+            check_bytes(&merge.builder, ARCHIVE_COPIES * waiting_bytes, options, &name)?;
         }
         if done {
             break;

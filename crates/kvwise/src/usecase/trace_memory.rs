@@ -55,7 +55,7 @@ pub fn check(path: &Path, options: &ReadOptions<'_>, need: &Need<'_>, printer: P
             human_bytes(needed),
             human_bytes(limit)
         ));
-        if !path.is_dir()
+        if !found.reads_all
             && let Some(fit @ 1..) = found.requests_within(limit, need.beside)
         {
             error = error.hint(format!("the first {fit} requests fit: --limit {fit}"));
