@@ -1,54 +1,75 @@
 //! What an engine takes besides weights and KV cache: activations, CUDA graphs, memory outside of PyTorch.
 //!
 //! Physics first: at the peak of the profiling step either one layer's feed-forward is alive, or the sampler's copies of
-//! the logits, or the vision tower's activations, whichever is largest; which copies the sampler makes depends on the
-//! version ([`Rules::sampler_decibytes_per_logit`](crate::engine::vllm::Rules)). The constants ([`Constants::FITTED`]) were
-//! then fitted to budgets that published start-up logs print (`data/measurements/vllm_boots.csv`); the test module
-//! `accuracy` fits them again without each deployment in turn and writes the figures of the accuracy page. This is the only
-//! place that knows these constants.
+//! the logits, or the vision tower's activations, whichever is largest. The V0 engine holds fewer copies of the residual
+//! stream than V1, more without FlashAttention, and tensor parallelism adds the buffers of the sum over ranks; which copies
+//! the sampler makes depends on the version ([`Rules::sampler_decibytes_per_logit`](crate::engine::vllm::Rules)). The
+//! constants ([`Constants::FITTED`]) were then fitted to budgets that published start-up logs print
+//! (`data/measurements/vllm_boots.csv`); the test module `accuracy` fits them again without each deployment in turn and
+//! writes the figures of the accuracy page. This is the only place that knows these constants.
 
 #[cfg(test)]
 mod accuracy;
 mod spread;
 
-pub use spread::Spread;
+pub use spread::{Footing, Spread};
 
 use super::ledger::{Basis, Term};
+use crate::engine::vllm::SORTING_SAMPLER;
 use crate::units::{GIB, MIB, human_bytes};
 
 /// The fitted constants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Constants {
-    /// CUDA context and kernels of one rank.
+    /// What one rank takes outside of PyTorch after the CUDA context, which the engine does not count.
     pub context_bytes: u64,
+    /// More on AMD GPUs.
+    pub amd_bytes: u64,
     /// More than one tensor-parallel rank: communication buffers.
     pub communication_bytes: u64,
-    /// More for each doubling of the ranks.
-    pub communication_bytes_per_doubling: u64,
     /// A pipeline stage.
     pub pipeline_bytes: u64,
     /// GPUs that share the host's memory: what the driver and the page cache take while the engine starts.
     pub unified_bytes: u64,
     /// Captured CUDA graphs.
     pub graph_bytes: u64,
-    /// Activations of a vision tower that takes images of any size.
+    /// Activations of a vision tower that takes images of any size, under the V1 engine.
     pub vision_bytes: u64,
-    /// Share of the feed-forward's tensors that are alive at once, in hundredths.
-    pub layer_percent: u64,
+    /// Copies of the residual stream that are alive beside a feed-forward under the V1 engine.
+    pub streams: u64,
+    /// The same under the V0 engine with FlashAttention; one more without.
+    pub streams_v0: u64,
+    /// More copies where ranks add up their results.
+    pub streams_of_ranks: u64,
 }
 
 impl Constants {
-    /// Fitted to the 47 budgets of `data/measurements/vllm_boots.csv`.
+    /// Fitted to the 80 budgets of `data/measurements/vllm_boots.csv`.
     pub const FITTED: Self = Self {
-        context_bytes: 300 * MIB,
-        communication_bytes: 200 * MIB,
-        communication_bytes_per_doubling: 100 * MIB,
-        pipeline_bytes: GIB,
+        context_bytes: 100 * MIB,
+        amd_bytes: 450 * MIB,
+        communication_bytes: 100 * MIB,
+        pipeline_bytes: 512 * MIB,
         unified_bytes: 3 * GIB,
         graph_bytes: 512 * MIB,
         vision_bytes: 2 * GIB,
-        layer_percent: 85,
+        streams: 6,
+        streams_v0: 4,
+        streams_of_ranks: 2,
     };
+
+    const fn streams(&self, i: &Inputs) -> u64 {
+        let own = if i.v0_engine {
+            self.streams_v0 + i.xformers as u64
+        } else {
+            self.streams
+        };
+        if i.tensor_parallel_size > 1 {
+            own + self.streams_of_ranks
+        } else {
+            own
+        }
+    }
 }
 
 /// What the overhead depends on. Everything is per rank, or of the whole model where the name says so.
@@ -76,10 +97,29 @@ pub struct Inputs {
     pub unified_memory: bool,
     /// Whether the model has a vision tower for images of any size that the engine profiles.
     pub vision_tower: bool,
+    /// Whether the V0 engine serves it.
+    pub v0_engine: bool,
+    /// Whether attention is xFormers' (the V0 engine on GPUs before Ampere).
+    pub xformers: bool,
+    /// Whether it is an AMD GPU.
+    pub amd: bool,
     /// Tenths of a byte that the sampler holds for each logit.
     pub sampler_decibytes_per_logit: u64,
     /// Whether the engine keeps the graphs' memory out of the KV budget (vLLM since 0.21).
     pub graphs_in_budget: bool,
+}
+
+impl Inputs {
+    /// How well the sum is known.
+    pub const fn footing(&self) -> Footing {
+        if self.unified_memory {
+            Footing::Unified
+        } else if self.sampler_decibytes_per_logit == SORTING_SAMPLER {
+            Footing::Sorting
+        } else {
+            Footing::Other
+        }
+    }
 }
 
 /// The terms besides weights and KV cache, in the order of the ledger.
@@ -93,8 +133,8 @@ pub struct Overhead {
     pub non_torch: Term,
     /// Whether the graphs are taken off the KV budget before it is handed out.
     pub graphs_in_budget: bool,
-    /// Whether the GPU shares the host's memory.
-    pub unified_memory: bool,
+    /// How well the sum is known.
+    pub footing: Footing,
 }
 
 impl Overhead {
@@ -105,7 +145,7 @@ impl Overhead {
                 .iter()
                 .filter(|term| term.name != "cuda_graphs" || self.graphs_in_budget)
                 .fold(0, |sum, term| sum.saturating_add(term.bytes)),
-            self.unified_memory,
+            self.footing,
         )
     }
 
@@ -116,8 +156,8 @@ impl Overhead {
 }
 
 /// A fitted term; its interval is what it would be as the whole sum.
-fn fitted(name: &'static str, bytes: u64, formula: String) -> Term {
-    let spread = Spread::around(bytes, false);
+fn fitted(name: &'static str, bytes: u64, footing: Footing, formula: String) -> Term {
+    let spread = Spread::around(bytes, footing);
     Term::estimated(name, Basis::Fitted, bytes, spread.interval(), formula)
 }
 
@@ -137,39 +177,36 @@ struct Numbers {
     communication: u64,
     pipeline: u64,
     unified: u64,
+    amd: u64,
     context: u64,
 }
 
 impl Numbers {
     fn of(c: &Constants, i: &Inputs) -> Self {
-        // A layer's widest fused output, what its activation leaves of it, and six copies of the residual stream.
+        // A layer's widest fused output, what its activation leaves of it, and copies of the residual stream.
         let layer = i
             .max_num_batched_tokens
             .saturating_mul(
                 i.widest_projection
                     .saturating_add(i.widest_projection / 2)
-                    .saturating_add(i.hidden_size.saturating_mul(6)),
+                    .saturating_add(i.hidden_size.saturating_mul(c.streams(i))),
             )
             .saturating_mul(i.element_bytes);
         let rows = i.max_num_seqs.min(i.max_num_batched_tokens);
         let only = |condition: bool, bytes: u64| if condition { bytes } else { 0 };
-        let doublings = u64::from(i.tensor_parallel_size.max(1).ilog2());
         Self {
-            layer: u64::try_from(u128::from(layer) * u128::from(c.layer_percent) / 100).unwrap_or(u64::MAX),
+            layer,
             rows,
             logits: rows
                 .saturating_mul(i.vocab_size)
                 .saturating_mul(i.sampler_decibytes_per_logit)
                 / 10,
-            vision: only(i.vision_tower, c.vision_bytes),
+            vision: only(i.vision_tower && !i.v0_engine, c.vision_bytes),
             graphs: only(!i.enforce_eager, c.graph_bytes),
-            communication: only(
-                i.tensor_parallel_size > 1,
-                c.communication_bytes
-                    .saturating_add(c.communication_bytes_per_doubling.saturating_mul(doublings)),
-            ),
+            communication: only(i.tensor_parallel_size > 1, c.communication_bytes),
             pipeline: only(i.pipeline_parallel_size > 1, c.pipeline_bytes),
             unified: only(i.unified_memory, c.unified_bytes),
+            amd: only(i.amd, c.amd_bytes),
             context: c.context_bytes,
         }
     }
@@ -179,7 +216,7 @@ impl Numbers {
     }
 
     fn non_torch(&self) -> u64 {
-        [self.communication, self.pipeline, self.unified]
+        [self.communication, self.pipeline, self.unified, self.amd]
             .into_iter()
             .fold(self.context, u64::saturating_add)
     }
@@ -190,8 +227,12 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
     let n = Numbers::of(c, i);
     let mut candidates = vec![
         format!(
-            "{} tokens x (1.5 x {} + 6 x {}) x {} B x 0.{:02}",
-            i.max_num_batched_tokens, i.widest_projection, i.hidden_size, i.element_bytes, c.layer_percent
+            "{} tokens x (1.5 x {} + {} x {}) x {} B",
+            i.max_num_batched_tokens,
+            i.widest_projection,
+            c.streams(i),
+            i.hidden_size,
+            i.element_bytes
         ),
         format!(
             "{} sequences x {} logits x {}.{} B",
@@ -215,10 +256,11 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         fitted(
             "cuda_graphs",
             n.graphs,
+            i.footing(),
             format!("{} for the captured graphs{left}", human_bytes(n.graphs)),
         )
     };
-    let mut parts = vec![format!("{} CUDA context", human_bytes(n.context))];
+    let mut parts = vec![format!("{} outside of PyTorch", human_bytes(n.context))];
     for (bytes, what) in [
         (
             n.communication,
@@ -226,6 +268,7 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         ),
         (n.pipeline, "pipeline".to_owned()),
         (n.unified, "taken from unified memory".to_owned()),
+        (n.amd, "more on AMD".to_owned()),
     ] {
         if bytes > 0 {
             parts.push(format!("{} {what}", human_bytes(bytes)));
@@ -235,12 +278,13 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         activation: fitted(
             "activation",
             n.activation(),
+            i.footing(),
             format!("max({})", candidates.join(", ")),
         ),
         graphs,
-        non_torch: fitted("non_torch", n.non_torch(), parts.join(" + ")),
+        non_torch: fitted("non_torch", n.non_torch(), i.footing(), parts.join(" + ")),
         graphs_in_budget: i.graphs_in_budget,
-        unified_memory: i.unified_memory,
+        footing: i.footing(),
     }
 }
 
@@ -260,6 +304,9 @@ mod tests {
         enforce_eager: false,
         unified_memory: false,
         vision_tower: false,
+        v0_engine: false,
+        xformers: false,
+        amd: false,
         sampler_decibytes_per_logit: 386,
         graphs_in_budget: true,
     };
@@ -301,11 +348,31 @@ mod tests {
             ..LLAMA_8B
         };
         let layer = overhead(&few).activation.bytes;
-        assert_eq!(layer, 8192 * (28_672 * 3 / 2 + 4096 * 6) * 2 * 85 / 100);
+        assert_eq!(layer, 8192 * (28_672 * 3 / 2 + 4096 * 6) * 2);
         let seeing = Inputs {
             vision_tower: true,
             ..few
         };
         assert_eq!(overhead(&seeing).activation.bytes, 2 * GIB);
+    }
+
+    #[test]
+    fn the_v0_engine_holds_what_a_log_of_a_t4_shows() {
+        // Qwen2.5-1.5B, 32,768 tokens a step, vLLM 0.7.3 on a T4: 2.02 GiB of activations, 2.03 GiB with what is outside
+        // of PyTorch.
+        let turing = overhead(&Inputs {
+            max_num_batched_tokens: 32_768,
+            max_num_seqs: 256,
+            hidden_size: 1536,
+            widest_projection: 17_920,
+            vocab_size: 151_936,
+            v0_engine: true,
+            xformers: true,
+            graphs_in_budget: false,
+            ..LLAMA_8B
+        });
+        assert_eq!(turing.activation.bytes, 32_768 * (17_920 * 3 / 2 + 5 * 1536) * 2);
+        let logged = 203 * GIB / 100;
+        assert!(turing.budgeted().bytes().abs_diff(logged) < GIB / 5);
     }
 }

@@ -126,6 +126,11 @@ impl Hardware {
         }
     }
 
+    /// Whether it is an AMD GPU: every GPU of the catalogue without a compute capability is.
+    pub fn is_amd(&self) -> bool {
+        self.compute_capability.is_none() && self.name != "custom"
+    }
+
     /// Whether the engine runs on the CPU.
     pub fn is_cpu(&self) -> bool {
         self.name == "cpu"

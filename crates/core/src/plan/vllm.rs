@@ -21,6 +21,8 @@ use weights::Stages;
 
 /// Compute capability whose rules are taken where the card's is not known.
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
+/// From this release on AMD GPUs have the V1 engine (start-up logs of 0.8.5 and 0.9 show V0's wording).
+const V1_ON_AMD: vllm::Version = vllm::Version::new(0, 10, 0);
 
 /// Resident size of an idle CPU worker of vLLM 0.32.0 with a tiny model: 0.7 to 0.95 GiB.
 const HOST_PROCESS_BYTES: u64 = 900 << 20;
@@ -33,6 +35,8 @@ struct Setting<'a> {
     gpu: vllm::Gpu,
     rules: vllm::Rules,
     total: u64,
+    /// Whether it is an AMD GPU.
+    amd: bool,
     /// Whether the GPU shares the host's memory.
     unified: bool,
     utilization: f64,
@@ -52,7 +56,6 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         .ok_or_else(|| Error::overflow("the number of ranks"))?;
     let hardware = &request.hardware;
     let total = hardware.torch_bytes;
-    let rules = vllm::Rules::of(settings.version);
     let mut warnings = Vec::new();
     let (major, minor) = hardware.compute_capability.unwrap_or_else(|| {
         warnings.push(format!(
@@ -67,12 +70,16 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         ));
         FALLBACK_CAPABILITY
     });
+    let gpu = vllm::Gpu::new(&hardware.name, major, minor, total);
+    let rules = vllm::Rules::on(settings.version, &gpu);
+    let amd = hardware.is_amd();
     let setting = Setting {
         settings,
         parallel,
         ranks,
-        gpu: vllm::Gpu::new(&hardware.name, major, minor, total),
+        gpu,
         rules,
+        amd,
         total,
         unified: hardware.unified,
         utilization: settings
@@ -88,7 +95,14 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             Ok(stages) => stages,
             Err(reason) => return unserved(request, &setting, Some(reason), warnings),
         };
-    serve(request, &setting, (model, dtype), stages, indivisible, warnings)
+    serve(
+        request,
+        &setting,
+        (model, config, dtype),
+        stages,
+        indivisible,
+        warnings,
+    )
 }
 
 /// The release whose refusals of quantised checkpoints are known; earlier ones took some that it does not.
@@ -147,7 +161,7 @@ fn stages(
 fn serve<'a>(
     request: &'a Request<'a>,
     setting: &Setting,
-    (model, dtype): (&'a Model, Dtype),
+    (model, config, dtype): (&'a Model, &'a Config, Dtype),
     stages: Stages,
     indivisible: Option<String>,
     mut warnings: Vec<String>,
@@ -221,7 +235,7 @@ fn serve<'a>(
         let mut terms = vec![host_process()];
         let mut sum = Spread::between(terms[0].bytes, (terms[0].low_bytes, terms[0].high_bytes));
         if !gpu.is_cpu() {
-            let estimated = budget::overhead(&inputs(model, setting, dtype)?);
+            let estimated = budget::overhead(&inputs((model, config), setting, dtype)?);
             terms = estimated.terms().into_iter().cloned().collect();
             sum = estimated.budgeted();
         }
@@ -375,7 +389,7 @@ fn missing(room_bytes: i128, overhead_bytes: u64) -> u64 {
 }
 
 /// What the overhead of this model depends on.
-fn inputs(model: &Model, setting: &Setting, dtype: Dtype) -> Result<Inputs> {
+fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -> Result<Inputs> {
     let Setting {
         settings,
         parallel,
@@ -387,7 +401,8 @@ fn inputs(model: &Model, setting: &Setting, dtype: Dtype) -> Result<Inputs> {
     Ok(Inputs {
         max_num_batched_tokens: tokens,
         max_num_seqs: sequences,
-        hidden_size: model.hidden_size,
+        // Hyper-connections keep several streams beside each other.
+        hidden_size: model.hidden_size.saturating_mul(config.dim_or("hc_mult", 1)?),
         widest_projection: weights::widest_projection(model, parallel),
         vocab_size: model.vocab_size,
         element_bytes: dtype.bits() / 8,
@@ -396,6 +411,9 @@ fn inputs(model: &Model, setting: &Setting, dtype: Dtype) -> Result<Inputs> {
         enforce_eager: settings.enforce_eager,
         unified_memory: setting.unified,
         vision_tower: !settings.language_model_only && sees_any_size(model),
+        v0_engine: rules.v0(gpu) || (setting.amd && settings.version < V1_ON_AMD),
+        xformers: rules.v0(gpu) && gpu.major < 8,
+        amd: setting.amd,
         sampler_decibytes_per_logit: rules.sampler_decibytes_per_logit,
         graphs_in_budget: rules.subtracts_cuda_graph_estimate,
     })

@@ -74,6 +74,93 @@ fn the_v0_engine_is_read_in_both_of_its_wordings() {
     assert_eq!(boot.config["pipeline_parallel_size"].count(), Some(2));
 }
 
+/// Benchmark notes of Llama-3.1-70B in FP8 on an MI300X, and of Llama-3.1-8B on a W7900 (December 2024): V0's first wording.
+#[test]
+fn the_first_wording_of_v0_gives_the_peak_with_the_weights_in_it() {
+    let boot = one(
+        "INFO 12-25 14:00:09 model_runner.py:1094] Loading model weights took 67.6979 GB\n\
+         INFO 12-25 14:00:28 worker.py:265] Memory profiling results: duration=18.41 seconds, total_gpu_memory=191.98GiB, initial_memory_usage=71.40GiB, peak_torch_memory=86.79GiB, memory_usage_post_profile=73.77GiB, non_torch_memory=6.07GiB, kv_cache_size=95.28GiB, gpu_memory_utilization=0.98.\n\
+         INFO 12-25 14:00:28 gpu_executor.py:76] # GPU blocks: 19513, # CPU blocks: 819\n\
+         INFO 12-25 14:00:28 gpu_executor.py:80] Maximum concurrency for 32768 tokens per request: 9.53x\n",
+    );
+    let rank = &boot.ranks[0];
+    assert_eq!(gib(rank.total), "191.98");
+    assert_eq!(gib(rank.activation), "19.0921");
+    assert_eq!(gib(rank.non_torch), "6.07");
+    assert_eq!(gib(rank.available_kv), "95.28");
+    assert_eq!((boot.utilization, boot.num_blocks), (Some(0.98), Some(19_513)));
+    let alone = one(
+        "INFO 12-07 17:39:09 worker.py:237] Memory profiling results: duration=39.11 seconds, total_gpu_memory=44.98GiB, initial_memory_usage=15.23GiB, peak_torch_memory=16.20GiB, memory_usage_post_profile=15.46GiB, non_torch_memory=0.44GiB, kv_cache_size=23.84GiB, gpu_memory_utilization=0.90.\n",
+    );
+    assert_eq!(gib(alone.ranks[0].available_kv), "23.84");
+    assert!(
+        alone.ranks[0].activation.is_none(),
+        "the weights are not in this excerpt"
+    );
+}
+
+/// The V0 engine on a T4 (Qwen2.5-1.5B-Instruct, 0.7.3), and one of four RTX 2080 Ti under 0.8.5.
+#[test]
+fn v0_logs_of_turing_cards_are_read() {
+    let boot = one(
+        "INFO 05-30 16:22:24 model_runner.py:1110] Starting to load model Qwen/Qwen2.5-1.5B-Instruct...\n\
+         INFO 05-30 16:23:22 model_runner.py:1115] Loading model weights took 2.8875 GB\n\
+         INFO 05-30 16:23:28 worker.py:267] Memory profiling takes 5.07 seconds\n\
+         INFO 05-30 16:23:28 worker.py:267] the current vLLM instance can use total_gpu_memory (14.56GiB) x gpu_memory_utilization (0.50) = 7.28GiB\n\
+         INFO 05-30 16:23:28 worker.py:267] model weights take 2.89GiB; non_torch_memory takes 0.01GiB; PyTorch activation peak memory takes 2.02GiB; the rest of the memory reserved for KV Cache is 2.36GiB.\n\
+         INFO 05-30 16:23:28 executor_base.py:110] # CUDA blocks: 5519, # CPU blocks: 9362\n\
+         INFO 05-30 16:23:28 executor_base.py:115] Maximum concurrency for 32768 tokens per request: 2.69x\n\
+         INFO 05-30 16:24:18 model_runner.py:1562] Graph capturing finished in 43 secs, took 0.17 GiB\n",
+    );
+    let rank = &boot.ranks[0];
+    assert_eq!(
+        (gib(rank.activation), gib(rank.non_torch)),
+        ("2.02".to_owned(), "0.01".to_owned())
+    );
+    assert_eq!(boot.model.as_deref(), Some("Qwen/Qwen2.5-1.5B-Instruct"));
+    assert_eq!((boot.num_blocks, boot.utilization), (Some(5519), Some(0.5)));
+    let rocm = one(
+        "INFO 06-05 13:03:05 [model_runner.py:1202] Model loading took 0.2363 GiB and 0.711783 seconds\n\
+         INFO 06-05 13:03:17 [worker.py:303] Memory profiling takes 11.68 seconds\n\
+         INFO 06-05 13:03:17 [worker.py:303] the current vLLM instance can use total_gpu_memory (23.98GiB) x gpu_memory_utilization (0.90) = 21.59GiB\n\
+         INFO 06-05 13:03:17 [worker.py:303] model weights take 0.24GiB; non_torch_memory takes 0.53GiB; PyTorch activation peak memory takes 0.49GiB; the rest of the memory reserved for KV Cache is 20.33GiB.\n\
+         INFO 06-05 13:03:17 [executor_base.py:112] # rocm blocks: 37011, # CPU blocks: 7281\n",
+    );
+    assert_eq!(
+        (gib(rocm.ranks[0].available_kv), rocm.num_blocks),
+        ("20.33".to_owned(), Some(37_011))
+    );
+}
+
+/// A start of 0.28.1 on eight H200 (GLM-5.3-Flash, 2026-09-16) and the shorter line of 0.10.2 on L40S (2025-09-24).
+#[test]
+fn summaries_of_several_releases_are_read() {
+    let boot = one(
+        "(Worker_TP0 pid=9) INFO 09-16 10:00:00 [model_runner.py:422] Model loading took 38.24 GiB memory and 226.512052 seconds\n\
+         (Worker_TP0 pid=9) INFO 09-16 10:02:00 [gpu_worker.py:637] Available KV cache memory: 81.79 GiB\n\
+         (EngineCore pid=7) INFO 09-16 10:02:01 [kv_cache_utils.py:2315] GPU KV cache size: 7,228,559 tokens, Maximum concurrency for 131,072 tokens per request: 55.15x\n\
+         (Worker_TP0 pid=9) INFO 09-16 10:05:00 [gpu_worker.py:876] Free memory on device (137.64/139.8 GiB) on startup. Desired GPU memory utilization is (0.9, 125.82 GiB). Actual usage is 39.98 GiB for consumed memory (weights + non-torch), 4.04 GiB for peak activation, and 1.2 GiB for CUDAGraph memory. Current kv cache memory in use is 81.79 GiB.\n",
+    );
+    let rank = &boot.ranks[0];
+    assert_eq!(
+        (gib(rank.total), gib(rank.non_torch)),
+        ("139.8".to_owned(), "1.74".to_owned())
+    );
+    assert_eq!(
+        (boot.tokens, boot.concurrency),
+        (Some(7_228_559), Some((55.15, 131_072)))
+    );
+    let boot = one(
+        "(Worker_TP3_EP3 pid=2081) INFO 09-24 20:53:41 [gpu_worker.py:298] Available KV cache memory: 10.65 GiB\n\
+         (EngineCore_DP0 pid=1944) INFO 09-24 20:53:41 [kv_cache_utils.py:864] GPU KV cache size: 238,208 tokens\n\
+         (EngineCore_DP0 pid=1944) INFO 09-24 20:53:41 [kv_cache_utils.py:868] Maximum concurrency for 32,768 tokens per request: 7.27x\n\
+         (Worker_TP2_EP2 pid=2080) INFO 09-24 20:54:35 [gpu_worker.py:391] Free memory on device (43.93/44.42 GiB) on startup. Desired GPU memory utilization is (0.9, 39.98 GiB). Actual usage is 27.72 GiB for weight, 1.4 GiB for peak activation, 0.21 GiB for non-torch memory, and 3.45 GiB for CUDAGraph memory. Replace gpu_memory_utilization config with `--kv-cache-memory=7564378828` to fit into requested memory, or `--kv-cache-memory=11809093120` to fully utilize gpu memory. Current kv cache memory in use is 11423138508 bytes.\n",
+    );
+    assert_eq!(gib(boot.smallest(|r| r.non_torch)), "0.21");
+    assert_eq!(gib(boot.smallest(|r| r.graphs)), "3.45");
+    assert_eq!(boot.tokens, Some(238_208));
+}
+
 /// A start of 0.29 (2026-09-25, RTX of 6 GB): consumed memory, activations that contain the graph estimate.
 #[test]
 fn the_sums_that_newer_releases_print_are_taken_apart() {

@@ -266,6 +266,10 @@ mod tests {
     /// reserved, and MiB as logged. Sources: a log of 2026-10-08 (Qwen3-4B), a README with build b7342 (Qwen3-30B-A3B),
     /// llama.cpp's own logs of Llama-3.1-8B with and without flash attention, fedora-copr/logdetective pull request 106
     /// (Mistral-7B), `GenerelSchwerz/llama.cpp` pull request 62 (a 27B model with the sizes of Qwen3.5-27B).
+    ///
+    /// The last five were looked for after the rule was made, and changed nothing of it: a ROCm server of May 2026
+    /// (Qwen3-8B), Vulkan on an RTX 5080 and ollama on ROCm (Qwen2.5-7B with and without flash attention), llama-cpp-python
+    /// 0.3.34 on ROCm (Qwen3-32B), koboldcpp (Llama-3.2-3B).
     #[test]
     fn gpus_hold_what_published_logs_show() {
         for (name, ctx, parallel, ubatch, flash, outputs, logged) in [
@@ -309,6 +313,35 @@ mod tests {
             ("Qwen/Qwen3.5-27B", 4096, 1, 512, true, Outputs::Tokens, 505.0),
             ("Qwen/Qwen3.5-27B", 4096, 1, 512, true, Outputs::Sequences, 132.0),
             ("Qwen/Qwen3.5-27B", 4096, 1, 2048, true, Outputs::Sequences, 568.0),
+            ("Qwen/Qwen3-8B", 8192, 1, 512, true, Outputs::Tokens, 304.75),
+            (
+                "Qwen/Qwen2.5-7B-Instruct",
+                16_384,
+                1,
+                512,
+                true,
+                Outputs::Tokens,
+                304.0,
+            ),
+            (
+                "Qwen/Qwen2.5-7B-Instruct",
+                8192,
+                1,
+                512,
+                false,
+                Outputs::Tokens,
+                492.0,
+            ),
+            ("Qwen/Qwen3-32B", 16_384, 1, 512, false, Outputs::Tokens, 2136.01),
+            (
+                "meta-llama/Llama-3.2-3B",
+                4352,
+                1,
+                512,
+                true,
+                Outputs::Tokens,
+                278.79,
+            ),
         ] {
             let settings = Settings {
                 ctx_size: Some(ctx),

@@ -186,7 +186,7 @@ impl<'a> Planner<'a> {
             model,
             settings,
             gpu,
-            rules: Rules::of(settings.version),
+            rules: Rules::on(settings.version, &gpu),
             refused: None,
             warnings,
         }

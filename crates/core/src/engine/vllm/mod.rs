@@ -48,4 +48,5 @@ pub use layout::{GroupShare, Layout, Outcome, Stage, layout, step_limits};
 pub use refusal::{Refusal, RefusalKind};
 pub use settings::{MaxModelLen, Settings};
 pub use speculative::{Draft, DrafterWeights, Method, Speculative};
+pub(crate) use version::SORTING_SAMPLER;
 pub use version::{Rules, Version};

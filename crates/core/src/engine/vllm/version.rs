@@ -142,6 +142,8 @@ pub struct Rules {
     pub subtracts_cuda_graph_estimate: bool,
     /// Tenths of a byte that the sampler of the profiling step holds for each logit at its peak.
     pub sampler_decibytes_per_logit: u64,
+    /// GPUs whose compute capability has a smaller major number are served by the V0 engine.
+    pub v0_below_capability: u32,
     /// Where blocks that a request gives back stand in the free queue.
     pub freed_blocks: FreedBlocks,
     /// Which groups name only some of their blocks.
@@ -169,6 +171,10 @@ struct Change {
     apply: fn(&mut Rules),
 }
 
+/// Tenths of a byte a logit where the sampler sorts them: 16- and 32-bit logits, sorted values with 64-bit indices and
+/// their buffers, probabilities and their sum.
+pub(crate) const SORTING_SAMPLER: u64 = 386;
+
 /// Rules before the first row: releases of the V1 engine up to 0.20.
 const OLDEST: Rules = Rules {
     gpu_memory_utilization: 0.9,
@@ -176,7 +182,8 @@ const OLDEST: Rules = Rules {
     charges_in_flight_batches: false,
     tokens: TokensRule::BlocksOverGroups,
     subtracts_cuda_graph_estimate: false,
-    sampler_decibytes_per_logit: 80,
+    sampler_decibytes_per_logit: SORTING_SAMPLER,
+    v0_below_capability: u32::MAX,
     batch: BatchRule::WholePrompt { chunk: 512 },
     async_by_default: false,
     caches_prefixes_by_default: false,
@@ -188,7 +195,7 @@ const OLDEST: Rules = Rules {
 };
 
 /// In the order of the releases.
-const CHANGES: [Change; 23] = [
+const CHANGES: [Change; 24] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -209,9 +216,15 @@ const CHANGES: [Change; 23] = [
     },
     Change {
         since: Version::new(0, 8, 0),
-        source: "start-up logs of 0.10.0 and 0.10.1 (A100, L40S class): fitted",
-        what: "the V1 engine's sampler holds 6 bytes a logit",
-        apply: |rules| rules.sampler_decibytes_per_logit = 60,
+        source: "start-up logs of 0.10.0 and 0.10.1 (A100, L40S class): fitted; FlashInfer samples where it is installed",
+        what: "the V1 engine's sampler holds 14 bytes a logit",
+        apply: |rules| rules.sampler_decibytes_per_logit = 140,
+    },
+    Change {
+        since: Version::new(0, 8, 0),
+        source: "start-up logs of 0.8.1 and 0.8.5 on V100 and RTX 2080 Ti: V0's wording, whole prompts in one step",
+        what: "GPUs before Ampere keep the V0 engine",
+        apply: |rules| rules.v0_below_capability = 8,
     },
     Change {
         since: Version::new(0, 9, 0),
@@ -230,7 +243,13 @@ const CHANGES: [Change; 23] = [
         source: "start-up logs of 0.10.2 to 0.13 (H100, H200, RTX 5090): 9.59 to 9.73 float32 a logit in 7 of 7; \
                  16- and 32-bit logits, sorted values with 64-bit indices and their buffers, probabilities and their sum",
         what: "the profiling step sorts all logits: 38.6 bytes each",
-        apply: |rules| rules.sampler_decibytes_per_logit = 386,
+        apply: |rules| rules.sampler_decibytes_per_logit = SORTING_SAMPLER,
+    },
+    Change {
+        since: Version::new(0, 11, 0),
+        source: "release notes of 0.11.0: the V0 engine is removed",
+        what: "the V1 engine serves all GPUs",
+        apply: |rules| rules.v0_below_capability = 0,
     },
     Change {
         since: Version::new(0, 14, 0),
@@ -248,8 +267,8 @@ const CHANGES: [Change; 23] = [
         since: Version::new(0, 17, 0),
         source: "vllm-project/vllm pull request 33538 (February 2026: top-k and top-p without sorting); start-up logs of 0.19 to \
                  0.25 (A100, RTX 5090, GB10): fitted",
-        what: "the sampler holds 16 bytes a logit",
-        apply: |rules| rules.sampler_decibytes_per_logit = 160,
+        what: "the sampler holds 12 bytes a logit",
+        apply: |rules| rules.sampler_decibytes_per_logit = 120,
     },
     Change {
         since: Version::new(0, 20, 0),
@@ -295,12 +314,6 @@ const CHANGES: [Change; 23] = [
     },
     Change {
         since: Version::new(0, 26, 0),
-        source: "start-up logs of 0.26 to 0.31 with the V2 runner: fitted; its profiling step skips top-k and top-p",
-        what: "the sampler holds 8 bytes a logit",
-        apply: |rules| rules.sampler_decibytes_per_logit = 80,
-    },
-    Change {
-        since: Version::new(0, 26, 0),
         source: "vllm-project/vllm pull request 47728, merged in July 2026 after 0.25.0; read in 0.32.0",
         what: "sliding windows and chunks are charged the tokens of every batch in flight",
         apply: |rules| rules.charges_in_flight_batches = true,
@@ -341,6 +354,25 @@ impl Rules {
             }
         }
         rules
+    }
+
+    /// The rules of a release on this GPU: releases with both engines serve old GPUs with V0, which takes whole prompts in
+    /// one step and sorts the logits (vLLM 0.8.0 to 0.10.2, `engine/arg_utils.py`, `_is_v1_supported_oracle`).
+    pub fn on(version: Version, gpu: &Gpu) -> Self {
+        let rules = Self::of(version);
+        if !rules.v0(gpu) || matches!(rules.batch, BatchRule::WholePrompt { .. }) {
+            return rules;
+        }
+        Self {
+            batch: BatchRule::WholePrompt { chunk: 2048 },
+            sampler_decibytes_per_logit: SORTING_SAMPLER,
+            ..rules
+        }
+    }
+
+    /// Whether the V0 engine serves this GPU.
+    pub const fn v0(&self, gpu: &Gpu) -> bool {
+        !gpu.is_cpu() && gpu.major < self.v0_below_capability
     }
 
     /// Tokens and sequences of one step for the `OpenAI` server on this GPU, for a model of that longest request.
@@ -407,7 +439,7 @@ mod tests {
         }
         let at = |minor| Rules::of(Version::new(0, minor, 0));
         let sampler = [6, 8, 11, 19, 32].map(|minor| at(minor).sampler_decibytes_per_logit);
-        assert_eq!(sampler, [80, 60, 386, 160, 80]);
+        assert_eq!(sampler, [386, 140, 386, 120, 120]);
         assert!((at(19).gpu_memory_utilization - 0.9).abs() < 1e-9);
         assert!((at(20).gpu_memory_utilization - 0.92).abs() < 1e-9);
         assert!(!at(13).async_by_default && at(14).async_by_default);
@@ -431,6 +463,28 @@ mod tests {
                 JunctionRule::EndsChunk,
                 JunctionRule::IsRetained
             ]
+        );
+    }
+
+    #[test]
+    fn gpus_before_ampere_keep_the_v0_engine_until_it_was_removed() {
+        let volta = Gpu::new("v100", 7, 0, 32 << 30);
+        let rules = |minor| Rules::on(Version::new(0, minor, 0), &volta);
+        // The log of 0.8.5 on a V100 profiles 32,768 tokens in one step.
+        assert_eq!(
+            rules(8).batch_defaults(&volta, 32_768).max_num_batched_tokens,
+            32_768
+        );
+        assert!(rules(8).v0(&volta) && !rules(11).v0(&volta));
+        assert_eq!(rules(8).sampler_decibytes_per_logit, SORTING_SAMPLER);
+        assert_eq!(
+            rules(11).batch_defaults(&volta, 32_768).max_num_batched_tokens,
+            2048
+        );
+        let ampere = Gpu::new("a10", 8, 6, 24 << 30);
+        assert_eq!(
+            Rules::on(Version::new(0, 8, 0), &ampere),
+            Rules::of(Version::new(0, 8, 0))
         );
     }
 

@@ -5,8 +5,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Constants, Inputs, Numbers, Spread};
-use crate::engine::vllm::{Rules, Version};
+use super::{Constants, Footing, Inputs, Numbers, Spread};
+use crate::engine::vllm::{Rules, SORTING_SAMPLER, Version};
 use crate::units::{GIB, MIB};
 
 const LOGS: &str = include_str!("../../../../../data/measurements/vllm_boots.csv");
@@ -19,31 +19,43 @@ const BEGIN: &str =
 const END: &str = "<!-- budget: end -->";
 
 /// Why the rows that are furthest off are.
-const EXPLAINED: [(u64, &str); 8] = [
+const EXPLAINED: [(u64, &str); 11] = [
     (
         148,
         "a drafter at 65,536 batched tokens beside a vision tower; the log does not split its 18 GiB",
     ),
     (
-        14,
-        "the V0 engine at 29,000 tokens a step: the longest prompts share one step, and more of a layer is freed early",
+        234,
+        "a community build for AMD with a drafter, whose graphs take 1.6 to 2 GiB",
     ),
-    (13, "as the row above, at 20,000 tokens"),
     (
-        227,
-        "a model of 2048 positions, whose learned positions cap the profiling step",
+        348,
+        "1.1 GiB of activations and graphs beside a vision tower: images were most likely switched off",
     ),
-    (234, "a community build for AMD with a drafter"),
-    (139, "a community build for Windows, whose collectives are others"),
+    (
+        307,
+        "0.2 GiB of activations: fewer sequences than the default, most likely",
+    ),
+    (118, "a warm compile cache, and graphs of 0.00 GiB in the log"),
     (
         155,
         "unified memory: the page cache gave memory back while the engine started",
     ),
+    (144, "unified memory: as above"),
     (
-        15,
-        "1.8 GiB outside PyTorch on one rank, 3.6 GiB on each of two: another process, most likely",
+        350,
+        "unified memory: 0.1 GiB outside of PyTorch where the same cluster logged 2.3 to 4 on other days",
+    ),
+    (341, "unified memory: 2.2 GiB outside of PyTorch"),
+    (139, "a community build for Windows, whose collectives are others"),
+    (
+        354,
+        "an Intel GPU: 1.5 GiB outside of PyTorch, in no term; no other log of this maker was found",
     ),
 ];
+
+/// The first collection of logs has smaller ids; the second was collected when constants and forms were fitted to the first.
+const SECOND_COLLECTION: u64 = 301;
 
 struct Boot {
     id: u64,
@@ -54,6 +66,8 @@ struct Boot {
     inputs: Inputs,
     /// utilisation x memory - weights - KV cache, all as logged.
     logged_gib: f64,
+    /// One over the square root of the number of logs of its deployment.
+    weight: f64,
 }
 
 impl Boot {
@@ -76,6 +90,9 @@ impl Boot {
     }
 
     fn era(&self) -> usize {
+        if self.inputs.v0_engine {
+            return 0;
+        }
         ERAS.iter().rposition(|&since| self.version >= since).unwrap_or(0)
     }
 
@@ -100,6 +117,16 @@ fn gib(bytes: u64) -> f64 {
 }
 
 fn boots() -> Vec<Boot> {
+    let mut boots = read();
+    let deployments: Vec<_> = boots.iter().map(Boot::deployment).collect();
+    for (boot, own) in boots.iter_mut().zip(&deployments) {
+        let alike = deployments.iter().filter(|other| *other == own).count();
+        boot.weight = (alike as f64).sqrt().recip();
+    }
+    boots
+}
+
+fn read() -> Vec<Boot> {
     let mut lines = LOGS.lines();
     let header: Vec<&str> = lines.next().unwrap().split(',').collect();
     lines
@@ -111,6 +138,7 @@ fn boots() -> Vec<Boot> {
             let real = |name: &str| text(name).parse::<f64>().unwrap();
             let version = Version::parse(text("version")).unwrap();
             let rules = Rules::of(version);
+            let v0_engine = text("engine") == "v0";
             Boot {
                 id: whole("id"),
                 model: text("model").to_owned(),
@@ -129,29 +157,36 @@ fn boots() -> Vec<Boot> {
                     enforce_eager: whole("eager") == 1,
                     unified_memory: whole("unified") == 1,
                     vision_tower: whole("vision") == 1,
-                    sampler_decibytes_per_logit: rules.sampler_decibytes_per_logit,
+                    v0_engine,
+                    xformers: v0_engine && whole("capability") < 8,
+                    amd: text("maker") == "amd",
+                    sampler_decibytes_per_logit: if v0_engine {
+                        SORTING_SAMPLER
+                    } else {
+                        rules.sampler_decibytes_per_logit
+                    },
                     graphs_in_budget: rules.subtracts_cuda_graph_estimate,
                 },
                 logged_gib: real("gpu_gib") * real("utilization") - real("load_gib") - real("available_gib"),
+                weight: 1.0,
             }
         })
         .collect()
 }
 
-/// Releases from which the sampler holds another number of bytes a logit.
-const ERAS: [Version; 5] = [
+/// Releases from which the sampler holds another number of bytes a logit; the first is the V0 engine.
+const ERAS: [Version; 4] = [
     Version::new(0, 0, 0),
     Version::new(0, 8, 0),
     Version::new(0, 10, 2),
     Version::new(0, 17, 0),
-    Version::new(0, 26, 0),
 ];
 
 /// Everything that is fitted.
 #[derive(Clone, Copy)]
 struct Fit {
     constants: Constants,
-    sampler: [u64; 5],
+    sampler: [u64; 4],
 }
 
 impl Fit {
@@ -162,49 +197,46 @@ impl Fit {
         }
     }
 
-    /// Mean error in percent of the GPU's memory, each counted up to 8.
+    /// Mean error in percent of the GPU's memory, each counted up to 8; n logs of one deployment count like sqrt(n).
     fn loss(&self, boots: &[&Boot]) -> f64 {
-        boots
-            .iter()
-            .map(|boot| boot.error_percent(boot.predicted(self)).abs().min(8.0))
-            .sum::<f64>()
-            / boots.len() as f64
+        let mut sum = (0.0, 0.0);
+        for boot in boots {
+            let weight = boot.weight;
+            let error = boot.error_percent(boot.predicted(self)).abs().min(8.0);
+            sum = (sum.0 + weight * error, sum.1 + weight);
+        }
+        sum.0 / sum.1
     }
 
-    /// One constant after the other is set to the best of a few values, three times over.
+    /// One constant after the other is set to the best of a few values, twice over.
     fn of(boots: &[&Boot]) -> Self {
         let mib = |all: &[u64]| all.iter().map(|n| n * MIB).collect::<Vec<_>>();
         let mut fit = Self::shipped();
-        for _ in 0..3 {
-            for (era, values) in [
-                (0, [60, 80, 100, 140]),
-                (1, [50, 60, 80, 100]),
-                (3, [120, 160, 200, 240]),
-                (4, [40, 60, 80, 120]),
-            ] {
+        for _ in 0..2 {
+            for (era, values) in [(1, [60, 100, 140, 180]), (3, [60, 80, 120, 160])] {
                 fit.improve(boots, &values, |fit, n| {
                     fit.sampler[era] = n;
                 });
             }
-            fit.improve(boots, &[70, 85, 100, 120], |f, n| {
-                f.constants.layer_percent = n;
-            });
-            fit.improve(boots, &mib(&[0, 512, 1024, 1536, 2048, 2560]), |f, n| {
+            fit.improve(boots, &[3, 4, 6], |f, n| f.constants.streams = n);
+            fit.improve(boots, &[3, 4, 5], |f, n| f.constants.streams_v0 = n);
+            fit.improve(boots, &[0, 1, 2, 3], |f, n| f.constants.streams_of_ranks = n);
+            fit.improve(boots, &mib(&[1024, 1536, 2048]), |f, n| {
                 f.constants.vision_bytes = n;
             });
-            fit.improve(boots, &mib(&[50, 100, 200, 300, 500]), |f, n| {
+            fit.improve(boots, &mib(&[50, 100, 200, 300]), |f, n| {
                 f.constants.context_bytes = n;
             });
-            fit.improve(boots, &mib(&[0, 200, 300, 500]), |f, n| {
-                f.constants.communication_bytes = n;
+            fit.improve(boots, &mib(&[0, 300, 450, 600]), |f, n| {
+                f.constants.amd_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 100, 200, 300]), |f, n| {
-                f.constants.communication_bytes_per_doubling = n;
+                f.constants.communication_bytes = n;
             });
-            fit.improve(boots, &mib(&[512, 1024, 1536, 2048, 2560, 3072, 3584]), |f, n| {
+            fit.improve(boots, &mib(&[1536, 2048, 2560, 3072, 3584]), |f, n| {
                 f.constants.unified_bytes = n;
             });
-            fit.improve(boots, &mib(&[0, 256, 384, 512, 768]), |f, n| {
+            fit.improve(boots, &mib(&[0, 256, 384, 512, 640]), |f, n| {
                 f.constants.graph_bytes = n;
             });
             fit.improve(boots, &mib(&[0, 512, 1024]), |f, n| {
@@ -276,13 +308,13 @@ fn judged(boots: &[Boot]) -> Vec<Judged<'_>> {
 }
 
 fn covered(boot: &Boot, predicted: u64) -> bool {
-    let (low, high) = Spread::around(predicted, boot.inputs.unified_memory).interval();
+    let (low, high) = Spread::around(predicted, boot.inputs.footing()).interval();
     // Logs print two decimals.
     gib(low) - 0.005 <= boot.logged_gib && boot.logged_gib <= gib(high) + 0.005
 }
 
 fn width_percent(boot: &Boot, predicted: u64) -> f64 {
-    let (low, high) = Spread::around(predicted, boot.inputs.unified_memory).interval();
+    let (low, high) = Spread::around(predicted, boot.inputs.footing()).interval();
     (gib(high) - gib(low)) / boot.gpu_gib * 100.0
 }
 
@@ -299,12 +331,12 @@ fn line(what: &str, rows: &[&Judged]) -> String {
     )
 }
 
-fn section(rows: &[Judged]) -> String {
+fn section(rows: &[Judged], second: &[Judged]) -> String {
     let deployments: std::collections::BTreeSet<_> = rows.iter().map(|j| j.boot.deployment()).collect();
     let mut out = format!(
         "{BEGIN}\n\n`data/measurements/vllm_boots.csv` holds {} budgets of {} deployments that published start-up logs of vLLM 0.6 to\n\
-         0.31 print: TP 1 to 4, NVIDIA and AMD GPUs with 16 to 268 GiB, unified-memory machines among them. Compared is utilisation ×\n\
-         memory − weights − KV cache, all as logged; an error is a share of the GPU's memory. The constants of\n\
+         0.31 print: TP 1 to 8, NVIDIA and AMD GPUs (and one Intel) with 14 to 268 GiB, unified-memory machines among them. Compared is\n\
+         utilisation × memory − weights − KV cache, all as logged; an error is a share of the GPU's memory. The constants of\n\
          `crates/core/src/plan/budget.rs` are fitted anew without each deployment in turn, and tested on it: *unseen*.\n\n",
         rows.len(),
         deployments.len()
@@ -321,6 +353,27 @@ fn section(rows: &[Judged]) -> String {
     out.push_str("| | ");
     out.push_str(&head[2..]);
     out.push_str(&line("all", &all));
+    for (name, footing) in [
+        ("the sampler sorts (V0, 0.10.2 to 0.16)", Footing::Sorting),
+        ("other releases", Footing::Other),
+        ("unified memory", Footing::Unified),
+    ] {
+        let some: Vec<&Judged> = rows
+            .iter()
+            .filter(|j| j.boot.inputs.footing() == footing)
+            .collect();
+        out.push_str(&line(name, &some));
+    }
+    out.push_str(&line(
+        "the second collection, constants fitted to the first",
+        &second.iter().collect::<Vec<_>>(),
+    ));
+    out.push_str(
+        "\nThe second collection (ids from 301) was made to test the first: with the formulas and constants as they were before\n\
+         it was read, its 33 logs had a median error of 2.0 %, 5.2 % at the 90th percentile, and 20 of them were inside the\n\
+         interval. Its logs then showed that the V0 engine sorts the logits too, which copies of the residual stream it\n\
+         holds, and what AMD GPUs take more; the last row fits the constants, but not these forms, without it.\n",
+    );
     for (title, key) in [
         ("model family", Boot::family as fn(&Boot) -> String),
         ("GPU", |b: &Boot| gpu_kind(&b.gpu)),
@@ -333,10 +386,10 @@ fn section(rows: &[Judged]) -> String {
         }
     }
     out.push_str(
-        "\nThe interval is the middle 80 % of these errors, widened by a third and scaled by sqrt((0.3 GiB)² + (0.2 × the sum)²), on unified memory sqrt((1 GiB)² + (0.2 × the sum)²)\n\
-         (`crates/core/src/plan/budget/spread.rs`); the probability of a verdict is read from the same distribution and never\n\
-         said to be below 1 % or above 99 %. A cold compile cache can cost another GiB that no formula sees, and two boots of one\n\
-         deployment differ by up to 1.1 GiB on unified memory.\n\nThe furthest off:\n\n\
+        "\nThe interval is the middle 80 % of these errors, rounded outwards, with a scale and quantiles for each of the three\n\
+         kinds (`crates/core/src/plan/budget/spread.rs`); the probability of a verdict is read from the same distribution and\n\
+         never said to be below 1 % or above 99 %. A cold compile cache can cost another GiB that no formula sees, and two\n\
+         boots of one deployment differ by up to 1.1 GiB on unified memory.\n\nThe furthest off:\n\n\
          | model | GPU | vLLM | predicted, unseen | logged | error | why |\n| :-- | :-- | --: | --: | --: | --: | :-- |\n",
     );
     let mut worst = all;
@@ -344,7 +397,7 @@ fn section(rows: &[Judged]) -> String {
         let error = |j: &Judged| j.boot.error_percent(j.unseen).abs();
         error(b).total_cmp(&error(a))
     });
-    for j in worst.iter().take(EXPLAINED.len()) {
+    for j in worst.iter().take(10) {
         let why = EXPLAINED
             .iter()
             .find(|(id, _)| *id == j.boot.id)
@@ -376,6 +429,16 @@ fn gpu_kind(name: &str) -> String {
         ("H200", "H200"),
         ("A100", "A100"),
         ("B300", "B300"),
+        ("MI300X", "AMD"),
+        ("V100", "T4, V100, RTX 2080 Ti"),
+        ("T4", "T4, V100, RTX 2080 Ti"),
+        ("2080", "T4, V100, RTX 2080 Ti"),
+        ("TITAN", "T4, V100, RTX 2080 Ti"),
+        ("4090", "RTX 4090"),
+        ("L40S", "L40S"),
+        ("44.", "L40S"),
+        ("L4", "L4, A10G"),
+        ("A10G", "L4, A10G"),
         ("5090", "RTX 5090"),
         ("32GB class", "RTX 5090"),
         ("31.37", "RTX 5090"),
@@ -395,10 +458,21 @@ fn gpu_kind(name: &str) -> String {
 fn unseen_logs_are_within_the_target_and_the_page_says_how_far() {
     let boots = boots();
     let rows = judged(&boots);
+    let first: Vec<&Boot> = boots.iter().filter(|b| b.id < SECOND_COLLECTION).collect();
+    let fit = Fit::of(&first);
+    let second: Vec<Judged> = boots
+        .iter()
+        .filter(|b| b.id >= SECOND_COLLECTION)
+        .map(|boot| Judged {
+            boot,
+            unseen: boot.predicted(&fit),
+            shipped: boot.predicted(&Fit::shipped()),
+        })
+        .collect();
     let errors = sorted(rows.iter().map(|j| j.boot.error_percent(j.unseen).abs()));
     let (median, ninety) = (quantile(&errors, 0.5), quantile(&errors, 0.9));
     assert!(
-        median <= 2.0 && ninety <= 6.0,
+        median <= 1.0 && ninety <= 4.0,
         "median {median:.2} %, 90th percentile {ninety:.2} %"
     );
     let inside = rows.iter().filter(|j| covered(j.boot, j.unseen)).count();
@@ -407,7 +481,7 @@ fn unseen_logs_are_within_the_target_and_the_page_says_how_far() {
         "the interval holds {inside} of {} unseen logs",
         rows.len()
     );
-    let written = section(&rows);
+    let written = section(&rows, &second);
     let page = std::fs::read_to_string(PAGE).unwrap();
     let (Some(start), Some(end)) = (page.find(BEGIN), page.find(END)) else {
         panic!("{PAGE} has no section for the budget");
@@ -434,25 +508,21 @@ fn the_shipped_constants_are_no_worse_than_a_fresh_fit() {
     );
 }
 
-/// Prints the quantiles of the scaled errors, from which `spread.rs` takes its table.
 #[test]
-fn the_table_of_quantiles_is_that_of_the_errors() {
+fn the_tables_of_quantiles_are_no_narrower_than_the_errors_and_not_much_wider() {
     let boots = boots();
-    let scaled = sorted(judged(&boots).iter().map(|j| {
-        let predicted = gib(j.unseen);
-        let floor: f64 = if j.boot.inputs.unified_memory { 1.0 } else { 0.3 };
-        (j.boot.logged_gib - predicted) / floor.hypot(0.2 * predicted)
-    }));
-    let table = Spread::around(0, false);
-    for share in [0.1, 0.25, 0.5, 0.75, 0.9] {
-        let found = quantile(&scaled, share);
-        // The spread of nothing is the floor alone, so a quantile is its multiple; negative ones are cut at zero there.
-        if found > 0.0 {
-            let said = gib(table.quantile(share)) / 0.3;
-            assert!(
-                said >= found - 0.1 && said < found * 1.5 + 0.3,
-                "{share}: {said:.2} in the table, {found:.2} in the errors; {scaled:.2?}"
-            );
-        }
+    let rows = judged(&boots);
+    for footing in [Footing::Sorting, Footing::Other, Footing::Unified] {
+        let of: Vec<&Judged> = rows
+            .iter()
+            .filter(|j| j.boot.inputs.footing() == footing)
+            .collect();
+        let inside = of.iter().filter(|j| covered(j.boot, j.unseen)).count();
+        let share = inside as f64 / of.len() as f64;
+        assert!(
+            (0.8..0.95).contains(&share),
+            "{footing:?}: {inside} of {} unseen logs inside the interval that should hold 80 to 90 %",
+            of.len()
+        );
     }
 }

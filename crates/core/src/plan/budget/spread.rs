@@ -1,33 +1,89 @@
 //! How far the estimated overhead may be off, as a distribution.
 //!
-//! The error of a sum `s` is scaled by `sqrt((0.3 GiB)^2 + (0.2 s)^2)` (1 GiB on unified memory): two boots of one deployment differ by some tenths
-//! of a GiB whatever its size (compile caches, what the driver holds), and what the formula misses grows with what it sees.
-//! The quantiles below are those of the errors of budgets that the fit had not seen
-//! (`data/measurements/vllm_boots.csv`; the accuracy page has the table), widened by a third: 47 logs are few, and the memory
-//! that loading takes beside the parameters (0.05 GiB in the median, up to 0.6) is in no term.
+//! The error of a sum `s` is scaled by `sqrt(floor^2 + (share s)^2)`: two boots of one deployment differ by some tenths of a
+//! GiB whatever its size (compile caches, what the driver holds), and what the formula misses grows with what it sees.
+//! How well it is known depends on the footing ([`Footing`]), and so do the quantiles: those of the errors of budgets
+//! that the fit had not seen (`data/measurements/vllm_boots.csv`; the accuracy page has the table), rounded outwards.
 
 use super::super::ledger::Term;
 use crate::units::GIB;
 
-/// Scale of the error that does not depend on the sum, bytes.
-const FLOOR_BYTES: f64 = 0.3 * GIB as f64;
-/// The same where the GPU shares the host's memory: page cache and other programs come and go while the engine starts.
-const UNIFIED_FLOOR_BYTES: f64 = GIB as f64;
-/// Scale of the error that does, as a share of the sum.
-const SHARE: f64 = 0.2;
+/// What an estimate stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Footing {
+    /// The profiling step sorts the logits, which gives its peak to some percent (V0, and vLLM 0.10.2 to 0.16).
+    Sorting,
+    /// Other releases: FlashInfer or Triton sample, the graphs are estimated by the engine, compile caches are cold or warm.
+    Other,
+    /// The GPU shares the host's memory: page cache and other programs come and go while the engine starts.
+    Unified,
+}
 
 /// Quantiles of the scaled error: probability, and the error that this share of the budgets does not exceed.
-const QUANTILES: [(f64, f64); 9] = [
-    (0.0, -3.6),
-    (0.05, -2.4),
-    (0.10, -1.8),
-    (0.25, -0.5),
-    (0.50, 0.0),
-    (0.75, 0.9),
-    (0.90, 2.4),
-    (0.95, 3.2),
-    (1.0, 5.4),
-];
+type Quantiles = [(f64, f64); 9];
+
+impl Footing {
+    /// Scale of the error that does not depend on the sum, in bytes.
+    const fn floor_bytes(self) -> f64 {
+        match self {
+            Self::Sorting => 0.15 * GIB as f64,
+            Self::Other => 0.5 * GIB as f64,
+            Self::Unified => 1.5 * GIB as f64,
+        }
+    }
+
+    /// Scale of the error that does, as a share of the sum.
+    const fn share(self) -> f64 {
+        match self {
+            Self::Sorting => 0.06,
+            Self::Other => 0.15,
+            Self::Unified => 0.2,
+        }
+    }
+
+    /// Bytes of one unit of scaled error.
+    fn scale(self, bytes: u64) -> f64 {
+        self.floor_bytes().hypot(self.share() * bytes as f64)
+    }
+
+    const fn quantiles(self) -> &'static Quantiles {
+        match self {
+            Self::Sorting => &[
+                (0.0, -6.0),
+                (0.05, -2.8),
+                (0.10, -1.3),
+                (0.25, -0.4),
+                (0.50, 0.0),
+                (0.75, 0.6),
+                (0.90, 3.2),
+                (0.95, 4.2),
+                (1.0, 10.0),
+            ],
+            Self::Other => &[
+                (0.0, -2.4),
+                (0.05, -1.8),
+                (0.10, -1.4),
+                (0.25, -0.5),
+                (0.50, 0.0),
+                (0.75, 1.2),
+                (0.90, 2.4),
+                (0.95, 3.0),
+                (1.0, 6.0),
+            ],
+            Self::Unified => &[
+                (0.0, -3.0),
+                (0.05, -2.1),
+                (0.10, -1.75),
+                (0.25, -1.0),
+                (0.50, 0.0),
+                (0.75, 1.0),
+                (0.90, 1.9),
+                (0.95, 3.0),
+                (1.0, 5.0),
+            ],
+        }
+    }
+}
 
 /// A sum of estimated terms and the distribution of the true value around it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,27 +92,30 @@ pub struct Spread {
     /// Bytes of one unit of scaled error below and above the best value; 0 where the sum is known.
     below: f64,
     above: f64,
+    footing: Footing,
 }
 
 impl Spread {
-    /// The distribution around a fitted sum; `unified` where the GPU shares the host's memory.
-    pub fn around(bytes: u64, unified: bool) -> Self {
-        let floor = if unified { UNIFIED_FLOOR_BYTES } else { FLOOR_BYTES };
-        let scale = floor.hypot(SHARE * bytes as f64);
+    /// The distribution around a fitted sum.
+    pub fn around(bytes: u64, footing: Footing) -> Self {
+        let scale = footing.scale(bytes);
         Self {
             bytes,
             below: scale,
             above: scale,
+            footing,
         }
     }
 
     /// A sum of which only an interval is known, taken to hold the true value in 80 of 100 cases.
     pub fn between(bytes: u64, (low, high): (u64, u64)) -> Self {
-        let ends = (z_of(0.1).abs(), z_of(0.9).abs());
+        let footing = Footing::Other;
+        let ends = (footing.z_of(0.1).abs(), footing.z_of(0.9).abs());
         Self {
             bytes,
             below: bytes.saturating_sub(low) as f64 / ends.0,
             above: high.saturating_sub(bytes) as f64 / ends.1,
+            footing,
         }
     }
 
@@ -85,6 +144,7 @@ impl Spread {
             bytes,
             below: 0.0,
             above: 0.0,
+            footing: Footing::Other,
         }
     }
 
@@ -109,7 +169,7 @@ impl Spread {
 
     /// The bytes that the true value does not exceed with this probability.
     pub fn quantile(self, probability: f64) -> u64 {
-        let z = z_of(probability);
+        let z = self.footing.z_of(probability);
         let value = self.bytes as f64 + z * if z < 0.0 { self.below } else { self.above };
         #[expect(
             clippy::cast_possible_truncation,
@@ -137,13 +197,15 @@ impl Spread {
             return if difference >= 0.0 { 1.0 } else { 0.0 };
         }
         // Nothing is certain: the tails of a few dozen logs are not the tails of all servers.
-        interpolate(difference / scale, &QUANTILES.map(|(p, z)| (z, p))).clamp(0.01, 0.99)
+        interpolate(difference / scale, &self.footing.quantiles().map(|(p, z)| (z, p))).clamp(0.01, 0.99)
     }
 }
 
-/// The scaled error that this share of the budgets does not exceed.
-fn z_of(probability: f64) -> f64 {
-    interpolate(probability, &QUANTILES)
+impl Footing {
+    /// The scaled error that this share of the budgets does not exceed.
+    fn z_of(self, probability: f64) -> f64 {
+        interpolate(probability, self.quantiles())
+    }
 }
 
 /// Linear between points of rising `x`, constant outside.
@@ -176,23 +238,27 @@ mod tests {
         assert_eq!(known.interval(), (GIB, GIB));
         assert!((known.probability_at_most(i128::from(GIB)) - 1.0).abs() < 1e-12);
         assert!(known.probability_at_most(i128::from(GIB) - 1) < 1e-12);
-        let estimate = Spread::around(GIB, false);
+        let estimate = Spread::around(GIB, Footing::Other);
         assert!((estimate.probability_at_most(1 << 80) - 0.99).abs() < 1e-12);
         assert!((estimate.probability_at_most(i128::from(GIB)) - 0.5).abs() < 1e-9);
     }
 
+    fn footings() -> impl Strategy<Value = Footing> {
+        prop::sample::select(vec![Footing::Sorting, Footing::Other, Footing::Unified])
+    }
+
     proptest! {
         #[test]
-        fn quantile_and_probability_undo_each_other(gib in 1_u64..200, percent in 11_u32..95) {
-            let spread = Spread::around(gib * GIB, false);
+        fn quantile_and_probability_undo_each_other(gib in 4_u64..200, percent in 11_u32..95, footing in footings()) {
+            let spread = Spread::around(gib * GIB, footing);
             let p = f64::from(percent) / 100.0;
             let back = spread.probability_at_most(i128::from(spread.quantile(p)));
             prop_assert!((back - p).abs() < 1e-6, "{p} {back}");
         }
 
         #[test]
-        fn more_room_is_never_less_likely(bytes in 0_u64..1 << 40, a in 0_i64..1 << 41, b in 0_i64..1 << 41) {
-            let spread = Spread::around(bytes, false);
+        fn more_room_is_never_less_likely(bytes in 0_u64..1 << 40, a in 0_i64..1 << 41, b in 0_i64..1 << 41, footing in footings()) {
+            let spread = Spread::around(bytes, footing);
             let (low, high) = (a.min(b), a.max(b));
             prop_assert!(spread.probability_at_most(low.into()) <= spread.probability_at_most(high.into()));
         }

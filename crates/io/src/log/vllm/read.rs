@@ -88,6 +88,21 @@ pub(super) fn engine_line(boot: &mut Boot, rest: &str) -> Option<()> {
     Some(())
 }
 
+/// All terms in one line; the peak contains the weights, which an earlier line gives.
+pub(super) fn profiling_results(boot: &mut Boot, line: &Line, rest: &str) -> Option<()> {
+    let term = |name: &str| gib_after(rest, name);
+    let utilization = after(rest, "gpu_memory_utilization=").and_then(number);
+    boot.utilization = utilization.map(|(value, _)| value).or(boot.utilization);
+    let rank = boot.rank(&line.worker);
+    rank.total = term("total_gpu_memory=").or(rank.total);
+    rank.non_torch = term("non_torch_memory=").or(rank.non_torch);
+    rank.available_kv = term("kv_cache_size=").or(rank.available_kv);
+    if let (Some(peak), Some(weights)) = (term("peak_torch_memory="), rank.model_load) {
+        rank.activation = Some(peak.minus(weights));
+    }
+    own(boot)
+}
+
 /// The terms of the V0 engine, wherever they stand in the line.
 pub(super) fn v0_terms(boot: &mut Boot, line: &Line) {
     let text = &line.text;

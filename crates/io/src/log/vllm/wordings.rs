@@ -5,8 +5,8 @@ use super::super::figure::{self, Figure, after, count, number};
 use super::super::python;
 use super::Wording;
 use super::read::{
-    backend, concurrency, engine_line, flags_read, gib, gib_after, own, refuse, set_gpu, set_model, v0_terms,
-    version, whole_gib,
+    backend, concurrency, engine_line, flags_read, gib, gib_after, own, profiling_results, refuse, set_gpu,
+    set_model, v0_terms, version, whole_gib,
 };
 
 /// All wordings; the first that matches reads the line.
@@ -173,6 +173,11 @@ pub const WORDINGS: &[Wording] = &[
             v0_terms(boot, line);
             own(boot)
         },
+    },
+    Wording {
+        phrase: "Memory profiling results: duration=",
+        source: "0.6.2 to 0.6.4, worker/worker.py: all terms of a line as name=value",
+        read: |boot, line, rest| profiling_results(boot, line, rest),
     },
     Wording {
         phrase: "available_kv_cache_memory ",

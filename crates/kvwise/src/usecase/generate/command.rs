@@ -79,7 +79,7 @@ pub fn prepared(deployment: &Deployment) -> Result<Deployment> {
         let Engine::Vllm(settings) = resolved.engine() else {
             return Ok(out);
         };
-        let defaults = Rules::of(settings.version).batch_defaults(&gpu, longest);
+        let defaults = Rules::on(settings.version, &gpu).batch_defaults(&gpu, longest);
         if asked > defaults.max_num_seqs {
             out.max_num_seqs = Some(asked);
         }
