@@ -267,9 +267,9 @@ mod tests {
     /// llama.cpp's own logs of Llama-3.1-8B with and without flash attention, fedora-copr/logdetective pull request 106
     /// (Mistral-7B), `GenerelSchwerz/llama.cpp` pull request 62 (a 27B model with the sizes of Qwen3.5-27B).
     ///
-    /// The last five were looked for after the rule was made, and changed nothing of it: a ROCm server of May 2026
-    /// (Qwen3-8B), Vulkan on an RTX 5080 and ollama on ROCm (Qwen2.5-7B with and without flash attention), llama-cpp-python
-    /// 0.3.34 on ROCm (Qwen3-32B), koboldcpp (Llama-3.2-3B).
+    /// The last five were looked for after the rule was made, and changed nothing of it: a `ROCm` server of May 2026
+    /// (Qwen3-8B), Vulkan on an RTX 5080 and ollama on `ROCm` (Qwen2.5-7B with and without flash attention), llama-cpp-python
+    /// 0.3.34 on `ROCm` (Qwen3-32B), koboldcpp (Llama-3.2-3B).
     #[test]
     fn gpus_hold_what_published_logs_show() {
         for (name, ctx, parallel, ubatch, flash, outputs, logged) in [
