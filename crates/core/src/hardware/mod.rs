@@ -404,7 +404,8 @@ mod tests {
         for gpu in all() {
             assert!(gpu.source.len() > 10, "{}", gpu.name);
             assert!(gpu.date.len() == 10 && gpu.date.starts_with("20"), "{}", gpu.name);
-            let least = if gpu.mig_profile.is_some() { 4 } else { 8 };
+            // Cards of 8 GB show some MiB less.
+            let least = if gpu.mig_profile.is_some() { 4 } else { 7 };
             assert!(
                 gpu.memory_bytes > least * GIB && gpu.memory_bytes < 512 * GIB,
                 "{}",
