@@ -14,6 +14,8 @@ use kvwise_core::dtype::Dtype;
 use serde_json::Value;
 
 const ROWS: &str = include_str!("data/architectures.jsonl");
+/// Random variants of such configurations on up to eight ranks and two pipeline stages, with each stage's bytes.
+const STAGES: &str = include_str!("data/stages.jsonl");
 
 fn rows() -> impl Iterator<Item = Value> {
     ROWS.lines()
@@ -217,6 +219,28 @@ fn heads_that_two_ranks_cannot_share_are_refused_as_in_vllm() {
         assert!(odd_heads || weights.is_err(), "{} is not refused", name(&row));
     }
     assert!(refused > 0, "the table holds refused rows");
+}
+
+#[test]
+fn every_stage_of_a_pipeline_holds_the_bytes_that_vllm_allocates() {
+    let mut wrong = Vec::new();
+    for line in STAGES.lines() {
+        let row: Value = serde_json::from_str(line).expect("each line is a JSON object");
+        let parallel = Parallel {
+            tp: row["tp"].as_u64().expect("a number of ranks"),
+            pp: row["pp"].as_u64().expect("a number of stages"),
+            ..Parallel::default()
+        };
+        let model = read(&row).unwrap_or_else(|error| panic!("{}: {error}", name(&row)));
+        let expected = row["weight_bytes"].as_array().expect("weights are a list");
+        for (bytes, stage) in expected.iter().zip(0..) {
+            let ours = model.weight_bytes(stage, &parallel, Dtype::Bf16, false);
+            if ours.as_ref().ok().copied() != bytes.as_u64() {
+                wrong.push(format!("{}, stage {stage}: {ours:?}, vLLM {bytes}", name(&row)));
+            }
+        }
+    }
+    report(&wrong);
 }
 
 #[test]

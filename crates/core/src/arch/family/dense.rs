@@ -6,7 +6,8 @@
 use super::text::{Attend, Text};
 use crate::Result;
 use crate::arch::{
-    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Place, Role, State, Weight, Weights,
+    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Part, Place, Role, State, Weight,
+    Weights,
 };
 
 /// What a family returns: everything of a [`Model`](crate::arch::Model) but its name.
@@ -157,7 +158,10 @@ impl Attention {
                 QkNorm::Head(norm) => all.extend(norm.weights(&name, self.head_dim)),
                 QkNorm::Whole(norm) => all.extend(norm.weights(&name, heads * self.head_dim)),
                 QkNorm::Split(norm) => {
-                    let split = Weight::tensor(&name, Role::Norm, &[heads * self.head_dim], Some(0));
+                    // Ranks that share a head hold its part each.
+                    let (units, width) = (heads, self.head_dim);
+                    let parts = vec![Part::Groups { units, width }];
+                    let split = Weight::parts(&name, Role::Norm, 1, parts).unquantized();
                     all.extend(norm.weights(&name, 1).map(|w| split.times(w.count)));
                 }
             }

@@ -174,6 +174,11 @@ pub(crate) fn biogpt(t: &Text) -> Result<Decoder> {
     d.ends.tied = t.config.flag("tie_word_embeddings", true)?;
     let mut decoder = d.build()?;
     replicate(&mut decoder);
+    for part in &mut decoder.outside {
+        if part.weights.iter().any(|w| w.name.ends_with("embed_positions")) {
+            part.place = Place::Every;
+        }
+    }
     // The backend fuses keys and values by itself, and divides what it fuses.
     let (inputs, heads) = (d.hidden, &d.attention);
     let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);

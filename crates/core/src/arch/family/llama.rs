@@ -336,7 +336,7 @@ pub(crate) fn apertus(t: &Text) -> Result<Decoder> {
 
 /// Muse Glimmer (vLLM 0.32.0, `muse_glimmer.py`): an output gate in attention, every fourth layer full.
 pub(crate) fn muse_glimmer(t: &Text) -> Result<Decoder> {
-    let mut d = base(t)?;
+    let mut d = Dense::llama(t)?;
     d.norms = FOUR_NORMS;
     if t.layer_types()?.is_none() {
         d.attends = t.attends(Some(4))?;

@@ -1,7 +1,6 @@
 //! MiniCPM's language models.
 
 use super::dense::{Decoder, Dense};
-use super::llama;
 use super::moe::Moe;
 use super::text::{Attend, Text};
 use crate::Result;
@@ -37,7 +36,7 @@ pub(crate) fn minicpm(t: &Text) -> Result<Decoder> {
 /// to the width of keys.
 pub(crate) fn minicpm3(t: &Text) -> Result<Decoder> {
     let c = &t.config;
-    let mut d = llama::base(t)?;
+    let mut d = Dense::llama(t)?;
     let (nope, rope) = (c.dim("qk_nope_head_dim")?, c.dim("qk_rope_head_dim")?);
     let (q_rank, kv_rank) = (c.dim("q_lora_rank")?, c.dim("kv_lora_rank")?);
     let heads = d.attention.heads;

@@ -220,11 +220,8 @@ impl Pooled {
     pub(crate) fn finish(&self, t: &Text, decoder: &mut Decoder) -> Result<Pooling> {
         if self.head != Head::Read && !KEEPS_HEAD.contains(&self.class.as_str()) {
             for part in decoder.outside.iter_mut().filter(|part| !part.tower) {
+                // A tied embedding stays on the last stage too, where nothing reads it.
                 part.weights.retain(|w| w.role != Role::Head);
-                // A tied embedding is multiplied by the head that is gone.
-                if part.place == Place::FirstAndLast {
-                    part.place = Place::First;
-                }
             }
             decoder.outside.retain(|part| !part.weights.is_empty());
         }

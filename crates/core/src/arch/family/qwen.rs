@@ -11,8 +11,11 @@ use crate::{Error, Result};
 /// If the list of layers is wrong.
 pub(crate) fn windows(t: &Text) -> Result<Vec<Attend>> {
     let layers = t.layers()?;
-    if t.model_type()? == "qwen3_omni_moe_text" {
-        // This class keeps the window whatever `use_sliding_window` says.
+    if matches!(
+        t.model_type()?,
+        "qwen3_omni_moe_text" | "qwen3_vl_moe_text" | "qwen3_vl_text"
+    ) {
+        // These classes keep the window whatever `use_sliding_window` says.
         return Ok(vec![t.attend_of_all()?; usize::try_from(layers).unwrap_or(0)]);
     }
     let window = t

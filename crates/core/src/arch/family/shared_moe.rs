@@ -2,6 +2,7 @@
 
 use super::deepseek::experts_of;
 use super::dense::{Decoder, Dense, Norm, QkNorm};
+use super::llama;
 use super::moe::{Moe, after_dense, experts, sparse_layers, top_k};
 use super::text::{Attend, Text};
 use crate::Result;
@@ -290,9 +291,17 @@ pub(crate) fn laguna(t: &Text) -> Result<Decoder> {
 /// # Errors
 /// If a size is missing or out of range.
 pub(crate) fn aria(t: &Text) -> Result<Decoder> {
-    let d = Dense::llama(t)?;
+    let d = llama::base(t)?;
     let width = t.intermediate()?;
     let shared = width * t.config.dim_or("moe_num_shared_experts", 0)?;
     let moe = Moe::new("mlp", experts(t)?, top_k(t)?, width).shared("mlp.shared_experts", shared);
-    d.build_moe(&moe, &[])
+    let mut decoder = d.build_moe(&moe, &[])?;
+    if d.mlp.bias {
+        // Routed experts have none.
+        let layers = decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights);
+        for weight in layers.filter(|w| w.role == Role::SharedExpert) {
+            *weight = weight.clone().bias(true);
+        }
+    }
+    Ok(decoder)
 }

@@ -29,11 +29,14 @@ pub(super) fn glm4v(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
     } else {
         out
     };
-    let context = vision.dim(if next {
-        "projection_intermediate_size"
+    // GLM-OCR's merger is as wide as the language model's feed-forward parts.
+    let context = if next {
+        vision.dim("projection_intermediate_size")?
+    } else if ocr {
+        t.intermediate()?
     } else {
-        "intermediate_size"
-    })?;
+        vision.dim("intermediate_size")?
+    };
     let name = |part: &str| format!("visual.blocks.0.{part}");
     let mut layer = vec![
         Weight::qkv(name("attn.qkv"), hidden, heads, heads, head_dim).bias(bias),
