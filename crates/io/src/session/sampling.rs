@@ -105,6 +105,20 @@ pub fn any(db: &Connection) -> Result<bool> {
     .map_err(sql)
 }
 
+/// Whether no recorded request was in the engine at a time, where requests are recorded.
+///
+/// # Errors
+/// If the database cannot be read.
+pub fn is_idle(db: &Connection, process: i64, t_us: i64) -> Result<bool> {
+    db.query_row(
+        "SELECT EXISTS (SELECT 1 FROM request WHERE process_id = ?1) AND NOT EXISTS (SELECT 1 FROM request \
+         WHERE process_id = ?1 AND arrival_us <= ?2 AND (finish_us IS NULL OR finish_us > ?2))",
+        params![process, t_us],
+        |r| r.get(0),
+    )
+    .map_err(sql)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +151,24 @@ mod tests {
         assert!((sampled.seconds(|every| every > 1) - 3.0).abs() < 1e-9);
         assert!((sampled.seconds(|every| every < 0) - 4.0).abs() < 1e-9);
         assert_eq!(eviction_count(&db).expect("read"), (2, 9));
+    }
+
+    #[test]
+    fn an_engine_is_idle_only_while_no_request_is_in_it() {
+        let mut db = Connection::open_in_memory().expect("memory");
+        schema::create(&mut db).expect("tables");
+        db.execute_batch("INSERT INTO process VALUES (1, 'f', 1, 0, '{}', 0, 0, 0, 0);")
+            .expect("row");
+        assert!(
+            !is_idle(&db, 1, 5).expect("read"),
+            "requests were not recorded: nobody knows"
+        );
+        db.execute_batch(
+            "INSERT INTO request (process_id, request, arrival_us, arrival_step, prompt_tokens, priority, finish_us) \
+             VALUES (1, 0, 10, 0, 5, 0, 20), (1, 1, 30, 0, 5, 0, NULL);",
+        )
+        .expect("rows");
+        let idle = [5, 15, 25, 35].map(|t| is_idle(&db, 1, t).expect("read"));
+        assert_eq!(idle, [true, false, true, false]);
     }
 }

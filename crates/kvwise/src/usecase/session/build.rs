@@ -361,7 +361,13 @@ fn probe_report(session: &Session, process: &Process) -> Result<ProbeReport> {
         }),
         hook_errors: totals.errors,
         memory_bytes: series::memory(db)?,
-        series: probe_chart(&steps),
+        series: probe_chart(&steps, |t_us| {
+            // requests that came and went unrecorded would look like an idle engine
+            if sampled.is_sampled() || totals.lost_records > 0 {
+                return Ok(false);
+            }
+            sampling::is_idle(db, process.id, t_us)
+        })?,
         // who holds a block cannot be told from a part of the events
         block_map: if sampled.is_sampled() {
             None
@@ -371,18 +377,22 @@ fn probe_report(session: &Session, process: &Process) -> Result<ProbeReport> {
     })
 }
 
-fn probe_chart(steps: &[Step]) -> ProbeSeries {
+/// An engine makes no steps while it is idle, and none while it is busy with a long one: `idle` says which it was.
+fn probe_chart(steps: &[Step], idle: impl Fn(i64) -> Result<bool>) -> Result<ProbeSeries> {
     let group = steps.len().div_ceil(CHART_POINTS).max(1);
     let mut s = ProbeSeries::default();
-    let mut last_s: Option<f64> = None;
+    let mut last_us: Option<i64> = None;
     for part in steps.chunks(group) {
         let Some(end) = part.last() else { continue };
         let mean = |f: fn(&Step) -> f64| Some(part.iter().map(f).sum::<f64>() / part.len() as f64);
         let t_s = end.t_us as f64 / 1e6;
-        if let Some(before) = last_s.filter(|l| t_s - l > 2.0) {
-            // an idle engine makes no steps: nothing runs, nothing waits, nothing is held
-            for t in [before + 1e-3, part[0].t_us as f64 / 1e6 - 1e-3] {
-                s.t_s.push(t);
+        let began = part[0].t_us;
+        if let Some(before) = last_us.filter(|last| began - last > 2_000_000)
+            && idle(before + (began - before) / 2)?
+        {
+            // nothing runs, nothing waits, nothing is held
+            for t_us in [before + 1000, began - 1000] {
+                s.t_s.push(t_us as f64 / 1e6);
                 s.used_blocks.push(Some(0.0));
                 s.running.push(Some(0.0));
                 s.waiting.push(Some(0.0));
@@ -394,9 +404,9 @@ fn probe_chart(steps: &[Step]) -> ProbeSeries {
         s.running.push(mean(|x| x.running));
         s.waiting.push(mean(|x| x.waiting));
         s.tokens.push(mean(|x| x.tokens));
-        last_s = Some(t_s);
+        last_us = Some(end.t_us);
     }
-    s
+    Ok(s)
 }
 
 /// Upper bounds of the lifetime histogram in seconds.
