@@ -1,4 +1,4 @@
-//! Every table of a recording as a Parquet file, for pandas, DuckDB, Polars and Spark.
+//! Every table of a recording as a Parquet file, for pandas, `DuckDB`, Polars and Spark.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -249,7 +249,7 @@ mod tests {
             .db
             .execute_batch("INSERT INTO target VALUES (1, 'x')")
             .unwrap();
-        let rows = GROUP_ROWS as i64 + 5;
+        let rows = i64::try_from(GROUP_ROWS).expect("small") + 5;
         session
             .db
             .execute(
