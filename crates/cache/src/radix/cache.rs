@@ -157,6 +157,15 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
         })
     }
 
+    /// Cached tokens of a key, all of it looked up; what is found counts as used now.
+    pub fn touch(&mut self, namespace: Namespace, key: &[T]) -> usize {
+        if self.enabled {
+            self.tree.match_prefix(namespace, key).len
+        } else {
+            0
+        }
+    }
+
     /// Gives a looked-up request a row that starts with the cached prefix.
     ///
     /// # Errors
@@ -191,9 +200,9 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
         end: usize,
         evicted: impl FnMut(&[u32]),
     ) -> Result<&[u32]> {
-        let row = request
-            .row
-            .ok_or_else(|| Error::invalid("the request has not been started"))?;
+        if request.row.is_none() {
+            return Err(Error::invalid("the request has not been started"));
+        }
         let from = request.owned_len;
         if end > self.rows.width() {
             return Err(Error::exhausted(format!(
@@ -207,6 +216,27 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
         let count = end - from;
         let page = self.slots.page_size();
         self.make_room(if page == 1 { count } else { count + page }, evicted);
+        self.grow(request, end)
+    }
+
+    /// As [`RadixCache::extend`], but evicts nothing: for callers that have made room for several requests at once.
+    ///
+    /// # Errors
+    /// If too few slots are free, or the row is too short.
+    pub fn grow(&mut self, request: &mut RequestKv, end: usize) -> Result<&[u32]> {
+        let row = request
+            .row
+            .ok_or_else(|| Error::invalid("the request has not been started"))?;
+        let from = request.owned_len;
+        if end > self.rows.width() {
+            return Err(Error::exhausted(format!(
+                "{end} tokens do not fit a row of {}",
+                self.rows.width()
+            )));
+        }
+        if end <= from {
+            return Ok(&[]);
+        }
         let slots = self.rows.get_mut(row)?;
         let last = from.checked_sub(1).map(|at| slots[at]);
         self.slots.extend(from, last, &mut slots[from..end])?;

@@ -65,6 +65,9 @@ pub(super) struct Stack {
     pub(super) attention: Vec<Attention>,
     pub(super) elementwise_bytes_per_token: f64,
     pub(super) reductions: f64,
+    /// Sums of a few numbers a token over the ranks: norms of queries and keys that span all heads (vLLM 0.32.0,
+    /// `minimax_m2.py`, `MiniMaxText01RMSNormTP`; SGLang 0.5.23, `minimax_m2.py`, `MiniMaxM2QKRMSNorm`).
+    pub(super) norm_sums: f64,
 }
 
 /// The layers of `model`, those that are alike put together.
@@ -105,7 +108,16 @@ fn stack(
         attention: Vec::new(),
         elementwise_bytes_per_token: model.hidden_size as f64 * 2.0 * 8.0,
         reductions: 0.0,
+        norm_sums: 0.0,
     };
+    // Queries and keys are summed in one go.
+    if layer
+        .weights
+        .iter()
+        .any(|w| w.role == Role::Norm && matches!(w.op, Op::Tensor { split: Some(_), .. }))
+    {
+        s.norm_sums = 1.0;
+    }
     let mut query_heads = model.num_attention_heads;
     for weight in &layer.weights {
         // Where queries carry an output gate, their projection counts every head twice.

@@ -408,8 +408,11 @@ impl StepModel {
                 }
             }
             if self.options.tp > 1 {
-                t.communication_s += stack.reductions
-                    * self.sum_s(self.reduce.as_ref(), self.options.tp, tokens * self.hidden * 2.0);
+                let sum = |bytes: f64| self.sum_s(self.reduce.as_ref(), self.options.tp, bytes);
+                t.communication_s += stack.reductions * sum(tokens * self.hidden * 2.0);
+                // Two 32-bit sums of squares a token, a kernel that makes them and one that applies them.
+                t.communication_s += stack.norm_sums * sum(tokens * 8.0);
+                t.elementwise_s += stack.norm_sums * 2.0 * self.floor_s;
             }
             total.add(&t, stack.layers);
         }

@@ -368,6 +368,10 @@ impl EngineState for SglangEngine<'_> {
     ask_scheduler!();
 
     fn add(&mut self, _: u64, tag: u32, report: &mut StepReport) -> Result<()> {
+        if !self.scheduler.has_unfinished() {
+            // The loop has turned since the last token: its result is known.
+            self.scheduler.settle()?;
+        }
         if !self.scheduler.add(tag)? {
             report.rejected.push(tag);
         }
@@ -375,7 +379,12 @@ impl EngineState for SglangEngine<'_> {
     }
 
     fn step(&mut self, _: u64, report: &mut StepReport) -> Result<u64> {
-        let (outcome, decoding) = self.scheduler.step()?;
+        // A turn of the loop in which only results of the batch before become known takes no time.
+        while self.scheduler.step()?.1 == 0
+            && self.scheduler.last_step().0.is_empty()
+            && self.scheduler.has_pending()
+        {}
+        let (outcome, decoding) = self.scheduler.last_step();
         report.admitted.extend(&outcome.admitted);
         report.first_tokens.extend(&outcome.first_tokens);
         report.finished.extend(&outcome.finished);

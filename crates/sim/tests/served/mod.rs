@@ -8,7 +8,7 @@
 
 use kvwise_core::arch::{Config, Model, family};
 use kvwise_core::{Error, Result};
-use kvwise_sim::cost::{Calibration, Engine, Precision, StepModel, StepOptions, Tuning};
+use kvwise_sim::cost::{Calibration, Engine, GpuSpec, Precision, StepModel, StepOptions, Tuning};
 use kvwise_sim::sched::sglang::step::StepConfig;
 use kvwise_sim::sched::vllm::SchedulerConfig;
 use kvwise_sim::simulate::{
@@ -127,6 +127,23 @@ impl Served {
         }
     }
 
+    /// Kernels of the point's GPU; those of the B200 on the datasheet of a B300, which has none of its own, as the program
+    /// takes them.
+    fn calibration(&self) -> Result<Calibration> {
+        if self.hardware != "b300_sxm" {
+            return Calibration::embedded(&self.hardware);
+        }
+        let datasheet = GpuSpec {
+            bw: 7.75e12,
+            f16: 2.25e15,
+            f8: Some(4.5e15),
+            f4: Some(9.0e15),
+            link: 4.5e11,
+            sms: 132.0,
+        };
+        Calibration::for_gpu("b300", 103, Some(datasheet))
+    }
+
     /// Mean time to first token and mean time per output token as simulated, milliseconds.
     ///
     /// # Errors
@@ -140,7 +157,7 @@ impl Served {
             kv_fp8: self.model.contains("Llama") || self.hardware.starts_with('b'),
             ..StepOptions::new(self.engine, self.tp)
         };
-        let calibration = Calibration::embedded(&self.hardware)?;
+        let calibration = self.calibration()?;
         let step = StepModel::tuned(model, &calibration, options, tuning)?;
         let lengths = Lengths {
             input_tokens: self.input_tokens,

@@ -1,16 +1,20 @@
 //! SGLang's scheduler step by step: which requests a prefill or decode batch holds, and what that does to the cache.
 //!
-//! Order of a step (SGLang 0.5.23, `sglang/srt/managers/scheduler.py`, `schedule_policy.py`, `schedule_batch.py`): a
-//! prefill batch goes first whenever a request is waiting (or half way through its chunks) and the gate lets one in;
-//! otherwise all running requests decode one token. The gate keeps the tokens to be computed, the output to come
-//! (clipped at 4096) and one page strictly below what is free or evictable, less a share (the new-token ratio) of what
-//! running requests still have to generate. The ratio falls with each decode step and is set anew after a retraction.
-//! When decoding finds no room even after evicting, requests with the fewest outputs (then the longest prompts) are
-//! retracted: they keep their outputs and wait at the end of the queue.
+//! Order of a step (SGLang 0.5.23, `sglang/srt/managers/scheduler.py`, `schedule_policy.py`, `schedule_batch.py`): what
+//! was computed last joins the running requests; a prefill batch goes first whenever a request is waiting (or half way
+//! through its chunks) and the gate (`gate.rs`) lets one in; otherwise all running requests decode one token
+//! (`decode.rs`). With overlap, as SGLang runs unless told otherwise, a batch is composed before the results of the one
+//! before are known: tokens, publications and releases show one step later, and requests whose next token is their last
+//! leave the batch on their own. The order of the waiting queue, and what looking at it does to the cache, is `queue.rs`.
 //!
-//! Policies: `fcfs`, `lpm` (longest prefix match; as `fcfs` beyond 128 waiting requests or without the radix cache)
-//! and `lof` (longest output first). Not modelled: prefixes shared inside the waiting queue (`lpm` puts the second of
-//! two equal prompts back), mixed chunks, priorities between requests, host tiers, speculative decoding.
+//! Held to SGLang's own scheduler step by step (`tests/sglang_scheduler.rs`). Two things differ on purpose: a request that
+//! the gate would never let in, because it and a page do not fit the empty pool, is rejected where SGLang's queue would
+//! stand still; and requests are taken to have no fixed length (`ignore_eos` is off), so that the gate counts on a share of
+//! what they may still generate. Not modelled: mixed chunks, priorities between requests, host tiers, speculative decoding.
+
+mod decode;
+mod gate;
+mod queue;
 
 use std::collections::VecDeque;
 
@@ -34,15 +38,11 @@ pub enum SchedulePolicy {
     Lof,
 }
 
-/// Waiting requests beyond which `lpm` does not look prefixes up.
-const LPM_LIMIT: usize = 128;
 /// New-token ratio at the start, its least share, and the decode steps of its decay (`SGLANG_INIT_NEW_TOKEN_RATIO`,
 /// `SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR`, `SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS`).
 const INIT_RATIO: f64 = 0.7;
 const MIN_RATIO_FACTOR: f64 = 0.14;
 const DECAY_STEPS: f64 = 600.0;
-/// Decode steps that a retraction makes room for (`SGLANG_RETRACT_DECODE_STEPS`).
-const RETRACT_STEPS: usize = 20;
 /// Tokens that an input must stay below the longest request (`validate_input_length`, scheduler.py).
 const INPUT_MARGIN: usize = 5;
 
@@ -69,6 +69,8 @@ pub struct StepConfig {
     pub conservativeness: f64,
     /// Whether prefixes are kept (`--disable-radix-cache` clears it).
     pub radix_cache: bool,
+    /// Whether a batch is composed while the one before is computed (`--disable-overlap-schedule` clears it).
+    pub overlap: bool,
 }
 
 impl StepConfig {
@@ -85,6 +87,7 @@ impl StepConfig {
             schedule: SchedulePolicy::default(),
             conservativeness: 1.0,
             radix_cache: true,
+            overlap: true,
         }
     }
 
@@ -127,6 +130,11 @@ pub struct StepOutcome {
 }
 
 impl StepOutcome {
+    /// Whether nothing was computed and nobody turned away.
+    pub fn is_empty(&self) -> bool {
+        self.prefills.is_empty() && self.finished.is_empty() && self.rejected.is_empty()
+    }
+
     fn clear(&mut self) {
         self.admitted.clear();
         self.prefills.clear();
@@ -136,13 +144,13 @@ impl StepOutcome {
     }
 }
 
-/// A request waiting, being computed in chunks, or decoding.
+/// A request: what it asks for and how far it is.
 struct Job {
     tag: u32,
     prompt: usize,
     /// Tokens to generate.
     output: usize,
-    /// Tokens generated.
+    /// Tokens generated, as far as results are known.
     generated: usize,
     retractions: u32,
     /// Its tokens, from its first look at the cache until it ends or is retracted: a long queue holds none.
@@ -160,9 +168,45 @@ impl Job {
     }
 }
 
+/// A request that holds memory.
 struct Active {
     job: Job,
-    kv: RequestKv,
+    /// Its row, slots and lock, until they are given back.
+    kv: Option<RequestKv>,
+    /// Names this admission: a place may be taken again while results of the one before are under way.
+    serial: u64,
+    /// Tokens that have been given to a prefill batch.
+    computed: usize,
+    /// Tokens published by a chunk.
+    published: usize,
+    /// Chunks under way that are not the last.
+    middle_chunks: u32,
+    /// Tokens being computed whose results are not known.
+    in_flight: usize,
+    /// Whether its last token is computed, though perhaps not known to be.
+    done: bool,
+    /// Whether it is among the running requests or those of the last prefill batch.
+    listed: bool,
+}
+
+impl Active {
+    /// Tokens that have a slot.
+    fn owned_len(&self) -> usize {
+        self.kv.as_ref().map_or(0, RequestKv::owned_len)
+    }
+}
+
+/// A batch whose results are not known yet.
+struct Pending {
+    prefill: bool,
+    /// Places and serials.
+    batch: Vec<(usize, u64)>,
+}
+
+/// The last prefill batch, until it joins the running requests.
+struct LastPrefill {
+    places: Vec<usize>,
+    chunked: Option<usize>,
 }
 
 /// SGLang's scheduler over a trace; see the [module](self).
@@ -174,11 +218,25 @@ pub struct SteppedScheduler<'a> {
     blank: Vec<i64>,
     cache: RadixCache<i64>,
     waiting: VecDeque<Job>,
-    chunked: Option<Active>,
-    running: Vec<Active>,
+    /// Requests that hold memory, by place; `None` where a place is free.
+    active: Vec<Option<Active>>,
+    vacant: Vec<usize>,
+    /// Places of decoding requests, in SGLang's order.
+    running: Vec<usize>,
+    chunked: Option<usize>,
+    last_prefill: Option<LastPrefill>,
+    pending: Option<Pending>,
     full: bool,
     ratio: f64,
     outcome: StepOutcome,
+    /// Requests that decode in the last step.
+    decoding: u64,
+    refreshes: u64,
+    admissions: u64,
+    /// Places whose last token is computed.
+    done: usize,
+    /// Places that hold a row.
+    rows: usize,
     retractions: u64,
     hit_tokens: u64,
     query_tokens: u64,
@@ -217,10 +275,19 @@ impl<'a> SteppedScheduler<'a> {
             blank: if radix { Vec::new() } else { vec![0; longest] },
             cache,
             waiting: VecDeque::new(),
-            chunked: None,
+            active: Vec::new(),
+            vacant: Vec::new(),
             running: Vec::new(),
+            chunked: None,
+            last_prefill: None,
+            pending: None,
             full: false,
             outcome: StepOutcome::default(),
+            decoding: 0,
+            refreshes: 0,
+            admissions: 0,
+            done: 0,
+            rows: 0,
             retractions: 0,
             hit_tokens: 0,
             query_tokens: 0,
@@ -257,14 +324,34 @@ impl<'a> SteppedScheduler<'a> {
         Ok(true)
     }
 
-    /// Requests that hold KV.
+    /// Requests that hold KV and have tokens to come.
     pub fn num_running(&self) -> usize {
-        self.running.len() + usize::from(self.chunked.is_some())
+        self.active.len() - self.vacant.len() - self.done
     }
 
     /// Requests that wait.
     pub fn num_waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether any request has tokens to come.
+    pub fn has_unfinished(&self) -> bool {
+        self.num_running() + self.num_waiting() > 0
+    }
+
+    /// Whether a step is due though no request has tokens to come in it: results are not known, memory not released.
+    pub fn has_pending(&self) -> bool {
+        self.pending.is_some() || self.last_prefill.is_some()
+    }
+
+    /// Requests that wait, first in line first.
+    pub fn waiting(&self) -> impl Iterator<Item = u32> + '_ {
+        self.waiting.iter().map(|job| job.tag)
+    }
+
+    /// Share of what running requests may still generate that the gate counts on.
+    pub fn new_token_ratio(&self) -> f64 {
+        self.ratio
     }
 
     /// Share of the pool that is neither free nor evictable.
@@ -283,9 +370,22 @@ impl<'a> SteppedScheduler<'a> {
         (self.hit_tokens, self.query_tokens)
     }
 
-    /// Cached tokens of all decoding requests together.
+    /// Cached tokens of all decoding requests together, those of the last prefill batch among them.
     pub fn decode_context_tokens(&self) -> u64 {
-        self.running.iter().map(|a| a.kv.owned_len() as u64).sum()
+        let fresh = self.last_prefill.iter().flat_map(|last| {
+            last.places
+                .iter()
+                .copied()
+                .filter(|&p| Some(p) != self.chunked && Some(p) != last.chunked)
+        });
+        self.running
+            .iter()
+            .copied()
+            .chain(fresh)
+            .filter_map(|place| self.active[place].as_ref())
+            .filter(|a| !a.done)
+            .map(|a| a.owned_len() as u64)
+            .sum()
     }
 
     /// The cache as it is now.
@@ -295,20 +395,37 @@ impl<'a> SteppedScheduler<'a> {
 
     /// Coming steps in which everybody just decodes, unless a request arrives: until one ends or must evict.
     pub fn idle_steps(&self) -> u32 {
-        if self.running.is_empty() || self.chunked.is_some() || (!self.full && !self.waiting.is_empty()) {
+        if self.running.is_empty()
+            || self.chunked.is_some()
+            || self.last_prefill.is_some()
+            || self.running.len() != self.rows
+            || (!self.full && !self.waiting.is_empty())
+        {
             return 0;
         }
-        let last = self
+        if self.config.overlap
+            && !self
+                .pending
+                .as_ref()
+                .is_some_and(|p| !p.prefill && p.batch.len() == self.running.len())
+        {
+            return 0;
+        }
+        let mut left = usize::MAX;
+        for a in self
             .running
             .iter()
-            .map(|a| a.job.output - a.job.generated)
-            .min()
-            .unwrap_or(1)
-            - 1;
+            .filter_map(|&place| self.active[place].as_ref())
+        {
+            if a.done {
+                return 0;
+            }
+            left = left.min(a.job.output - a.job.generated - a.in_flight);
+        }
         let page = self.config.page_size;
         let room = self.cache.slots().available_tokens() / (self.running.len() * page) * page;
         // A page of slack for each request, as pages fill at different times.
-        u32::try_from(last.min(room.saturating_sub(page))).unwrap_or(u32::MAX)
+        u32::try_from((left - 1).min(room.saturating_sub(page))).unwrap_or(u32::MAX)
     }
 
     /// Lets `steps` steps of pure decoding pass, at most [`SteppedScheduler::idle_steps`].
@@ -316,285 +433,234 @@ impl<'a> SteppedScheduler<'a> {
     /// # Errors
     /// If there is no room after all.
     pub fn skip(&mut self, steps: u32) -> Result<()> {
-        for active in &mut self.running {
-            active.job.generated += steps as usize;
-            let end = active.kv.owned_len() + steps as usize;
-            self.cache.extend(&mut active.kv, end, |_| {}).map_err(of_cache)?;
+        for &place in &self.running {
+            if let Some(a) = &mut self.active[place] {
+                a.job.generated += steps as usize;
+                let end = a.owned_len() + steps as usize;
+                if let Some(kv) = &mut a.kv {
+                    self.cache.grow(kv, end).map_err(of_cache)?;
+                }
+            }
         }
         self.decay(f64::from(steps));
         Ok(())
     }
 
-    /// Runs one step; returns what happened and how many requests decoded a token.
+    /// Runs one step; returns what it computes and how many requests decode a token.
     ///
     /// # Errors
     /// If the cache refuses what the gate let in (it never does).
     pub fn step(&mut self) -> Result<(&StepOutcome, u64)> {
         self.outcome.clear();
-        if self.running.is_empty() {
+        self.merge()?;
+        let (batch, decoding) = match self.prefill()? {
+            Some(batch) => (Some(batch), 0),
+            None => {
+                let batch = self.decode()?;
+                let decoding = batch.as_ref().map_or(0, |b| b.batch.len() as u64);
+                (batch, decoding)
+            }
+        };
+        if self.config.overlap {
+            let before = std::mem::replace(&mut self.pending, batch);
+            if let Some(before) = before {
+                self.process(before)?;
+            }
+        } else if let Some(batch) = batch {
+            self.process(batch)?;
+        }
+        self.decoding = decoding;
+        Ok(self.last_step())
+    }
+
+    /// What the last step computed and how many requests decoded a token.
+    pub fn last_step(&self) -> (&StepOutcome, u64) {
+        (&self.outcome, self.decoding)
+    }
+
+    /// Lets all results be known and all that ended leave, as SGLang's idle loop does.
+    ///
+    /// # Errors
+    /// If the cache refuses what it gave (it never does).
+    pub fn settle(&mut self) -> Result<()> {
+        if let Some(before) = self.pending.take() {
+            self.process(before)?;
+        }
+        self.merge()
+    }
+
+    /// What was computed last joins the running requests, and what has ended leaves.
+    fn merge(&mut self) -> Result<()> {
+        if let Some(place) = self.chunked {
+            self.publish_chunk(place)?;
+        }
+        if let Some(last) = self.last_prefill.take() {
+            let before = last.places.len();
+            let mut kept = Vec::with_capacity(before);
+            for place in last.places {
+                if Some(place) == self.chunked || Some(place) == last.chunked {
+                    continue;
+                }
+                if self.has_ended(place) {
+                    self.vacate(place);
+                } else {
+                    kept.push(place);
+                }
+            }
+            if kept.len() < before {
+                self.full = false;
+            }
+            if self.running.is_empty() && !kept.is_empty() {
+                // The batch takes the place of the empty one, and was never full itself.
+                self.full = false;
+            }
+            self.running.append(&mut kept);
+        }
+        let before = self.running.len();
+        for place in std::mem::take(&mut self.running) {
+            if self.has_ended(place) {
+                self.vacate(place);
+            } else {
+                self.running.push(place);
+            }
+        }
+        if self.running.len() < before {
             self.full = false;
         }
-        let decoding = if self.prefill()? { 0 } else { self.decode()? };
-        Ok((&self.outcome, decoding))
+        Ok(())
+    }
+
+    /// Whether the request is known to have all its tokens.
+    fn has_ended(&self, place: usize) -> bool {
+        self.active[place]
+            .as_ref()
+            .is_none_or(|a| a.job.generated >= a.job.output)
+    }
+
+    fn occupy(&mut self, active: Active) -> usize {
+        if let Some(place) = self.vacant.pop() {
+            self.active[place] = Some(active);
+            place
+        } else {
+            self.active.push(Some(active));
+            self.active.len() - 1
+        }
+    }
+
+    /// Frees a place whose memory is released.
+    fn vacate(&mut self, place: usize) -> Option<Active> {
+        let active = self.active[place].take();
+        if let Some(a) = &active {
+            self.vacant.push(place);
+            self.done -= usize::from(a.done);
+        }
+        active
+    }
+
+    /// A batch is launched: its requests get a token, and those that get their last one are done.
+    fn launch(&mut self, prefill: bool, places: &[usize]) -> Pending {
+        let mut batch = Vec::with_capacity(places.len());
+        for &place in places {
+            let Some(a) = &mut self.active[place] else {
+                continue;
+            };
+            batch.push((place, a.serial));
+            if prefill && a.middle_chunks > 0 && Some(place) == self.chunked {
+                continue;
+            }
+            let produced = a.job.generated + a.in_flight + 1;
+            a.in_flight += 1;
+            if prefill {
+                self.outcome.first_tokens.push(a.job.tag);
+            }
+            if produced >= a.job.output && !a.done {
+                a.done = true;
+                self.done += 1;
+                self.outcome
+                    .finished
+                    .push((a.job.tag, small(produced), a.job.retractions));
+            }
+        }
+        Pending { prefill, batch }
+    }
+
+    /// The results of a batch are known.
+    fn process(&mut self, pending: Pending) -> Result<()> {
+        let Pending { prefill, batch } = pending;
+        for (place, serial) in batch {
+            let Some(a) = self.active[place].as_mut().filter(|a| a.serial == serial) else {
+                continue;
+            };
+            if prefill && a.middle_chunks > 0 {
+                a.middle_chunks -= 1;
+                continue;
+            }
+            a.job.generated += 1;
+            a.in_flight -= 1;
+            if a.job.generated < a.job.output {
+                if prefill {
+                    let up_to = a.computed;
+                    self.publish(place, up_to)?;
+                }
+                continue;
+            }
+            let listed = a.listed;
+            self.release(place)?;
+            if !listed {
+                self.vacate(place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what a request that ended has, and gives its memory back.
+    fn release(&mut self, place: usize) -> Result<()> {
+        let Some(a) = &mut self.active[place] else {
+            return Ok(());
+        };
+        // The place stays taken until its lists have let go of it.
+        let Some(kv) = a.kv.take() else {
+            return Ok(());
+        };
+        self.rows -= 1;
+        let owned = kv.owned_len();
+        match &a.job.content {
+            Some(r) => self.cache.finish(kv, &r.tokens[..owned], a.job.prompt.min(owned)),
+            None => self.cache.retract(kv),
+        }
+        .map_err(of_cache)
+    }
+
+    fn publish(&mut self, place: usize, up_to: usize) -> Result<()> {
+        let Some(a) = &mut self.active[place] else {
+            return Ok(());
+        };
+        match (&a.job.content, &mut a.kv) {
+            (Some(r), Some(kv)) => self
+                .cache
+                .checkpoint(kv, &r.tokens[..up_to], a.job.prompt.min(up_to))
+                .map_err(of_cache),
+            _ => Ok(()),
+        }
+    }
+
+    /// Publishes the chunk that a prompt has computed, once.
+    fn publish_chunk(&mut self, place: usize) -> Result<()> {
+        let Some(a) = &mut self.active[place] else {
+            return Ok(());
+        };
+        let up_to = a.computed;
+        if up_to > a.published {
+            a.published = up_to;
+            self.publish(place, up_to)?;
+        }
+        Ok(())
     }
 
     fn decay(&mut self, steps: f64) {
         let first = (INIT_RATIO * self.config.conservativeness).min(1.0);
         let least = first * MIN_RATIO_FACTOR;
         self.ratio = (self.ratio - steps * (first - least) / DECAY_STEPS).max(least);
-    }
-
-    /// Composes and computes a prefill batch; `false` if there is none.
-    fn prefill(&mut self) -> Result<bool> {
-        if (self.full || self.waiting.is_empty()) && self.chunked.is_none() {
-            return Ok(false);
-        }
-        let allocatable = self.config.max_running.saturating_sub(self.running.len());
-        if allocatable == 0 && self.chunked.is_none() {
-            self.full = true;
-            return Ok(false);
-        }
-        self.sort_waiting()?;
-        let page = self.config.page_size;
-        let mut reserved: f64 = self
-            .running
-            .iter()
-            .map(|a| a.job.to_come() as f64 * self.ratio)
-            .sum();
-        let mut chunk_left = self.config.chunked_prefill_tokens.unwrap_or(usize::MAX);
-        let mut input_left = self.config.max_prefill_tokens;
-        let mut batch: Vec<Active> = Vec::new();
-        let mut next_chunked = None;
-        if let Some(mut active) = self.chunked.take() {
-            let missing = active.job.known() - active.kv.owned_len();
-            let new = missing.min(chunk_left - chunk_left % page).max(1).min(missing);
-            self.compute(&mut active, new)?;
-            chunk_left = chunk_left.saturating_sub(new.next_multiple_of(page));
-            input_left = input_left.saturating_sub(new);
-            if new == missing {
-                reserved += active.job.to_come() as f64;
-                batch.push(active);
-            } else {
-                next_chunked = Some(active);
-            }
-        }
-        while chunk_left > 0
-            && input_left > 0
-            && batch.len() + usize::from(next_chunked.is_some()) < allocatable
-        {
-            let Some(mut job) = self.waiting.pop_front() else {
-                break;
-            };
-            fill(self.feed.as_mut(), &mut job)?;
-            let kv = self.lookup(&job)?;
-            let new = job.known() - kv.prefix_len();
-            let need = (new + job.to_come() + page) as f64;
-            let empty = batch.is_empty() && next_chunked.is_none();
-            if need >= self.cache.obtainable_tokens() as f64 - reserved {
-                self.cache.retract(kv).map_err(of_cache)?;
-                if empty && self.running.is_empty() {
-                    // Everything is free or evictable and it does not fit: it never will.
-                    self.outcome.rejected.push(job.tag);
-                    continue;
-                }
-                self.waiting.push_front(job);
-                self.full = true;
-                break;
-            }
-            if new >= input_left && !empty {
-                self.cache.retract(kv).map_err(of_cache)?;
-                self.waiting.push_front(job);
-                break;
-            }
-            let now = if new <= chunk_left {
-                new
-            } else {
-                chunk_left - chunk_left % page
-            };
-            if now == 0 {
-                self.cache.retract(kv).map_err(of_cache)?;
-                self.waiting.push_front(job);
-                break;
-            }
-            let again = job.retractions > 0;
-            let hit = kv.prefix_len();
-            if !again {
-                self.hit_tokens += hit as u64;
-                self.query_tokens += job.known() as u64;
-            }
-            self.outcome.admitted.push((job.tag, small(hit), again));
-            let mut active = Active { job, kv };
-            self.cache.start(&mut active.kv).map_err(of_cache)?;
-            self.compute(&mut active, now)?;
-            let charged = now.next_multiple_of(page);
-            chunk_left = chunk_left.saturating_sub(charged);
-            input_left = input_left.saturating_sub(charged);
-            if now == new {
-                reserved += (active.job.to_come() + page) as f64;
-                batch.push(active);
-            } else {
-                next_chunked = Some(active);
-                break;
-            }
-        }
-        let any = !batch.is_empty() || next_chunked.is_some();
-        self.chunked = next_chunked;
-        for mut active in batch {
-            self.publish(&mut active)?;
-            active.job.generated += 1;
-            self.outcome.first_tokens.push(active.job.tag);
-            self.settle(active)?;
-        }
-        if let Some(mut active) = self.chunked.take() {
-            self.publish(&mut active)?;
-            self.chunked = Some(active);
-        }
-        Ok(any)
-    }
-
-    fn sort_waiting(&mut self) -> Result<()> {
-        match self.config.schedule {
-            SchedulePolicy::Fcfs => {}
-            SchedulePolicy::Lof => {
-                self.waiting
-                    .make_contiguous()
-                    .sort_by_key(|j| std::cmp::Reverse(j.output));
-            }
-            SchedulePolicy::Lpm => {
-                if self.feed.is_none() || self.waiting.len() > LPM_LIMIT {
-                    return Ok(());
-                }
-                for job in &mut self.waiting {
-                    fill(self.feed.as_mut(), job)?;
-                }
-                let tree = self.cache.tree();
-                self.waiting.make_contiguous().sort_by_cached_key(|job| {
-                    let matched = job.content.as_ref().map_or(0, |r| {
-                        tree.peek_prefix(r.namespace, &r.tokens[..job.known().min(r.tokens.len())])
-                    });
-                    std::cmp::Reverse(matched)
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn lookup(&mut self, job: &Job) -> Result<RequestKv> {
-        let known = job.known();
-        match &job.content {
-            Some(r) => self
-                .cache
-                .lookup(r.namespace, &r.tokens[..known.min(r.tokens.len())], r.priority),
-            None => self
-                .cache
-                .lookup(kvwise_cache::radix::Namespace(0), &self.blank[..known], 0),
-        }
-        .map_err(of_cache)
-    }
-
-    /// Gives the next `new` tokens slots.
-    fn compute(&mut self, active: &mut Active, new: usize) -> Result<()> {
-        let past = active.kv.owned_len();
-        self.cache
-            .extend(&mut active.kv, past + new, |_| {})
-            .map_err(of_cache)?;
-        self.outcome
-            .prefills
-            .push((active.job.tag, small(new), small(past)));
-        Ok(())
-    }
-
-    fn publish(&mut self, active: &mut Active) -> Result<()> {
-        let owned = active.kv.owned_len();
-        match &active.job.content {
-            Some(r) => self
-                .cache
-                .checkpoint(&mut active.kv, &r.tokens[..owned], active.job.prompt.min(owned))
-                .map_err(of_cache),
-            None => Ok(()),
-        }
-    }
-
-    /// Ends a request that has all its tokens, else keeps it running.
-    fn settle(&mut self, active: Active) -> Result<()> {
-        let Active { job, kv } = active;
-        if job.generated < job.output {
-            self.running.push(Active { job, kv });
-            return Ok(());
-        }
-        self.full = false;
-        self.outcome
-            .finished
-            .push((job.tag, small(job.generated), job.retractions));
-        let owned = kv.owned_len();
-        match &job.content {
-            Some(r) => self.cache.finish(kv, &r.tokens[..owned], job.prompt.min(owned)),
-            None => self.cache.retract(kv),
-        }
-        .map_err(of_cache)
-    }
-
-    /// Tokens that the coming decode step needs at most: a page for each request whose pages are full.
-    fn demand(&self) -> usize {
-        let page = self.config.page_size;
-        page * self
-            .running
-            .iter()
-            .filter(|a| a.kv.owned_len() % page == 0)
-            .count()
-    }
-
-    fn decode(&mut self) -> Result<u64> {
-        if self.running.is_empty() {
-            return Ok(0);
-        }
-        let mut demand = self.demand();
-        if self.cache.make_room(demand, |_| {}) {
-            self.decay(1.0);
-        } else {
-            self.retract(&mut demand)?;
-        }
-        let decoding = self.running.len() as u64;
-        for mut active in std::mem::take(&mut self.running) {
-            let end = active.kv.owned_len() + 1;
-            self.cache.extend(&mut active.kv, end, |_| {}).map_err(of_cache)?;
-            active.job.generated += 1;
-            self.settle(active)?;
-        }
-        Ok(decoding)
-    }
-
-    /// Takes requests out until the others can decode.
-    fn retract(&mut self, demand: &mut usize) -> Result<()> {
-        let mut first = true;
-        while self.running.len() > 1 && (first || !self.cache.make_room(*demand, |_| {})) {
-            first = false;
-            let victim = (0..self.running.len())
-                .max_by_key(|&i| {
-                    let job = &self.running[i].job;
-                    (std::cmp::Reverse(job.generated), job.prompt, i)
-                })
-                .unwrap_or(0);
-            let Active { mut job, kv } = self.running.remove(victim);
-            self.cache.retract(kv).map_err(of_cache)?;
-            self.retractions += 1;
-            job.retractions += 1;
-            job.content = None;
-            self.waiting.push_back(job);
-            self.cache.make_room(self.running.len() * RETRACT_STEPS, |_| {});
-            *demand = self.demand();
-        }
-        if !self.cache.make_room(*demand, |_| {})
-            && let Some(Active { job, kv }) = self.running.pop()
-        {
-            // Not even the last one fits: SGLang aborts it.
-            self.cache.retract(kv).map_err(of_cache)?;
-            self.outcome.rejected.push(job.tag);
-        }
-        let decoded: usize = self.running.iter().map(|a| a.job.generated).sum();
-        let asked: usize = self.running.iter().map(|a| a.job.output).sum();
-        self.ratio = ((decoded + RETRACT_STEPS * self.running.len()) as f64 / (asked + 1) as f64).min(1.0);
-        Ok(())
     }
 }
 

@@ -9,12 +9,15 @@
 //!   only a tier behind the host has is brought to the host first, and the request asks again;
 //! - blocks on their way are not evicted, nor (unlike in vLLM, which may then bring the same blocks again and again) what a
 //!   request has found while more is brought for it; a request whose blocks another one is loading waits for that one;
-//! - each tier evicts by its own order; when a request ends its blocks count as used, the first ones last.
+//! - blocks of a step are stored all or not at all, and offered again with the next step if there was no room;
+//! - each tier evicts by its own order (`store.rs`).
 //!
 //! Copies take time on links of their own, one direction each, and slow no kernel down. Not modelled: chunks of several
 //! blocks, stores that another request's prefill preempts, Mamba states, loads that fail.
 
 mod store;
+#[cfg(test)]
+mod store_tests;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -27,7 +30,7 @@ use super::link::{Link, LinkSpeed};
 use super::source::Time;
 use crate::sched::vllm::{KvConnector, Load, Matched, Query};
 pub use store::TierPolicy;
-use store::{Found, Store};
+use store::{Found, Store, Used};
 
 /// One tier.
 #[derive(Debug, Clone, PartialEq)]
@@ -263,14 +266,11 @@ impl Tiers {
             Job::Store(blocks) => {
                 self.stores[0].written(&blocks);
                 for tier in 1..self.stores.len() {
-                    let mut fresh = Vec::new();
-                    for &block in &blocks {
-                        match self.stores[tier].reserve(block) {
-                            Some(true) => fresh.push(block),
-                            Some(false) => {}
-                            None => self.totals[tier].refused_blocks += 1,
-                        }
-                    }
+                    let offer: Vec<Used> = blocks.iter().map(|&block| anonymous(block)).collect();
+                    let Some(fresh) = self.stores[tier].store(None, &offer) else {
+                        self.totals[tier].refused_blocks += blocks.len() as u64;
+                        continue;
+                    };
                     if fresh.is_empty() {
                         continue;
                     }
@@ -312,6 +312,15 @@ impl Tiers {
         u64::from(key) * self.groups.len() as u64 + group as u64
     }
 
+    /// A block as a request uses it.
+    fn used(&self, keys: &[u32], group: usize, index: u32) -> Used {
+        Used {
+            block: self.block(keys, group, index),
+            group: u32::try_from(group).unwrap_or(u32::MAX),
+            end_token: (index + 1).saturating_mul(self.groups[group].block_size),
+        }
+    }
+
     /// Looks one block up, nearest tier first; what only a tier behind the host has is asked for.
     fn find(&mut self, tag: u32, block: u64, wanted: &mut [Vec<u64>]) -> Found {
         match self.stores[0].find(block) {
@@ -329,10 +338,10 @@ impl Tiers {
             if self.stores[tier].find(block) != Found::Ready {
                 continue;
             }
-            let Some(true) = self.stores[0].reserve(block) else {
+            if self.stores[0].store(None, &[anonymous(block)]).is_none() {
                 self.totals[0].refused_blocks += 1;
                 return Found::Missing;
-            };
+            }
             self.stores[tier].pin(block);
             wanted.push(block);
             self.requests.entry(tag).or_default().brought.insert(block, tier);
@@ -422,14 +431,14 @@ impl Tiers {
         }
         let tokens = end - q.local_tokens;
         let blocks = self.needed(q.keys, q.local_tokens, tokens);
-        if blocks.iter().any(|&b| self.stores[0].is_loading(b)) {
+        if blocks.iter().any(|u| self.stores[0].is_loading(u.block)) {
             return None;
         }
         Some(tokens)
     }
 
     /// Blocks of all groups that bring `external` tokens after `local`.
-    fn needed(&self, keys: &[u32], local: u32, external: u32) -> Vec<u64> {
+    fn needed(&self, keys: &[u32], local: u32, external: u32) -> Vec<Used> {
         let mut blocks = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
             let last = (local + external).div_ceil(group.block_size);
@@ -438,7 +447,7 @@ impl Tiers {
                 first = first.max(last.saturating_sub(window));
             }
             let named = group.named(keys);
-            blocks.extend((first..last.min(named)).map(|i| self.block(keys, g, i)));
+            blocks.extend((first..last.min(named)).map(|i| self.used(keys, g, i)));
         }
         blocks
     }
@@ -464,7 +473,9 @@ impl KvConnector for Tiers {
     }
 
     fn load(&mut self, load: &Load<'_>) {
-        let blocks = self.needed(load.keys, load.local_tokens, load.external_tokens);
+        let needed = self.needed(load.keys, load.local_tokens, load.external_tokens);
+        self.stores[0].used(load.tag, &needed);
+        let blocks: Vec<u64> = needed.iter().map(|u| u.block).collect();
         let under = self.requests.entry(load.tag).or_default();
         // Tokens count where their first group's block was found.
         let tokens_per_block = u64::from(self.groups[0].block_size);
@@ -497,22 +508,26 @@ impl KvConnector for Tiers {
 
     fn computed(&mut self, tag: u32, keys: &[u32], tokens: u32) {
         let mut offered = Vec::new();
+        let mut stored = Vec::with_capacity(self.groups.len());
         for g in 0..self.groups.len() {
             let group = self.groups[g];
             let full = (tokens / group.block_size).min(group.named(keys));
             let under = self.requests.entry(tag).or_default();
             under.stored.resize(self.groups.len(), 0);
             let first = under.stored[g];
-            under.stored[g] = first.max(full);
-            offered.extend((first..full).map(|i| self.block(keys, g, i)));
+            stored.push(first.max(full));
+            offered.extend((first..full).map(|i| self.used(keys, g, i)));
         }
-        let mut fresh = Vec::new();
-        for block in offered {
-            match self.stores[0].reserve(block) {
-                Some(true) => fresh.push(block),
-                Some(false) => {}
-                None => self.totals[0].refused_blocks += 1,
-            }
+        if offered.is_empty() {
+            return;
+        }
+        let Some(fresh) = self.stores[0].store(Some(tag), &offered) else {
+            // Offered again with the next step.
+            self.totals[0].refused_blocks += offered.len() as u64;
+            return;
+        };
+        if let Some(under) = self.requests.get_mut(&tag) {
+            under.stored = stored;
         }
         // The copy begins when the step that computes the blocks is over.
         if !fresh.is_empty() {
@@ -520,16 +535,18 @@ impl KvConnector for Tiers {
         }
     }
 
-    fn finished(&mut self, tag: u32, keys: &[u32], tokens: u32) -> bool {
+    fn finished(&mut self, tag: u32, _: &[u32], _: u32) -> bool {
         self.requests.remove(&tag);
-        for g in 0..self.groups.len() {
-            let group = self.groups[g];
-            let full = (tokens / group.block_size).min(group.named(keys));
-            for index in (0..full).rev() {
-                let block = self.block(keys, g, index);
-                self.stores[0].touch(block);
-            }
-        }
+        self.stores[0].ended(tag);
         false
+    }
+}
+
+/// A block that is copied for no request.
+fn anonymous(block: u64) -> Used {
+    Used {
+        block,
+        group: 0,
+        end_token: 0,
     }
 }
