@@ -453,13 +453,12 @@ impl<'a> SteppedScheduler<'a> {
     pub fn step(&mut self) -> Result<(&StepOutcome, u64)> {
         self.outcome.clear();
         self.merge()?;
-        let (batch, decoding) = match self.prefill()? {
-            Some(batch) => (Some(batch), 0),
-            None => {
-                let batch = self.decode()?;
-                let decoding = batch.as_ref().map_or(0, |b| b.batch.len() as u64);
-                (batch, decoding)
-            }
+        let (batch, decoding) = if let Some(batch) = self.prefill()? {
+            (Some(batch), 0)
+        } else {
+            let batch = self.decode()?;
+            let decoding = batch.as_ref().map_or(0, |b| b.batch.len() as u64);
+            (batch, decoding)
         };
         if self.config.overlap {
             let before = std::mem::replace(&mut self.pending, batch);
