@@ -9,6 +9,7 @@ pub mod hub;
 pub mod kv_events;
 pub mod log;
 pub mod model;
+pub mod parquet_table;
 pub mod plan_profile;
 pub mod prometheus;
 pub mod session;

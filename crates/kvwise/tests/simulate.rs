@@ -312,6 +312,135 @@ fn a_sweep_goes_on_where_it_stopped_and_says_the_same() {
 }
 
 #[test]
+fn a_sweep_that_was_killed_goes_on_and_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("results.jsonl");
+    let file = results.to_str().unwrap();
+    let asked = |results: &[&str]| {
+        let mut arguments = vec![
+            "sweep",
+            "--model",
+            "llama-3.1-8b",
+            "--gpu",
+            "h100",
+            "--format",
+            "json",
+        ];
+        arguments.extend(["--input-len", "256", "--output-len", "64", "--requests", "400"]);
+        arguments.extend(["--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12"]);
+        arguments.extend(results);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvwise"));
+        command.args(arguments);
+        command
+    };
+    let lines = || std::fs::read_to_string(&results).map_or(0, |t| t.lines().count());
+    let mut child = asked(&["--results", file])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Killed as soon as there is something to go on from; a machine that was faster than this has nothing left to do, and
+    // the answers must be the same all the more.
+    while lines() == 0 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = lines();
+    assert!(before >= 1, "the first result was written before the kill");
+    let resumed = asked(&["--results", file]).output().unwrap();
+    let whole = asked(&[]).output().unwrap();
+    assert_eq!(text(&resumed.stdout), text(&whole.stdout));
+    assert_eq!(resumed.status.code(), Some(0));
+    assert_eq!(lines(), 12);
+}
+
+#[test]
+fn a_sweep_becomes_a_page_by_its_format_or_its_files_name() {
+    let page = text(&sweep(&["--format", "html"]).stdout);
+    assert!(
+        page.starts_with("<!doctype html>") && page.contains("<svg"),
+        "{page}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sweep.html");
+    assert!(sweep(&["-o", file.to_str().unwrap()]).status.success());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), page);
+    // Builds without Parquet say so and leave no file; no build writes it to the standard output.
+    let table = folder.path().join("sweep.parquet");
+    let output = sweep(&["-o", table.to_str().unwrap()]);
+    if cfg!(feature = "parquet") {
+        assert_eq!(&std::fs::read(&table).unwrap()[..4], b"PAR1");
+    } else {
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            text(&output.stderr).contains("does not write Parquet"),
+            "{}",
+            text(&output.stderr)
+        );
+        assert!(!table.exists());
+    }
+    assert_eq!(sweep(&["--format", "parquet"]).status.code(), Some(2));
+}
+
+#[test]
+fn described_traffic_can_use_adapters() {
+    let run = |more: &[&str]| {
+        let mut arguments = vec![
+            "simulate",
+            "--model",
+            "llama-3.1-8b",
+            "--gpu",
+            "h100",
+            "--format",
+            "json",
+        ];
+        arguments.extend(["--input-len", "256", "--output-len", "32", "--concurrency", "16"]);
+        arguments.extend(more);
+        let output = kvwise(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let shares = [
+        "--lora-shares",
+        "a=0.4,b=0.3,c=0.3",
+        "--enable-lora",
+        "--max-loras",
+    ];
+    let one = run(&[&shares[..], &["1"]].concat());
+    let three = run(&[&shares[..], &["3"]].concat());
+    let waited = |v: &Value| v["ttft_ms"]["mean"].as_f64().unwrap();
+    // With room for one adapter at a time, requests of the others wait.
+    assert!(
+        waited(&one) > 2.0 * waited(&three),
+        "{} {}",
+        waited(&one),
+        waited(&three)
+    );
+    assert_ne!(one["inputs_hash"], three["inputs_hash"]);
+    let output = kvwise(&[
+        "simulate",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--input-len",
+        "9",
+        "--output-len",
+        "9",
+        "--rate",
+        "1",
+        "--lora-shares",
+        "a=2",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("--lora-shares"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
 fn a_sweep_whose_points_all_miss_says_which_comes_nearest() {
     let output = sweep(&["--format", "json", "--slo-ttft-ms", "1"]);
     assert_eq!(output.status.code(), Some(1));

@@ -27,6 +27,7 @@
 //! Times: kept as the number the file gives, in seconds (in the `tokens` format: seconds or scheduler steps, as
 //! the reader of the trace decides), so that a comparison with an engine's floating-point clock is exact.
 
+mod adapters;
 mod builder;
 mod chunk;
 mod columns;
@@ -35,6 +36,7 @@ mod paths;
 mod size;
 mod summary;
 
+pub use adapters::Adapters;
 pub use builder::{IdMeaning, MAX_REQUEST_TOKENS, NewRequest, PromptIds, TraceBuilder};
 pub use columns::{NameColumn, NameTable, TextColumn};
 pub use format::TraceFormat;

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
 
 use super::deployment::DeploymentFlags;
-use super::output::{Format, Output, json};
+use super::output::{json, preferred_among};
 use super::traffic::{ServingArgs, SloArgs, TrafficArgs};
 use crate::printer::{ExitStatus, Printer};
 use crate::report::sweep as report;
@@ -18,6 +18,7 @@ const EXAMPLES: &str = "Examples:
   kvwise sweep --model Qwen/Qwen3-32B --vary gpu=h100,h200 --vary tp=1,2,4 --input-len 2000 --output-len 300 \\
       --rates 1,2,4,8 --slo-ttft-ms 1000 --results sweep.jsonl --svg pareto.svg
   kvwise sweep trace.jsonl --model llama-3.1-8b --gpu h100 --vary kv-cache-dtype=auto,fp8 --rates 2,4,8
+  kvwise sweep --model llama-3.1-8b --gpu h100 --input-len 512 --output-len 128 --concurrency 1,8,64 -o sweep.html
 
 The results file is appended to as points end; the same sweep started again goes on where it stopped.
 Exit status: 0 done (and some point meets the objectives), 1 none does or none starts, 2 cannot be answered.";
@@ -62,8 +63,36 @@ pub struct Sweep {
     #[command(flatten)]
     deployment: DeploymentFlags,
 
-    #[command(flatten)]
-    output: Output,
+    /// Format of the answer [default: by the file's name, else table on a terminal, else json].
+    #[arg(
+        long,
+        value_enum,
+        env = "KVWISE_FORMAT",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
+    format: Option<SweepFormat>,
+
+    /// Write the answer to this file, whole or not at all.
+    #[arg(long, short = 'o', value_name = "FILE", help_heading = "Output")]
+    output: Option<PathBuf>,
+}
+
+/// Formats of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SweepFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For spreadsheets.
+    Csv,
+    /// For documents.
+    Markdown,
+    /// One page with table and picture (no network, light and dark).
+    Html,
+    /// For pandas, `DuckDB` and Polars (needs --output and a build with the feature `parquet`).
+    Parquet,
 }
 
 impl Sweep {
@@ -117,9 +146,9 @@ impl Sweep {
         if let Some(path) = &self.html {
             printer.data_to(Some(path), &answer.html()?)?;
         }
-        let text = match self.output.format(printer) {
-            Format::Json => json(&answer)?,
-            Format::Table => {
+        let text = match self.format(printer) {
+            SweepFormat::Json => json(&answer)?,
+            SweepFormat::Table => {
                 let mut text = answer.text();
                 if self.plot {
                     text.push('\n');
@@ -127,15 +156,49 @@ impl Sweep {
                 }
                 text
             }
-            Format::Csv => answer.full_grid().csv(),
-            Format::Markdown => answer.full_grid().markdown(),
+            SweepFormat::Csv => answer.full_grid().csv(),
+            SweepFormat::Markdown => answer.full_grid().markdown(),
+            SweepFormat::Html => answer.html()?,
+            SweepFormat::Parquet => {
+                let path = self.output.as_deref().ok_or_else(|| {
+                    Error::input("a Parquet file cannot go to the standard output: give -o FILE.parquet")
+                })?;
+                kvwise_io::parquet_table::write(path, "sweep", &answer.columns())?;
+                return Ok(answer_status(&answer));
+            }
         };
-        self.output.write(printer, &text)?;
-        Ok(if answer.is_yes() {
-            ExitStatus::Success
+        printer.data_to(self.output.as_deref(), &text)?;
+        Ok(answer_status(&answer))
+    }
+
+    /// The format: as asked, else by the file's name, else as the user's settings say, else a table for a terminal.
+    fn format(&self, printer: Printer) -> SweepFormat {
+        if let Some(format) = self.format {
+            return format;
+        }
+        if let Some(path) = &self.output {
+            return match path.extension().and_then(|e| e.to_str()) {
+                Some("csv") => SweepFormat::Csv,
+                Some("md" | "markdown") => SweepFormat::Markdown,
+                Some("txt") => SweepFormat::Table,
+                Some("html" | "htm") => SweepFormat::Html,
+                Some("parquet") => SweepFormat::Parquet,
+                _ => SweepFormat::Json,
+            };
+        }
+        preferred_among().unwrap_or(if printer.stdout_is_terminal() {
+            SweepFormat::Table
         } else {
-            ExitStatus::No
+            SweepFormat::Json
         })
+    }
+}
+
+fn answer_status(answer: &report::SweepAnswer) -> ExitStatus {
+    if answer.is_yes() {
+        ExitStatus::Success
+    } else {
+        ExitStatus::No
     }
 }
 

@@ -207,6 +207,10 @@ struct GenerateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768)]
     max_tokens: u32,
 
+    /// LoRA adapters and the share of conversations that uses each (sql=0.3,chat=0.2).
+    #[arg(long, value_name = "NAME=SHARE,...")]
+    lora_shares: Option<String>,
+
     /// Seed of the random numbers.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -255,7 +259,10 @@ pub fn run(args: &TraceArgs, printer: Printer) -> Result<ExitStatus> {
             )?;
         }
         TraceCommand::Generate(args) => {
-            let trace = generate(&workload(args), args.seed)?;
+            let mut trace = generate(&workload(args), args.seed)?;
+            if let Some(shares) = &args.lora_shares {
+                trace = kvwise_sim::trace::Adapters::parse(shares)?.assign(trace, args.seed);
+            }
             put(&trace, args.to, args.block_size, args.output.as_deref(), printer)?;
         }
     }

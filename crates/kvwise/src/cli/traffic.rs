@@ -56,6 +56,10 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "S", help_heading = "Traffic")]
     think_time: Option<f64>,
 
+    /// LoRA adapters and the share of requests (or sessions) that uses each (sql=0.3,chat=0.2), with --enable-lora.
+    #[arg(long, value_name = "NAME=SHARE,...", help_heading = "Traffic")]
+    lora_shares: Option<String>,
+
     /// Seed of all random choices.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
     seed: u64,
@@ -83,6 +87,11 @@ impl TrafficArgs {
             speed: self.speed,
             turns: self.turns,
             think_s: self.think_time,
+            adapters: self
+                .lora_shares
+                .as_deref()
+                .map(kvwise_sim::trace::Adapters::parse)
+                .transpose()?,
             seed: self.seed,
         })
     }

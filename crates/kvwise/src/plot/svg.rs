@@ -66,13 +66,56 @@ where
     if chart.series.len() > 1 {
         context
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(emptiest_corner(chart))
             .background_style(WHITE.mix(0.8))
             .label_font(("sans-serif", 13))
             .draw()
             .map_err(|e| fail(&e))?;
     }
     Ok(())
+}
+
+/// The corner whose third of the picture the lines cross least; the upper left one where they are alike.
+fn emptiest_corner(chart: &LineChart) -> SeriesLabelPosition {
+    let Some((low, high)) = chart.x_range() else {
+        return SeriesLabelPosition::UpperLeft;
+    };
+    let along = |x: f64| {
+        if chart.x_log {
+            (x / low).ln() / (high / low).ln()
+        } else {
+            (x - low) / (high - low)
+        }
+    };
+    let crossed = |right: bool, upper: bool| {
+        let inside = |(x, y): (f64, f64)| {
+            let (x, y) = (along(x), y / chart.y_max);
+            (if right { x > 0.65 } else { x < 0.35 }) && (if upper { y > 0.6 } else { y < 0.4 })
+        };
+        // Twenty places on the way from each point to the next.
+        let steps = |pair: &[(f64, f64)]| {
+            let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
+            (0..=20)
+                .map(|i| f64::from(i) / 20.0)
+                .filter(|t| inside((x0 + (x1 - x0) * t, y0 + (y1 - y0) * t)))
+                .count()
+        };
+        chart
+            .series
+            .iter()
+            .flat_map(|s| s.points.windows(2))
+            .map(steps)
+            .sum::<usize>()
+    };
+    [
+        (crossed(false, true), SeriesLabelPosition::UpperLeft),
+        (crossed(true, true), SeriesLabelPosition::UpperRight),
+        (crossed(true, false), SeriesLabelPosition::LowerRight),
+        (crossed(false, false), SeriesLabelPosition::LowerLeft),
+    ]
+    .into_iter()
+    .min_by_key(|(crossed, _)| *crossed)
+    .map_or(SeriesLabelPosition::UpperLeft, |(_, corner)| corner)
 }
 
 type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;

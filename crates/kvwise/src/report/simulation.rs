@@ -374,6 +374,12 @@ fn inputs_hash(deployment: &Deployment, serving: &Serving, trace: &Trace, seed: 
     for i in 0..trace.len() {
         bytes.extend(trace.arrival(i).unwrap_or(-1.0).to_bits().to_le_bytes());
     }
+    for i in 0..trace.len() {
+        if let Some(adapter) = trace.lora(i) {
+            bytes.extend((i as u64).to_le_bytes());
+            bytes.extend(adapter.as_bytes());
+        }
+    }
     fingerprint(&bytes)
 }
 
@@ -416,7 +422,15 @@ pub fn grid(simulations: &[Simulation]) -> Grid {
 /// For a terminal: one deployment in words, several as a table.
 pub fn text(simulations: &[Simulation]) -> String {
     let [s] = simulations else {
-        return grid(simulations).text();
+        let mut out = grid(simulations).text();
+        out.push('\n');
+        for s in simulations.iter().filter(|s| s.refused.is_none()) {
+            let _ = writeln!(out, "{}: {}", s.label, answer(s));
+        }
+        if let Some(s) = simulations.iter().find(|s| s.refused.is_none()) {
+            let _ = writeln!(out, "basis {}", s.basis.replace("; ", ";\n      "));
+        }
+        return out;
     };
     let mut out = String::new();
     if let Some(reason) = &s.refused {
@@ -539,6 +553,46 @@ pub fn text(simulations: &[Simulation]) -> String {
     }
     let _ = writeln!(out, "basis       {}", s.basis.replace("; ", ";\n            "));
     out
+}
+
+/// Whether the objectives are met, how far the figures that decide it may be off, and whether that could turn the answer.
+fn answer(s: &Simulation) -> String {
+    let mut parts = match s.slo_met {
+        None => Vec::new(),
+        Some(true) => vec!["meets the objectives".to_owned()],
+        Some(false) => vec![format!(
+            "misses the objectives ({:.1} % of the requests meet them)",
+            s.slo_attainment * 100.0
+        )],
+    };
+    for (what, p, range, limit) in [
+        (
+            "to the first token",
+            s.ttft_ms,
+            s.ttft_mean_interval_ms,
+            s.slo_ttft_ms,
+        ),
+        (
+            "per output token",
+            s.tpot_ms,
+            s.tpot_mean_interval_ms,
+            s.slo_tpot_ms,
+        ),
+    ] {
+        // The same factors as around the mean.
+        let (low, high) = if p.mean > 0.0 {
+            (p.p99 * range.low / p.mean, p.p99 * range.high / p.mean)
+        } else {
+            (p.p99, p.p99)
+        };
+        let sure = match limit {
+            None => "",
+            Some(limit) if (low..=high).contains(&limit) => ", which leaves it open",
+            Some(_) => ", which does not change that",
+        };
+        parts.push(format!("99 % {what} within {low:.0} to {high:.0} ms{sure}"));
+    }
+    parts.join("; ")
 }
 
 /// What moved between engines and tiers.

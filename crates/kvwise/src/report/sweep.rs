@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use kvwise_core::{Error, Result};
+use kvwise_io::parquet_table::Cells;
 use kvwise_sim::simulate::Slo;
 use serde::Serialize;
 
@@ -218,6 +219,70 @@ impl SweepAnswer {
             grid.row(row);
         }
         grid
+    }
+
+    /// Every figure as columns of numbers, one row a point; nothing where nothing could be simulated.
+    pub fn columns(&self) -> Vec<(String, Cells)> {
+        let flags: std::collections::BTreeSet<&String> =
+            self.points.iter().flat_map(|p| p.flags.keys()).collect();
+        let texts =
+            |value: &dyn Fn(&Point) -> Option<String>| Cells::Texts(self.points.iter().map(value).collect());
+        let reals = |value: &dyn Fn(&Point) -> f64| {
+            let ran = |p: &Point| p.refused.is_none().then(|| value(p));
+            Cells::Reals(self.points.iter().map(ran).collect())
+        };
+        let count = |value: &dyn Fn(&Point) -> u64| {
+            let ran = |p: &Point| i64::try_from(value(p)).ok();
+            Cells::Integers(self.points.iter().map(ran).collect())
+        };
+        let mut columns: Vec<(String, Cells)> = flags
+            .into_iter()
+            .map(|flag| (flag.clone(), texts(&|p| p.flags.get(flag).cloned())))
+            .collect();
+        let concurrency = |p: &Point| match p.load {
+            LoadLevel::Concurrency(n) => Some(i64::from(n)),
+            LoadLevel::Rate(_) => None,
+        };
+        let rate = |p: &Point| match p.load {
+            LoadLevel::Concurrency(_) => None,
+            LoadLevel::Rate(r) => Some(r),
+        };
+        let on_front = |i: usize| Some(i64::from(self.pareto.contains(&i)));
+        let rest = [
+            (
+                "concurrency",
+                Cells::Integers(self.points.iter().map(concurrency).collect()),
+            ),
+            ("rate_per_s", Cells::Reals(self.points.iter().map(rate).collect())),
+            ("gpus", count(&|p| p.gpus)),
+            ("ttft_p50_ms", reals(&|p| p.ttft_ms.p50)),
+            ("ttft_p99_ms", reals(&|p| p.ttft_ms.p99)),
+            ("tpot_p50_ms", reals(&|p| p.tpot_ms.p50)),
+            ("tpot_p99_ms", reals(&|p| p.tpot_ms.p99)),
+            ("e2e_p99_ms", reals(&|p| p.e2e_ms.p99)),
+            ("output_tokens_per_s", reals(&|p| p.output_tokens_per_s)),
+            (
+                "output_tokens_per_s_per_gpu",
+                reals(&|p| p.output_tokens_per_s_per_gpu),
+            ),
+            ("requests_per_s", reals(&|p| p.requests_per_s)),
+            ("goodput_requests_per_s", reals(&|p| p.goodput_requests_per_s)),
+            ("prefix_hit_rate_tokens", reals(&|p| p.prefix_hit_rate_tokens)),
+            ("preemptions", count(&|p| p.preemptions)),
+            ("kv_usage_peak", reals(&|p| p.kv_usage_peak)),
+            ("rejected", count(&|p| p.rejected)),
+            (
+                "slo_met",
+                Cells::Integers(self.points.iter().map(|p| p.slo_met.map(i64::from)).collect()),
+            ),
+            (
+                "pareto",
+                Cells::Integers((0..self.points.len()).map(on_front).collect()),
+            ),
+            ("refused", texts(&|p| p.refused.clone())),
+        ];
+        columns.extend(rest.into_iter().map(|(name, cells)| (name.to_owned(), cells)));
+        columns
     }
 
     /// Output tokens a second per GPU over the median time per output token: a line for each combination of flags,

@@ -142,7 +142,7 @@ impl Question {
             &self.serving,
             load,
             (t.input_len, t.output_len, t.length_ratio, t.burstiness),
-            (t.requests, t.speed, t.turns, t.think_s, t.seed),
+            (t.requests, t.speed, t.turns, t.think_s, &t.adapters, t.seed),
             (self.slo.ttft_ms, self.slo.tpot_ms),
             trace,
         ))

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use kvwise_core::{Error, Result};
 use kvwise_sim::simulate::{Arrivals, Lengths, closed_loop, open_loop, sessions};
-use kvwise_sim::trace::Trace;
+use kvwise_sim::trace::{Adapters, Trace};
 
 /// What is known of the traffic.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub struct Traffic {
     pub turns: Option<u32>,
     /// Mean time between an answer and the next turn, seconds.
     pub think_s: Option<f64>,
+    /// LoRA adapters of described traffic.
+    pub adapters: Option<Adapters>,
     /// Seed of all random choices.
     pub seed: u64,
 }
@@ -66,6 +68,7 @@ impl Traffic {
             ("--rate", self.rate.is_some()),
             ("--requests", self.requests.is_some()),
             ("--turns", self.turns.is_some()),
+            ("--lora-shares", self.adapters.is_some()),
         ] {
             if given {
                 return Err(Error::input(format!(
@@ -153,6 +156,10 @@ impl Traffic {
             (None, None) => {
                 return Err(Error::input("how much traffic? give --concurrency N or --rate R"));
             }
+        };
+        let trace = match &self.adapters {
+            Some(adapters) => adapters.assign(trace, self.seed),
+            None => trace,
         };
         Ok(Workload {
             trace: Cow::Owned(trace),
