@@ -54,11 +54,14 @@ CASES = [
      True),
     ("refused", "llama", "1", ["--block-size", "32", "--num-gpu-blocks-override", "30"], False),
 ]
+# What vLLM says where this machine's processor cannot run a case.
+NOT_HERE = ("FP8 KV cache on CPU requires x86 with AVX-512 or AMX",)
 EXACT = ("kv_tokens", "max_concurrency", "available_kv", "max_model_len")
 
 
 def boot(folder, name, model, space, flags, starts):
-    """Starts a server, waits until it is up or has ended, stops it, and answers its log."""
+    """Starts a server, waits until it is up or has ended, stops it, and answers its log, or None if vLLM says that this
+    machine's processor cannot run it."""
     path = os.path.join(folder, name + ".log")
     command = [os.environ["KVWISE_E2E_PYTHON"], "-m", "vllm.entrypoints.openai.api_server", "--model", model,
                "--host", "127.0.0.1", "--port", os.environ.get("KVWISE_E2E_PORT", "8441"), "--enforce-eager"] + flags
@@ -85,6 +88,12 @@ def boot(folder, name, model, space, flags, starts):
                 pass
             process.wait()
     if up != starts:
+        with open(path, errors="replace") as text:
+            said = text.read()
+        for reason in NOT_HERE:
+            if reason in said:
+                print("%-9s skipped: %s" % (name, reason), flush=True)
+                return None
         raise SystemExit("%s: the server %s: see %s" % (name, "started" if up else "did not start", path))
     return path
 
@@ -125,10 +134,15 @@ def main():
         models = {kind: os.path.join(temporary, "tiny-" + kind) for kind in ("llama", "gemma")}
         subprocess.run([os.environ["KVWISE_E2E_PYTHON"], "-c", MAKE_MODEL, models["llama"], models["gemma"]], check=True)
         cases = [case for case in CASES if arguments.only in (None, case[0])]
+        checked = 0
         for name, kind, space, flags, starts in cases:
             log = boot(folder, name, models[kind], space, flags, starts)
-            check(arguments, temporary, name, models[kind], log, starts)
-        print("every KV figure of %d starts agrees" % len(cases))
+            if log is not None:
+                check(arguments, temporary, name, models[kind], log, starts)
+                checked += 1
+        if checked == 0:
+            raise SystemExit("no case could run on this machine")
+        print("every KV figure of %d of %d starts agrees" % (checked, len(cases)))
 
 
 if __name__ == "__main__":
