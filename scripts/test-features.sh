@@ -3,7 +3,6 @@
 # Not a part of scripts/test.sh: the Parquet and tokenizer libraries take minutes to build.
 set -eu
 cd "$(dirname "$0")/.."
-exec </dev/null
 
 features="kvwise/nvml,kvwise/parquet,kvwise/tokenizer"
 printf '\n== cargo clippy with %s\n' "$features"

@@ -4,11 +4,15 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# Cargo asks `rustc -` about the target and lets it inherit the standard input: whatever a runner leaves there
-# (a log that is open for reading and writing, say) would be compiled.
-exec </dev/null
-
-say() { printf '\n== %s\n' "$*"; }
+# Cargo gives `rustc -` an empty standard input, /dev/null. Where an ordinary file took that name (a program of root's
+# renamed its output to it, say), the compiler would read what others wrote there: it is emptied before each step.
+say() {
+    printf '\n== %s\n' "$*"
+    if [ ! -c /dev/null ]; then
+        echo "warning: /dev/null is an ordinary file here; mend it with: mknod -m 666 /dev/null.new c 1 3 && mv -f /dev/null.new /dev/null" >&2
+        true >/dev/null
+    fi
+}
 
 if ! command -v cc >/dev/null 2>&1; then
     say "installing a C compiler (for SQLite and zstd)"

@@ -8,12 +8,15 @@ use kvwise_core::{Error, Result};
 
 /// A file that is written piece by piece and appears under its name on [`AtomicFile::commit`]; dropped before, it
 /// leaves nothing behind.
+///
+/// A link is followed: the file that it names is replaced, not the link. What is no regular file (a terminal, a pipe,
+/// `/dev/null`) cannot appear whole and must not be replaced by one; it is written as it is, piece by piece.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
     file: BufWriter<File>,
-    // Dropped after the file is closed.
-    temporary: Temporary,
+    // Dropped after the file is closed; none for what is no regular file.
+    temporary: Option<Temporary>,
 }
 
 /// A file that goes away with this, unless it was renamed.
@@ -43,23 +46,43 @@ impl AtomicFile {
     /// Starts a temporary file beside `path`.
     ///
     /// # Errors
-    /// If the folder cannot be written.
+    /// If `path` is a folder, or its folder cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
+        let existing = fs::metadata(path).ok();
+        if existing.as_ref().is_some_and(fs::Metadata::is_dir) {
+            return Err(Error::input(format!("{}: is a folder, not a file", path.display())));
+        }
+        if existing.as_ref().is_some_and(|found| !found.is_file()) {
+            let file = File::options()
+                .write(true)
+                .open(path)
+                .map_err(|e| fail(path, "write", &e))?;
+            return Ok(Self::over(path.to_owned(), file, None));
+        }
+        let path = match existing {
+            Some(_) => fs::canonicalize(path).map_err(|e| fail(path, "write", &e))?,
+            None => path.to_owned(),
+        };
         let name = path
             .file_name()
             .ok_or_else(|| Error::input(format!("{}: not a file name", path.display())))?;
         let mut temporary = name.to_owned();
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(temporary);
-        let file = File::create(&temporary).map_err(|e| fail(path, "write", &e))?;
-        Ok(Self {
-            path: path.to_owned(),
+        let file = File::create(&temporary).map_err(|e| fail(&path, "write", &e))?;
+        let temporary = Temporary {
+            path: temporary,
+            renamed: false,
+        };
+        Ok(Self::over(path, file, Some(temporary)))
+    }
+
+    fn over(path: PathBuf, file: File, temporary: Option<Temporary>) -> Self {
+        Self {
+            path,
             file: BufWriter::with_capacity(1 << 16, file),
-            temporary: Temporary {
-                path: temporary,
-                renamed: false,
-            },
-        })
+            temporary,
+        }
     }
 
     /// Appends bytes.
@@ -77,16 +100,15 @@ impl AtomicFile {
     /// # Errors
     /// If the disk refuses; an existing file is then unchanged.
     pub fn commit(self) -> Result<()> {
-        let Self {
-            path,
-            file,
-            mut temporary,
-        } = self;
-        file.into_inner()
-            .map_err(io::IntoInnerError::into_error)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| temporary.rename(&path))
-            .map_err(|e| fail(&path, "write", &e))
+        let Self { path, file, temporary } = self;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error);
+        match temporary {
+            Some(mut temporary) => file
+                .and_then(|file| file.sync_all())
+                .and_then(|()| temporary.rename(&path)),
+            None => file.map(drop),
+        }
+        .map_err(|e| fail(&path, "write", &e))
     }
 }
 
@@ -131,5 +153,44 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let nowhere = folder.path().join("missing").join("x");
         assert!(write(&nowhere, b"").unwrap_err().to_string().contains("missing"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_pipe_is_written_and_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("trace.jsonl");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        write(&pipe, b"one\n").unwrap();
+        assert_eq!(reader.join().unwrap(), b"one\n");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn the_file_behind_a_link_is_replaced_and_the_link_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("report-1.html"), folder.path().join("report.html"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write(&link, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_folder_is_refused_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write(folder.path(), b"").unwrap_err().to_string();
+        assert!(error.contains("is a folder"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -1,12 +1,13 @@
 //! Writes traces: Mooncake and `tokens` JSON lines, streamed to a file that appears whole or not at all.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 
 use flate2::write::GzEncoder;
 use kvwise_core::{Error, Result};
 use kvwise_sim::trace::{Prompt, Trace};
+
+use crate::atomic::AtomicFile;
 
 /// A format that can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,31 +134,19 @@ fn list(line: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) -> io::Result<()
 /// As [`write()`]; the file is then unchanged or absent.
 pub fn write_file(trace: &Trace, format: WriteFormat, block_tokens: Option<u32>, path: &Path) -> Result<()> {
     let fail = |e: io::Error| Error::io(format!("{}: cannot write: {e}", path.display()));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let written = File::create(&temporary).map_err(fail).and_then(|file| {
-        let file = BufWriter::with_capacity(1 << 20, file);
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("gz") => {
-                let mut out = GzEncoder::new(file, flate2::Compression::default());
-                write(trace, format, block_tokens, &mut out)?;
-                out.finish().and_then(|mut file| file.flush()).map_err(fail)
-            }
-            Some("zst") => {
-                let mut out = zstd::Encoder::new(file, 6).map_err(fail)?;
-                write(trace, format, block_tokens, &mut out)?;
-                out.finish().and_then(|mut file| file.flush()).map_err(fail)
-            }
-            _ => {
-                let mut out = file;
-                write(trace, format, block_tokens, &mut out)
-            }
+    let mut file = AtomicFile::create(path)?;
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("gz") => {
+            let mut out = GzEncoder::new(&mut file, flate2::Compression::default());
+            write(trace, format, block_tokens, &mut out)?;
+            out.finish().map_err(fail)?;
         }
-    });
-    let renamed = written.and_then(|()| std::fs::rename(&temporary, path).map_err(fail));
-    if renamed.is_err() {
-        let _ = std::fs::remove_file(&temporary);
+        Some("zst") => {
+            let mut out = zstd::Encoder::new(&mut file, 6).map_err(fail)?;
+            write(trace, format, block_tokens, &mut out)?;
+            out.finish().map_err(fail)?;
+        }
+        _ => write(trace, format, block_tokens, &mut file)?,
     }
-    renamed
+    file.commit()
 }
