@@ -6,10 +6,35 @@ use kvwise_core::arch::family::{Reading, read};
 use kvwise_core::arch::{Config, Parallel};
 use kvwise_core::dtype::Dtype;
 use kvwise_core::quant::Quantization;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 const ROWS: &str = include_str!("golden/quantized_rows.jsonl");
 const CONFIGS: &str = include_str!("golden/vllm_configs.jsonl");
+
+/// How the weight bytes of a configuration in the scheme of a row differ from what the row has, if they do.
+fn difference(name: &str, mut config: Map<String, Value>, row: &Value) -> Option<String> {
+    config.insert(
+        "quantization_config".to_owned(),
+        row["quantization_config"].clone(),
+    );
+    let config = Config::from_map(config);
+    let quantization = Quantization::read(&config).unwrap().unwrap();
+    let Reading::Model(model) = read(name, &config).unwrap() else {
+        panic!("{name} was not read as a model");
+    };
+    let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
+    let got = model
+        .quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization)
+        .map_err(|error| error.to_string());
+    let want = row["bytes"].as_u64().unwrap();
+    (got != Ok(want)).then(|| {
+        format!(
+            "{name} {} tp {}: {got:?}, the engine has {want}",
+            quantization.name(),
+            parallel.tp
+        )
+    })
+}
 
 #[test]
 fn every_quantised_row_is_equal_to_what_the_engine_allocates() {
@@ -26,28 +51,11 @@ fn every_quantised_row_is_equal_to_what_the_engine_allocates() {
     for line in ROWS.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         let name = row["config"].as_str().unwrap();
-        let mut file: serde_json::Map<String, Value> = serde_json::from_str(&configs[name]).unwrap();
-        file.insert(
-            "quantization_config".to_owned(),
-            row["quantization_config"].clone(),
-        );
-        let config = Config::from_map(file);
-        let quantization = Quantization::read(&config).unwrap().unwrap();
-        let Reading::Model(model) = read(name, &config).unwrap() else {
-            panic!("{name} was not read as a model");
-        };
-        let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
-        let got = model
-            .quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization)
-            .unwrap();
-        let want = row["bytes"].as_u64().unwrap();
-        if got != want {
-            different.push(format!(
-                "{name} {} tp {}: {got}, the engine has {want}",
-                quantization.name(),
-                parallel.tp
-            ));
-        }
+        different.extend(difference(
+            name,
+            serde_json::from_str(&configs[name]).unwrap(),
+            &row,
+        ));
         rows += 1;
     }
     assert!(rows > 40, "only {rows} rows were compared");
@@ -64,28 +72,7 @@ fn schemes_on_many_classes_are_equal_to_what_the_engine_allocates() {
     for line in VARIANTS.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         let name = row["name"].as_str().unwrap();
-        let mut file = row["config"].as_object().unwrap().clone();
-        file.insert(
-            "quantization_config".to_owned(),
-            row["quantization_config"].clone(),
-        );
-        let config = Config::from_map(file);
-        let quantization = Quantization::read(&config).unwrap().unwrap();
-        let Reading::Model(model) = read(name, &config).unwrap() else {
-            panic!("{name} was not read as a model");
-        };
-        let parallel = Parallel::tensor(row["tp"].as_u64().unwrap());
-        let got = model
-            .quantized_weight_bytes(0, &parallel, Dtype::Bf16, false, &quantization)
-            .map_err(|error| error.to_string());
-        let want = row["bytes"].as_u64().unwrap();
-        if got != Ok(want) {
-            different.push(format!(
-                "{name} {} tp {}: {got:?}, the engine has {want}",
-                quantization.name(),
-                parallel.tp
-            ));
-        }
+        different.extend(difference(name, row["config"].as_object().unwrap().clone(), &row));
         rows += 1;
     }
     assert!(rows > 150, "only {rows} rows were compared");

@@ -11,11 +11,12 @@
 //! (`KVWISE_SGLANG_CORE=python` takes SGLang's Python tree instead of its Rust one, `KVWISE_SGLANG_HISTORIES=2000`
 //! more histories, `KVWISE_SGLANG_WRITE=1` rewrites the data file.)
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod asking;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use asking::Script;
 use kvwise_cache::radix::{
     CacheEvent, EventLog, Namespaces, RadixCache, RadixCacheConfig, RequestKv, TreePolicy,
 };
@@ -243,33 +244,20 @@ fn recorded_histories_of_sglang_are_reproduced_slot_by_slot() {
 #[test]
 #[ignore = "needs KVWISE_SGLANG_PYTHON, a Python with SGLang 0.5.23"]
 fn random_histories_agree_with_the_installed_sglang() {
-    let python =
-        std::env::var("KVWISE_SGLANG_PYTHON").expect("KVWISE_SGLANG_PYTHON names a Python with SGLang");
     let core = std::env::var("KVWISE_SGLANG_CORE").unwrap_or_else(|_| "rust".to_owned());
-    let histories = std::env::var("KVWISE_SGLANG_HISTORIES").map_or(300, |n| n.parse().unwrap());
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/sglang_ops.py");
-    let mut child = Command::new(python)
-        .arg(script)
-        .args(["--core", &core])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut to = child.stdin.take().unwrap();
-    let mut from = BufReader::new(child.stdout.take().unwrap()).lines();
+    let histories = asking::number("KVWISE_SGLANG_HISTORIES", 300);
+    let mut sglang = Script::start("KVWISE_SGLANG_PYTHON", "sglang_ops.py", &["--core", &core]);
     let mut golden = String::new();
     for seed in 0..GOLDEN + histories {
         let ours = history(seed, if seed < GOLDEN { 40 } else { 150 });
-        writeln!(to, "{}", ours.job).unwrap();
-        let line = from.next().expect("the script answers every job").unwrap();
+        let line = sglang.answer(&ours.job);
         compare(seed, &ours, &serde_json::from_str::<Vec<Value>>(&line).unwrap());
         if seed < GOLDEN {
             golden += &line;
             golden.push('\n');
         }
     }
-    drop(to);
-    assert!(child.wait().unwrap().success());
+    sglang.end();
     if std::env::var_os("KVWISE_SGLANG_WRITE").is_some() {
         std::fs::create_dir_all(data_file().parent().unwrap()).unwrap();
         std::fs::write(data_file(), golden).unwrap();

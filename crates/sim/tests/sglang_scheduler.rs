@@ -11,10 +11,11 @@
 //! ```
 //! (`KVWISE_SGLANG_SCHEDULES=1000` for more, `KVWISE_SGLANG_WRITE=1` rewrites the data file.)
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod asking;
 
+use std::path::PathBuf;
+
+use asking::Script;
 use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig, SteppedScheduler};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder};
 use rand::{RngExt, SeedableRng};
@@ -234,31 +235,19 @@ fn schedules_are_those_that_equalled_sglangs_step_by_step() {
 #[test]
 #[ignore = "needs KVWISE_SGLANG_PYTHON, a Python with SGLang 0.5.23"]
 fn random_schedules_agree_with_the_installed_sglang() {
-    let python =
-        std::env::var("KVWISE_SGLANG_PYTHON").expect("KVWISE_SGLANG_PYTHON names a Python with SGLang");
-    let count = std::env::var("KVWISE_SGLANG_SCHEDULES").map_or(100, |n| n.parse().unwrap());
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/sglang_scheduler.py");
-    let mut child = Command::new(python)
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut to = child.stdin.take().unwrap();
-    let mut from = BufReader::new(child.stdout.take().unwrap()).lines();
+    let count = asking::number("KVWISE_SGLANG_SCHEDULES", 100);
+    let mut sglang = Script::start("KVWISE_SGLANG_PYTHON", "sglang_scheduler.py", &[]);
     let mut golden = String::new();
     for seed in 0..GOLDEN + count {
         let w = workload(seed);
-        writeln!(to, "{}", w.job).unwrap();
-        let line = from.next().expect("the script answers every job").unwrap();
+        let line = sglang.answer(&w.job);
         compare(seed, &w, &serde_json::from_str::<Vec<Value>>(&line).unwrap());
         if seed < GOLDEN {
             golden += &fingerprint(&ours(&w));
             golden.push('\n');
         }
     }
-    drop(to);
-    assert!(child.wait().unwrap().success());
+    sglang.end();
     if std::env::var_os("KVWISE_SGLANG_WRITE").is_some() {
         std::fs::write(data_file(), golden).unwrap();
     }

@@ -11,11 +11,12 @@
 //! ```
 //! (`KVWISE_VLLM_HISTORIES=2000` takes more histories, `KVWISE_VLLM_WRITE=1` rewrites the data file.)
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod asking;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use asking::Script;
 use kvwise_cache::hash::fast_chain;
 use kvwise_cache::manager::{Allocation, EngineKvCache, GroupSpec, Hit, ManagerConfig, Retention, Slot};
 use rand::{RngExt, SeedableRng};
@@ -258,22 +259,12 @@ fn stored_histories_have_vllms_hits_tables_and_free_queues() {
 #[test]
 #[ignore = "needs KVWISE_VLLM_PYTHON, a Python with vLLM 0.32.0"]
 fn random_histories_equal_those_of_a_real_vllm() {
-    let python = std::env::var("KVWISE_VLLM_PYTHON").expect("KVWISE_VLLM_PYTHON names a Python with vLLM");
-    let histories = std::env::var("KVWISE_VLLM_HISTORIES").map_or(300, |n| n.parse().unwrap());
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/vllm_manager.py");
-    let mut child = Command::new(python)
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let histories = asking::number("KVWISE_VLLM_HISTORIES", 300);
+    let mut vllm = Script::start("KVWISE_VLLM_PYTHON", "vllm_manager.py", &[]);
     let mut stored = String::new();
     for seed in 0..histories {
         let ours = history(seed, if seed < GOLDEN { OPERATIONS } else { 150 });
-        writeln!(input, "{}", ours.0).unwrap();
-        let line = output.next().expect("vLLM answers each history").unwrap();
+        let line = vllm.answer(&ours.0);
         let theirs: Vec<Value> = serde_json::from_str(&line).unwrap();
         compare(seed, &ours, &theirs);
         if seed < GOLDEN {
@@ -281,8 +272,7 @@ fn random_histories_equal_those_of_a_real_vllm() {
             stored.push('\n');
         }
     }
-    drop(input);
-    assert!(child.wait().unwrap().success());
+    vllm.end();
     if std::env::var_os("KVWISE_VLLM_WRITE").is_some() {
         std::fs::write(data_file(), stored).unwrap();
     }

@@ -200,22 +200,11 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
         end: usize,
         evicted: impl FnMut(&[u32]),
     ) -> Result<&[u32]> {
-        if request.row.is_none() {
-            return Err(Error::invalid("the request has not been started"));
+        let (_, missing) = self.missing(request, end)?;
+        if missing > 0 {
+            let page = self.slots.page_size();
+            self.make_room(if page == 1 { missing } else { missing + page }, evicted);
         }
-        let from = request.owned_len;
-        if end > self.rows.width() {
-            return Err(Error::exhausted(format!(
-                "{end} tokens do not fit a row of {}",
-                self.rows.width()
-            )));
-        }
-        if end <= from {
-            return Ok(&[]);
-        }
-        let count = end - from;
-        let page = self.slots.page_size();
-        self.make_room(if page == 1 { count } else { count + page }, evicted);
         self.grow(request, end)
     }
 
@@ -224,24 +213,30 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
     /// # Errors
     /// If too few slots are free, or the row is too short.
     pub fn grow(&mut self, request: &mut RequestKv, end: usize) -> Result<&[u32]> {
+        let (row, missing) = self.missing(request, end)?;
+        if missing == 0 {
+            return Ok(&[]);
+        }
+        let from = request.owned_len;
+        let slots = self.rows.get_mut(row)?;
+        let last = from.checked_sub(1).map(|at| slots[at]);
+        self.slots.extend(from, last, &mut slots[from..end])?;
+        request.owned_len = end;
+        Ok(&self.rows.get(row)?[from..end])
+    }
+
+    /// The row of a started request, and how many of its tokens up to position `end` have no slot.
+    fn missing(&self, request: &RequestKv, end: usize) -> Result<(Row, usize)> {
         let row = request
             .row
             .ok_or_else(|| Error::invalid("the request has not been started"))?;
-        let from = request.owned_len;
         if end > self.rows.width() {
             return Err(Error::exhausted(format!(
                 "{end} tokens do not fit a row of {}",
                 self.rows.width()
             )));
         }
-        if end <= from {
-            return Ok(&[]);
-        }
-        let slots = self.rows.get_mut(row)?;
-        let last = from.checked_sub(1).map(|at| slots[at]);
-        self.slots.extend(from, last, &mut slots[from..end])?;
-        request.owned_len = end;
-        Ok(&self.rows.get(row)?[from..end])
+        Ok((row, end.saturating_sub(request.owned_len)))
     }
 
     /// Evicts until `tokens` are free or nothing is left to evict; says whether they are free.

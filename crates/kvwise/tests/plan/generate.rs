@@ -127,63 +127,38 @@ fn the_script_of_llama_cpp_says_what_the_plan_rests_on() {
     insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
 }
 
-#[test]
-fn the_script_of_several_nodes_asks_for_rank_and_head() {
-    let output = kvwise(&[
+/// A file of a server on two machines of eight GPUs.
+fn of_two_machines(file: &str, more: &[&str]) -> String {
+    let mut words = vec![
         "generate",
         "deepseek-ai/DeepSeek-V3",
         "--gpu",
         "h100",
         "--tp",
         "8",
-        "--pp",
-        "2",
-        "--max-model-len",
-        "32k",
-        "--print",
-        "serve_command.sh",
-    ]);
-    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+    ];
+    words.extend(["--pp", "2", "--max-model-len", "32k", "--print", file]);
+    words.extend(more);
+    String::from_utf8(kvwise(&words).stdout).unwrap()
+}
+
+#[test]
+fn the_script_of_several_nodes_asks_for_rank_and_head() {
+    insta::assert_snapshot!(of_two_machines("serve_command.sh", &[]));
 }
 
 #[test]
 fn the_manifest_of_several_nodes_is_a_leader_worker_set() {
-    let output = kvwise(&[
-        "generate",
-        "deepseek-ai/DeepSeek-V3",
-        "--gpu",
-        "h100",
-        "--tp",
-        "8",
-        "--pp",
-        "2",
-        "--max-model-len",
-        "32k",
-        "--print",
-        "k8s.yaml",
-    ]);
-    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+    insta::assert_snapshot!(of_two_machines("k8s.yaml", &[]));
 }
 
 #[test]
 fn the_script_for_ray_joins_or_starts_a_cluster() {
-    let output = kvwise(&[
-        "generate",
-        "deepseek-ai/DeepSeek-V3",
-        "--gpu",
-        "h100",
-        "--tp",
-        "8",
-        "--pp",
-        "2",
-        "--max-model-len",
-        "32k",
+    let ray = [
         "--distributed-executor-backend",
         "ray",
         "--image",
         "registry.local/vllm-ray:0.32",
-        "--print",
-        "docker_command.sh",
-    ]);
-    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+    ];
+    insta::assert_snapshot!(of_two_machines("docker_command.sh", &ray));
 }

@@ -121,24 +121,13 @@ pub fn manifests(server: &Server) -> Result<String> {
     } else {
         deployment(server, &mut out);
     }
+    // A LeaderWorkerSet has a service of its own name, by which its pods find each other.
+    let suffix = if server.nodes.is_some() { "-leader" } else { "" };
+    out.add(0, "---");
+    object(("v1", "Service"), name, suffix, &mut out);
     out.block(
         0,
         [
-            (0, "---".to_owned()),
-            (0, "apiVersion: v1".to_owned()),
-            (0, "kind: Service".to_owned()),
-            (0, "metadata:".to_owned()),
-            // A LeaderWorkerSet has a service of its own name, by which its pods find each other.
-            (
-                2,
-                format!(
-                    "name: {name}{}",
-                    if server.nodes.is_some() { "-leader" } else { "" }
-                ),
-            ),
-            (2, "labels:".to_owned()),
-            (4, format!("app: {name}")),
-            (0, "spec:".to_owned()),
             (2, "type: ClusterIP".to_owned()),
             (2, "selector:".to_owned()),
             (4, format!("app: {name}")),
@@ -159,21 +148,25 @@ pub fn manifests(server: &Server) -> Result<String> {
     Ok(out.0)
 }
 
-/// The claim of the volume for the hub's files.
-fn claim(server: &Server, out: &mut Lines) {
-    let name = &server.name;
+/// The first lines of an object of this API and kind, up to its specification.
+fn object((api, kind): (&str, &str), app: &str, suffix: &str, out: &mut Lines) {
     out.block(
         0,
         [
-            (0, "apiVersion: v1".to_owned()),
-            (0, "kind: PersistentVolumeClaim".to_owned()),
+            (0, format!("apiVersion: {api}")),
+            (0, format!("kind: {kind}")),
             (0, "metadata:".to_owned()),
-            (2, format!("name: {name}-hub")),
+            (2, format!("name: {app}{suffix}")),
             (2, "labels:".to_owned()),
-            (4, format!("app: {name}")),
+            (4, format!("app: {app}")),
             (0, "spec:".to_owned()),
         ],
     );
+}
+
+/// The claim of the volume for the hub's files.
+fn claim(server: &Server, out: &mut Lines) {
+    object(("v1", "PersistentVolumeClaim"), &server.name, "-hub", out);
     let mode = server.access_mode();
     if server.nodes.is_some() {
         out.add(
@@ -202,16 +195,10 @@ fn claim(server: &Server, out: &mut Lines) {
 
 fn deployment(server: &Server, out: &mut Lines) {
     let name = &server.name;
+    object(("apps/v1", "Deployment"), name, "", out);
     out.block(
         0,
         [
-            (0, "apiVersion: apps/v1".to_owned()),
-            (0, "kind: Deployment".to_owned()),
-            (0, "metadata:".to_owned()),
-            (2, format!("name: {name}")),
-            (2, "labels:".to_owned()),
-            (4, format!("app: {name}")),
-            (0, "spec:".to_owned()),
             (2, "replicas: 1".to_owned()),
             (2, "strategy:".to_owned()),
             (
@@ -230,16 +217,10 @@ fn deployment(server: &Server, out: &mut Lines) {
 fn leader_worker_set(server: &Server, out: &mut Lines) {
     let name = &server.name;
     let count = server.nodes.map_or(1, |n| n.count);
+    object(("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"), name, "", out);
     out.block(
         0,
         [
-            (0, "apiVersion: leaderworkerset.x-k8s.io/v1".to_owned()),
-            (0, "kind: LeaderWorkerSet".to_owned()),
-            (0, "metadata:".to_owned()),
-            (2, format!("name: {name}")),
-            (2, "labels:".to_owned()),
-            (4, format!("app: {name}")),
-            (0, "spec:".to_owned()),
             (2, "replicas: 1".to_owned()),
             // The ranks find each other before the first one answers.
             (2, "startupPolicy: LeaderCreated".to_owned()),

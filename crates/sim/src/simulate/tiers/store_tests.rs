@@ -10,13 +10,16 @@
 //! (`KVWISE_VLLM_HISTORIES=2000` for more, `KVWISE_VLLM_WRITE=1` rewrites the data file.)
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};
+
+#[path = "../../../tests/asking/mod.rs"]
+mod asking;
+
+use asking::Script;
 
 use super::store::{Found, Store, TierPolicy, Used};
 
@@ -177,23 +180,12 @@ fn offloaded_blocks_are_those_that_equalled_vllms() {
 #[test]
 #[ignore = "needs KVWISE_VLLM_PYTHON, a Python with vLLM 0.32.0"]
 fn random_offloads_agree_with_the_installed_vllm() {
-    let python = std::env::var("KVWISE_VLLM_PYTHON").expect("KVWISE_VLLM_PYTHON names a Python with vLLM");
-    let count = std::env::var("KVWISE_VLLM_HISTORIES").map_or(300, |n| n.parse().unwrap());
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/vllm_offload.py");
-    let mut child = Command::new(python)
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut to = child.stdin.take().unwrap();
-    let mut from = BufReader::new(child.stdout.take().unwrap()).lines();
+    let count = asking::number("KVWISE_VLLM_HISTORIES", 300);
+    let mut vllm = Script::start("KVWISE_VLLM_PYTHON", "vllm_offload.py", &[]);
     let mut golden = String::new();
     for seed in 0..GOLDEN + count {
         let (job, ours) = history(seed);
-        writeln!(to, "{job}").unwrap();
-        let line = from.next().expect("the script answers every job").unwrap();
-        let theirs: Vec<Value> = serde_json::from_str(&line).unwrap();
+        let theirs: Vec<Value> = serde_json::from_str(&vllm.answer(&job)).unwrap();
         for (n, (our, their)) in ours.iter().zip(&theirs).enumerate() {
             assert_eq!(
                 our, their,
@@ -207,8 +199,7 @@ fn random_offloads_agree_with_the_installed_vllm() {
             golden.push('\n');
         }
     }
-    drop(to);
-    assert!(child.wait().unwrap().success());
+    vllm.end();
     if std::env::var_os("KVWISE_VLLM_WRITE").is_some() {
         std::fs::write(data_file(), golden).unwrap();
     }
