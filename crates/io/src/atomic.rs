@@ -50,7 +50,10 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let existing = fs::metadata(path).ok();
         if existing.as_ref().is_some_and(fs::Metadata::is_dir) {
-            return Err(Error::input(format!("{}: is a folder, not a file", path.display())));
+            return Err(Error::input(format!(
+                "{}: is a folder, not a file",
+                path.display()
+            )));
         }
         if existing.as_ref().is_some_and(|found| !found.is_file()) {
             let file = File::options()
@@ -100,7 +103,11 @@ impl AtomicFile {
     /// # Errors
     /// If the disk refuses; an existing file is then unchanged.
     pub fn commit(self) -> Result<()> {
-        let Self { path, file, temporary } = self;
+        let Self {
+            path,
+            file,
+            temporary,
+        } = self;
         let file = file.into_inner().map_err(io::IntoInnerError::into_error);
         match temporary {
             Some(mut temporary) => file
@@ -178,7 +185,10 @@ mod tests {
     #[cfg(unix)]
     fn the_file_behind_a_link_is_replaced_and_the_link_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("report-1.html"), folder.path().join("report.html"));
+        let (file, link) = (
+            folder.path().join("report-1.html"),
+            folder.path().join("report.html"),
+        );
         fs::write(&file, "old").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         write(&link, b"new").unwrap();
