@@ -8,6 +8,7 @@ pub mod curve;
 pub mod demo;
 pub mod deployment;
 pub mod duration;
+mod examples;
 pub mod export;
 pub mod generate;
 pub mod gpus;
@@ -35,7 +36,7 @@ pub mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use kvwise_core::Result;
 
 use crate::printer::{ExitStatus, Printer};
@@ -105,9 +106,15 @@ Understand:
 All commands: kvwise --help. One command: kvwise plan --help.
 ";
 
+/// The program's command line, the examples of its help folded for a terminal.
+#[must_use]
+pub fn command() -> clap::Command {
+    examples::fold(Cli::command())
+}
+
 /// Parses the command line, runs the command and reports its exit status.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());
     let printer = Printer { quiet: cli.quiet };
     let status = settings::install()
         .and_then(|()| run(&cli, printer))

@@ -48,7 +48,7 @@ impl Man {
     /// # Errors
     /// If a page cannot be written.
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
-        let command = Cli::command();
+        let command = super::command();
         let page = |command: clap::Command| -> Result<Vec<u8>> {
             let mut page = Vec::new();
             clap_mangen::Man::new(command)

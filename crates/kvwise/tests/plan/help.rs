@@ -162,7 +162,7 @@ fn the_reference_of_commands_is_what_the_program_says() {
         "# Commands\n\nEvery command with its flags and examples, as `kvwise COMMAND --help` prints them. This page is written by the \
          program:\n`KVWISE_WRITE_COMMANDS=1 cargo test -p kvwise --test plan help`.\n",
     );
-    let mut root = Cli::command().term_width(100);
+    let mut root = kvwise::cli::command().term_width(100);
     root.build();
     sections(&root, "kvwise", &mut page);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/reference/commands.md");
