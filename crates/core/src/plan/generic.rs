@@ -370,6 +370,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         available_bytes: available,
         bytes_per_token: one_more,
         max_model_len: max_len,
+        max_running_requests: None,
         groups: generic_groups(model, max_len, tp, element)?,
     });
     evaluation.max_model_len = Some(max_len);

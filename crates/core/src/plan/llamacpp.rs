@@ -192,6 +192,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
             available_bytes: available,
             bytes_per_token: per_token,
             max_model_len: longest,
+            max_running_requests: None,
             groups: groups(&model, &caches),
         }),
         pool: None,

@@ -125,6 +125,9 @@ pub struct KvCache {
     pub bytes_per_token: u64,
     /// Longest request the engine is started for.
     pub max_model_len: u64,
+    /// Requests that one scheduler runs at once at most, where the engine derives it from the pool (SGLang).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_running_requests: Option<u64>,
     /// Groups of layers that share a block table.
     pub groups: Vec<GroupPart>,
 }

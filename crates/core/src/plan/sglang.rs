@@ -442,6 +442,7 @@ fn lay_out<'a>(
         available_bytes: evaluation.available_bytes,
         bytes_per_token: per_token(&stage),
         max_model_len: longest,
+        max_running_requests: Some(pools.max_running_requests),
         groups,
     });
     evaluation.max_model_len = Some(longest);

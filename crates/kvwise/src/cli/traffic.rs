@@ -164,7 +164,8 @@ pub struct ServingArgs {
     )]
     routing: RoutingName,
 
-    /// Probability that a drafted token is accepted, given that all before it were (with --speculative-config).
+    /// Probability that a drafted token is accepted, given that all before it were (with --speculative-config or
+    /// --speculative-algorithm).
     #[arg(long, value_name = "P", help_heading = "Serving")]
     acceptance_rate: Option<f64>,
 

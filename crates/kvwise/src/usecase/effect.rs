@@ -7,12 +7,28 @@ use serde_json::Value;
 
 use super::deployment::Deployment;
 
-/// The deployment with one field as if nothing had been said about it.
+/// Numbers of SGLang's drafts that are given together or not at all.
+const NUMBERS_OF_DRAFTS: [&str; 3] = [
+    "speculative_num_steps",
+    "speculative_eagle_topk",
+    "speculative_num_draft_tokens",
+];
+
+/// The deployment with one field as if nothing had been said about it, nor about what means nothing without it.
 ///
 /// # Errors
 /// Never for names of fields; serialising plain fields is always readable.
 pub fn without(deployment: &Deployment, field: &str) -> Result<Deployment> {
-    with(deployment, field, None)
+    let mut bare = with(deployment, field, None)?;
+    if field == "speculative_algorithm" {
+        bare = with(&bare, "speculative_draft_model_path", None)?;
+    }
+    if field == "speculative_algorithm" || NUMBERS_OF_DRAFTS.contains(&field) {
+        for number in NUMBERS_OF_DRAFTS {
+            bare = with(&bare, number, None)?;
+        }
+    }
+    Ok(bare)
 }
 
 /// The deployment with one field set, or unset.
@@ -115,6 +131,38 @@ mod tests {
         assert!(
             says.contains(&grouped(bare.kv_cache.as_ref().unwrap().capacity_tokens)),
             "{says}"
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_given_together_are_taken_away_together() {
+        let deployment = Deployment {
+            model: Some("zai-org/GLM-4.5-Air".to_owned()),
+            engine: Some("sglang".to_owned()),
+            gpu: Some("h200".to_owned()),
+            tensor_parallel_size: Some(4),
+            max_num_seqs: None,
+            kv_cache_dtype: None,
+            speculative_algorithm: Some("EAGLE".to_owned()),
+            speculative_num_steps: Some(1),
+            speculative_eagle_topk: Some(1),
+            speculative_num_draft_tokens: Some(2),
+            ..llama()
+        };
+        let plan = planned(&deployment);
+        for number in NUMBERS_OF_DRAFTS {
+            let says = effect(&deployment, &plan, number);
+            assert!(
+                !says.as_deref().unwrap_or_default().contains("no plan"),
+                "{number}: {says:?}"
+            );
+        }
+        let says = effect(&deployment, &plan, "speculative_algorithm").unwrap();
+        assert!(says.contains("without it"), "{says}");
+        let bare = without(&deployment, "speculative_algorithm").unwrap();
+        assert_eq!(
+            (bare.speculative_num_steps, bare.speculative_eagle_topk),
+            (None, None)
         );
     }
 

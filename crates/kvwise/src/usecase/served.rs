@@ -5,18 +5,16 @@ pub mod apart;
 mod drafting;
 mod kernels;
 pub mod network;
+mod scheduler;
+mod sglang;
 pub mod tiers;
 
-use kvwise_cache::manager::GroupSpec;
 use kvwise_core::arch::Op;
-use kvwise_core::engine::vllm;
-use kvwise_core::engine::vllm::spec::SpecKind;
-use kvwise_core::plan::{self, Engine, Hardware, Plan};
-use kvwise_core::units::parse_count;
-use kvwise_core::{Error, ErrorKind, Result};
+use kvwise_core::plan::{self, Engine, Plan};
+use kvwise_core::{Error, Result};
 use kvwise_sim::cost::{self, StepModel, StepOptions};
 use kvwise_sim::replay::vllm::Isolation;
-use kvwise_sim::sched::sglang::step::{SchedulePolicy, StepConfig};
+use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::sched::vllm::SchedulerConfig;
 use kvwise_sim::simulate::{
     Deployment as Simulated, Disaggregation, EngineConfig, HostTimes, Routing, StepClock, TierConfig,
@@ -28,9 +26,11 @@ use serde_json::Value;
 use super::deployment::Deployment;
 use super::simulate::changed;
 use apart::Split;
-use drafting::speculation;
+use drafting::{Drafting, speculation};
 use kernels::{calibration, confidence, precisions};
 use network::NetworkAsked;
+use scheduler::{parallel, scheduler};
+use sglang::Own;
 use tiers::TiersAsked;
 
 /// What a simulation needs to know besides the deployment.
@@ -172,66 +172,6 @@ pub enum Prepared {
     Refused(Box<Plan>, String),
 }
 
-/// The pool that SGLang would make.
-enum Pool {
-    /// Its bytes on each GPU.
-    Bytes(u64),
-    /// It would not start.
-    Refused(Box<Plan>, String),
-    /// Its rules for this model are not planned.
-    Unknown,
-}
-
-fn pool_of_sglang(deployment: &Deployment) -> Result<Pool> {
-    // Replicas of the attention layers are counted differently by the two engines.
-    if deployment.data_parallel_size.is_some_and(|n| n > 1) || deployment.kv_cache_memory_bytes.is_some() {
-        return Ok(Pool::Unknown);
-    }
-    let planned =
-        adapt::resolve(deployment, &mut Vec::new()).and_then(|resolved| plan::plan(&resolved.request(false)));
-    let plan = match planned {
-        Ok(plan) => plan,
-        Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(Pool::Unknown),
-        Err(e) => return Err(e),
-    };
-    if let Some(reason) = plan.feasibility.refused.clone() {
-        return Ok(Pool::Refused(Box::new(plan), reason));
-    }
-    Ok(plan
-        .kv_cache
-        .as_ref()
-        .map(|kv| kv.available_bytes)
-        .filter(|&bytes| bytes > 0)
-        .map_or(Pool::Unknown, Pool::Bytes))
-}
-
-/// The deployment without what only SGLang's memory rules read.
-fn as_vllm(deployment: &Deployment, pool_bytes: Option<u64>) -> Deployment {
-    Deployment {
-        engine: None,
-        engine_version: None,
-        mem_fraction_static: None,
-        page_size: None,
-        chunked_prefill_size: None,
-        max_running_requests: None,
-        max_total_tokens: None,
-        swa_full_tokens_ratio: None,
-        mamba_full_memory_ratio: None,
-        max_num_seqs: deployment.max_running_requests,
-        // SGLang cuts requests to what the pool holds, where vLLM would not start.
-        max_model_len: Some("auto".to_owned()),
-        speculative_algorithm: None,
-        speculative_draft_model_path: None,
-        speculative_num_steps: None,
-        speculative_eagle_topk: None,
-        speculative_num_draft_tokens: None,
-        kv_cache_memory_bytes: pool_bytes
-            .map(|bytes| bytes.to_string())
-            .or_else(|| deployment.kv_cache_memory_bytes.clone()),
-        ..deployment.clone()
-    }
-}
-
 /// Plans the deployment and makes the simulator's parts of the plan.
 ///
 /// # Errors
@@ -312,26 +252,26 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
     };
     let deployment = translated.as_ref().unwrap_or(deployment);
     let mut notes = Vec::new();
-    if sglang && deployment.speculative_algorithm.is_some() {
-        notes.push("SGLang's drafter is planned for memory but not simulated in time".to_owned());
+    let own = if sglang {
+        Own::of(deployment)?
+    } else {
+        Own::Unknown
+    };
+    if let Own::Refused(plan, reason) = own {
+        return Ok(Prepared::Refused(plan, reason));
     }
     let resolved = if sglang {
-        match pool_of_sglang(deployment)? {
-            Pool::Bytes(bytes) => {
-                notes.push(
-                    "the pool has as many bytes as SGLang's own rules give it, in vLLM's blocks".to_owned(),
-                );
-                adapt::resolve(&as_vllm(deployment, Some(bytes)), &mut notes)?
-            }
-            Pool::Refused(plan, reason) => return Ok(Prepared::Refused(plan, reason)),
-            Pool::Unknown => {
-                notes.push(
-                    "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be"
-                        .to_owned(),
-                );
-                adapt::resolve(&as_vllm(deployment, None), &mut notes)?
-            }
-        }
+        let pool_bytes = own
+            .plan()
+            .and_then(|own| own.kv_cache.as_ref())
+            .map(|kv| kv.available_bytes);
+        notes.push(if pool_bytes.is_some() {
+            "the pool has as many tokens as SGLang's own rules give it".to_owned()
+        } else {
+            "SGLang's own memory rules are not planned here: its pool is taken as large as vLLM's would be"
+                .to_owned()
+        });
+        adapt::resolve(&sglang::as_vllm(deployment, pool_bytes), &mut notes)?
     } else {
         adapt::resolve(deployment, &mut notes)?
     };
@@ -351,14 +291,17 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         )
         .hint("leave out --engine, and give --model a catalogue name or a config.json"));
     };
-    let parallel = parallel(
-        settings,
-        model
-            .layers
-            .iter()
-            .any(|l| l.weights.iter().any(|w| matches!(w.op, Op::Experts { .. }))),
-        serving,
-    )?;
+    let experts = model
+        .layers
+        .iter()
+        .any(|l| l.weights.iter().any(|w| matches!(w.op, Op::Experts { .. })));
+    if sglang && !experts && sglang::attention_groups(deployment) > 1 {
+        return Err(
+            Error::unsupported("SGLang's DP attention is simulated for mixtures of experts only")
+                .hint("leave --data-parallel-size out, or use --replicas for independent engines"),
+        );
+    }
+    let parallel = parallel(settings, experts, serving)?;
     let scheduler = scheduler(&plan, settings)?;
     let hardware = resolved.hardware();
     let calibration = calibration(hardware)?;
@@ -407,10 +350,18 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         },
         None => confidence(&calibration, &plan.model.name, sglang),
     };
-    let planned = settings.speculative.as_ref();
-    let speculation = speculation(planned, serving, &mut warnings, &|planned| {
-        drafting::share(planned, model, &calibration, options, hardware)
-    })?;
+    let drafting = if sglang {
+        own.drafting()
+    } else {
+        settings.speculative.as_ref().map(Drafting::of_vllm)
+    };
+    let speculation = speculation(
+        drafting.as_ref(),
+        serving,
+        &mut warnings,
+        model,
+        (&calibration, options, hardware),
+    )?;
     let step = StepModel::new(
         model,
         &calibration,
@@ -421,7 +372,14 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
     )?;
     let stages = u32::try_from(parallel.pp).unwrap_or(u32::MAX);
     let engine = if sglang {
-        EngineConfig::Sglang(sglang_config(&scheduler, &plan, deployment, hardware, serving)?)
+        EngineConfig::Sglang(sglang::scheduler(
+            &scheduler,
+            &plan,
+            own.plan(),
+            deployment,
+            hardware,
+            serving,
+        )?)
     } else {
         EngineConfig::Vllm(SchedulerConfig {
             max_num_batched_tokens: scheduler.max_num_batched_tokens.saturating_mul(stages),
@@ -449,156 +407,4 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         confidence,
         warnings,
     })))
-}
-
-/// How the engines are spread.
-struct Spread {
-    tp: u64,
-    pp: u64,
-    replicas: u32,
-    ranks: u32,
-}
-
-fn parallel(settings: &vllm::Settings, experts: bool, serving: &Serving) -> Result<Spread> {
-    if settings.decode_context_parallel_size > 1 {
-        return Err(Error::unsupported(format!(
-            "--decode-context-parallel-size {} is planned but not simulated",
-            settings.decode_context_parallel_size
-        )));
-    }
-    if !(1..=1024).contains(&serving.replicas) {
-        return Err(Error::input(format!(
-            "--replicas is {}, expected 1 to 1024",
-            serving.replicas
-        )));
-    }
-    let dp = small("--data-parallel-size", settings.data_parallel_size.max(1))?;
-    // Ranks that share experts step together; dense replicas know nothing of each other.
-    let together = dp > 1 && experts;
-    if together && !settings.enable_expert_parallel {
-        return Err(Error::unsupported(
-            "data-parallel ranks of a mixture of experts are simulated with --enable-expert-parallel only",
-        )
-        .hint("add --enable-expert-parallel, or use --replicas for independent engines"));
-    }
-    let (ranks, dp) = if together { (dp, 1) } else { (1, dp) };
-    Ok(Spread {
-        tp: settings.tensor_parallel_size.max(1),
-        pp: settings.pipeline_parallel_size.max(1),
-        replicas: serving.replicas.saturating_mul(dp),
-        ranks,
-    })
-}
-
-/// SGLang's scheduler over the planned pool.
-fn sglang_config(
-    scheduler: &SchedulerConfig,
-    plan: &Plan,
-    deployment: &Deployment,
-    hardware: &Hardware,
-    serving: &Serving,
-) -> Result<StepConfig> {
-    let Some(kv) = &plan.kv_cache else {
-        return Err(Error::unsupported(
-            "the model keeps no KV cache: there is nothing to simulate",
-        ));
-    };
-    let capacity = usize::try_from(kv.capacity_tokens)
-        .map_err(|_| Error::overflow("the pool's tokens"))?
-        .min(1 << 31);
-    let asked = match deployment.max_model_len.as_deref() {
-        None | Some("auto") => u64::MAX,
-        Some(text) => parse_count(text).map_err(|e| e.at("--max-model-len"))?,
-    };
-    let context = usize::try_from(asked.min(scheduler.max_model_len.into())).unwrap_or(usize::MAX);
-    // SGLang 0.5.23, `arg_groups/memory_hook.py`: chunks by GPU memory; `max_running_requests` from tokens and context.
-    let chunk = match deployment.chunked_prefill_size {
-        Some(n) => usize::try_from(n).ok().filter(|&n| n > 0),
-        None if hardware.driver_bytes < 35 << 30 => Some(2048),
-        None if hardware.driver_bytes < 60 << 30 => Some(4096),
-        None if hardware.driver_bytes < 160 << 30 => Some(8192),
-        None => Some(16_384),
-    };
-    let running = match deployment.max_running_requests {
-        Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
-        None => (capacity / context.max(1) * 512).clamp(2048, 4096),
-    };
-    Ok(StepConfig {
-        max_running: running.min((capacity / 2).max(1)).min(1 << 20),
-        max_context_tokens: context,
-        chunked_prefill_tokens: chunk,
-        schedule: serving.schedule_policy,
-        conservativeness: serving.conservativeness,
-        radix_cache: scheduler.prefix_caching,
-        ..StepConfig::new(capacity)
-    })
-}
-
-fn small(what: &str, n: u64) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::input(format!("{what} is {n}, more than is simulated (2^32)")))
-}
-
-fn scheduler(plan: &Plan, settings: &vllm::Settings) -> Result<SchedulerConfig> {
-    let Some(kv) = &plan.kv_cache else {
-        return Err(Error::unsupported(
-            "the model keeps no KV cache: there is nothing to simulate",
-        ));
-    };
-    let Some(layout) = &plan.layout else {
-        return Err(Error::unsupported(
-            "the engine would not lay out this cache, so there is nothing to simulate",
-        ));
-    };
-    // Without prefix caching a state takes one block from its first to its last token (vLLM 0.32.0,
-    // `vllm/v1/core/single_type_kv_cache_manager.py`, mamba cache mode "none"): a block as long as any sequence, rounded
-    // up to what the other groups' blocks divide.
-    let attention_block = layout
-        .groups
-        .iter()
-        .filter(|g| !matches!(g.spec.kind, SpecKind::State { .. }))
-        .map(|g| g.block_size)
-        .max()
-        .unwrap_or(1)
-        .max(1);
-    let groups = layout
-        .groups
-        .iter()
-        .map(|group| {
-            let block = small("the block size", group.block_size)?;
-            Ok(match &group.spec.kind {
-                SpecKind::Sliding { window, .. } | SpecKind::SlidingLatent { window, .. } => {
-                    GroupSpec::sliding_window(block, small("the window", *window)?)
-                }
-                SpecKind::Chunked { chunk } => GroupSpec::chunked_local(block, small("the chunk", *chunk)?),
-                SpecKind::State { .. } if layout.prefix_caching => GroupSpec::mamba_align(block),
-                SpecKind::State { .. } => GroupSpec::full(small(
-                    "the longest sequence",
-                    layout.max_model_len.next_multiple_of(attention_block),
-                )?),
-                _ => GroupSpec::full(block),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let concurrent_batches = if settings.async_scheduling == Some(false) {
-        1
-    } else {
-        2
-    };
-    Ok(SchedulerConfig {
-        num_blocks: small("the number of blocks", kv.num_blocks)?,
-        groups,
-        max_model_len: small("--max-model-len", layout.max_model_len)?,
-        max_num_seqs: small(
-            "--max-num-seqs",
-            layout.max_num_seqs.min(layout.max_num_batched_tokens),
-        )?,
-        max_num_batched_tokens: small("--max-num-batched-tokens", layout.max_num_batched_tokens)?,
-        concurrent_batches,
-        prefix_caching: layout.prefix_caching,
-        max_loras: settings
-            .enable_lora
-            .then(|| small("--max-loras", settings.max_loras.unwrap_or(1)))
-            .transpose()?,
-        ..SchedulerConfig::new(2, 16)
-    })
 }

@@ -162,6 +162,11 @@ fn what_is_recommended_can_be_generated_word_for_word() {
             "ngram",
         ),
         (
+            "zai-org/GLM-4.5-Air",
+            "--gpus-from h200 --max-gpus 4 --engine sglang --slo-tpot-ms 6 --acceptance-rate 0.8",
+            "--speculative-algorithm EAGLE",
+        ),
+        (
             "deepseek-v3",
             "--gpus-from h100 --gpus-per-node 4 --network 25GB/s --slo-tpot-ms 500",
             "--gpus-per-node 4",

@@ -13,8 +13,11 @@ use super::tuning::Tuning;
 /// Drafted tokens that the model checks together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speculation {
-    /// Drafted tokens a step.
+    /// Drafted tokens in a row: as many as can be accepted in a step.
     pub tokens: u32,
+    /// Tokens of a sequence that one pass of the model checks, the one that the drafts hang on among them: one more than
+    /// `tokens` for a chain, more for a tree of drafts.
+    pub checked: u32,
     /// Probability that a drafted token is accepted, given that all before it were.
     pub acceptance: f64,
     /// Time of drafting one token as a share of the model's own decode step (0 for n-grams, one layer of the
@@ -23,6 +26,16 @@ pub struct Speculation {
 }
 
 impl Speculation {
+    /// A chain of drafts.
+    pub fn chain(tokens: u32, acceptance: f64, draft_share: f64) -> Self {
+        Self {
+            tokens,
+            checked: tokens.saturating_add(1),
+            acceptance,
+            draft_share,
+        }
+    }
+
     /// Tokens a sequence gains in a step on average: `1 + a + a^2 + … + a^k`.
     pub fn tokens_per_step(&self) -> f64 {
         (0..=self.tokens)
@@ -234,11 +247,13 @@ impl StepModel {
             return Err(Error::input("parallel sizes must be at least 1"));
         }
         if let Some(s) = options.speculation
-            && !((0.0..=1.0).contains(&s.acceptance) && (1..=64).contains(&s.tokens))
+            && !((0.0..=1.0).contains(&s.acceptance)
+                && (1..=64).contains(&s.tokens)
+                && (s.tokens + 1..=1024).contains(&s.checked))
         {
             return Err(Error::input(format!(
-                "speculation of {} tokens with acceptance {} cannot be timed: expected 1 to 64 tokens and 0 to 1",
-                s.tokens, s.acceptance
+                "speculation of {} tokens, {} checked, with acceptance {} cannot be timed: expected 1 to 64 tokens, more that are checked, and 0 to 1",
+                s.tokens, s.checked, s.acceptance
             )));
         }
         let gpu = calibration.spec;
@@ -346,7 +361,7 @@ impl StepModel {
         if batch.decode_sequences == 0 {
             return self.forward(batch, 1.0);
         }
-        let width = f64::from(s.tokens) + 1.0;
+        let width = f64::from(s.checked);
         let decode = Batch {
             prefills: &[],
             ..*batch

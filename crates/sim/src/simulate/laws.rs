@@ -247,25 +247,11 @@ fn a_session_stays_where_it_began_and_equal_prefixes_meet() {
 fn speculation_gains_tokens_with_the_acceptance_rate_and_loses_without() {
     let time = |acceptance: Option<f64>| {
         let mut options = crate::cost::StepOptions::new(crate::cost::Engine::Vllm, 1);
-        options.speculation = acceptance.map(|acceptance| Speculation {
-            tokens: 3,
-            acceptance,
-            draft_share: 0.05,
-        });
+        options.speculation = acceptance.map(|acceptance| Speculation::chain(3, acceptance, 0.05));
         let model: StepModel = super::tests::step_model_with("h100_sxm", options);
         model.time(&Batch::new(8, 8.0 * 2000.0, &[])).total_s()
     };
-    assert!(
-        (Speculation {
-            tokens: 3,
-            acceptance: 0.5,
-            draft_share: 0.0
-        }
-        .tokens_per_step()
-            - 1.875)
-            .abs()
-            < 1e-12
-    );
+    assert!((Speculation::chain(3, 0.5, 0.0).tokens_per_step() - 1.875).abs() < 1e-12);
     let plain = time(None);
     assert!(time(Some(0.9)) < 0.5 * plain);
     assert!(time(Some(0.0)) > plain);

@@ -145,7 +145,31 @@ const SGLANG: &[(&str, &str)] = &[
         "--dp-size",
         "runs this many replicas, or data-parallel attention groups",
     ),
+    (
+        "--attn-dp-size",
+        "divides the tensor-parallel ranks into groups with whole attention layers and requests of their own",
+    ),
     ("--ep-size", "gives whole experts to GPUs"),
+    (
+        "--speculative-algorithm",
+        "drafts tokens that one step of the model checks together; the drafter has weights and a cache of its own",
+    ),
+    (
+        "--speculative-draft-model-path",
+        "is the drafter; the model itself where its own prediction modules draft",
+    ),
+    (
+        "--speculative-num-steps",
+        "is how many tokens are drafted in a row",
+    ),
+    (
+        "--speculative-eagle-topk",
+        "is how many branches each drafted token has; 1 makes a chain",
+    ),
+    (
+        "--speculative-num-draft-tokens",
+        "is how many tokens of a request one step checks: the drafts and the one they hang on",
+    ),
     ("--dtype", "sets the bytes of unquantised weights and activations"),
     ("--quantization", "sets the format of the weights"),
     (

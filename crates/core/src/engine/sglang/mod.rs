@@ -22,7 +22,7 @@ pub use memory::{Card, Defaults, defaults};
 pub use pool::{Pools, Static, pools};
 pub use settings::{Chunk, KvDtype, Settings};
 pub use shape::{Shape, shape};
-pub use speculative::{Algorithm, Drafter, Speculative};
+pub use speculative::{Algorithm, Drafter, OwnModules, Speculative, own_modules};
 
 /// The version whose rules these are.
 pub const VERSION: &str = "0.5.23";

@@ -139,7 +139,10 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
     let vision = vision(class, config, settings)?;
     let kda = kinds().any(|k| matches!(k, CacheKind::State(State::Kda { .. })));
     let states = states(model, &text, settings)?;
-    let refused = served::refuses_kv_dtype(model, settings, card, &backend, mla);
+    let refused = served::refuses_kv_dtype(model, settings, card, &backend, mla).or_else(|| {
+        let drafts = settings.speculative.as_ref()?;
+        drafts.refused(class, &backend, page_size, settings.attention_dp())
+    });
     let rows = Rows::of(
         model,
         &text,

@@ -145,7 +145,52 @@ const ONE_MODULE: [&str; 8] = [
     "MiMoV2FlashForCausalLM",
 ];
 
+/// How a server is told to draft with the prediction modules of the target's own checkpoint (`EAGLE`), if this version can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnModules {
+    /// By the algorithm alone.
+    Unnamed,
+    /// By naming the target again as `--speculative-draft-model-path`.
+    Named,
+}
+
+/// The way for a target's class; `None` for classes whose modules are not drafted with here.
+pub fn own_modules(class: &str) -> Option<OwnModules> {
+    if OWN_DRAFTER.contains(&class) {
+        Some(OwnModules::Unnamed)
+    } else {
+        ONE_MODULE.contains(&class).then_some(OwnModules::Named)
+    }
+}
+
+/// Attention backends whose kernels verify a tree of drafts on pages of several tokens.
+const TREES_ON_PAGES: [&str; 3] = ["flashinfer", "fa3", "triton"];
+
 impl Speculative {
+    /// Why the engine would not start with this drafter (`_handle_eagle_family`, `_handle_ngram`): attention backend, page
+    /// size in tokens and number of attention groups are those of the server.
+    pub fn refused(&self, class: &str, backend: &str, page_size: u64, attention_dp: u64) -> Option<String> {
+        let name = self.algorithm.name();
+        if matches!(self.algorithm, Algorithm::Ngram | Algorithm::Standalone) && attention_dp > 1 {
+            return Some(format!(
+                "SGLang's drafts by {name} do not go together with DP attention"
+            ));
+        }
+        let branches = self.steps(class).eagle_topk;
+        if branches > 1 && backend == "trtllm_mha" && self.algorithm != Algorithm::Ngram {
+            return Some("trtllm_mha verifies chains of drafts only: --speculative-eagle-topk 1".to_owned());
+        }
+        let takes_trees = match self.algorithm {
+            Algorithm::Ngram => backend == "flashinfer",
+            _ => TREES_ON_PAGES.contains(&backend),
+        };
+        (branches > 1 && page_size > 1 && !takes_trees).then(|| {
+            format!(
+                "SGLang's {backend} does not verify trees of drafts ({branches} branches of {name}) on pages of {page_size} tokens"
+            )
+        })
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -298,6 +343,41 @@ mod tests {
             (llama.num_steps, llama.eagle_topk, llama.num_draft_tokens),
             (5, 4, 8)
         );
+    }
+
+    #[test]
+    fn drafters_that_the_engine_refuses_are_refused() {
+        let ngram = Speculative {
+            algorithm: Algorithm::Ngram,
+            ..eagle()
+        };
+        let llama = |s: &Speculative, backend: &str, page: u64, dp: u64| {
+            s.refused("LlamaForCausalLM", backend, page, dp)
+        };
+        assert!(llama(&ngram, "fa3", 1, 2).unwrap().contains("DP attention"));
+        assert!(
+            llama(&ngram, "trtllm_mla", 64, 1)
+                .unwrap()
+                .contains("pages of 64")
+        );
+        assert_eq!(llama(&ngram, "flashinfer", 64, 1), None);
+        assert_eq!(llama(&eagle(), "fa3", 64, 4), None);
+        assert!(llama(&eagle(), "flashmla", 64, 1).is_some());
+        assert!(llama(&eagle(), "trtllm_mha", 1, 1).unwrap().contains("topk 1"));
+        let chain = Speculative {
+            num_steps: Some(2),
+            eagle_topk: Some(1),
+            num_draft_tokens: Some(3),
+            ..eagle()
+        };
+        assert_eq!(llama(&chain, "trtllm_mha", 64, 8), None);
+    }
+
+    #[test]
+    fn own_modules_are_named_where_the_class_does_not_say_so_itself() {
+        assert_eq!(own_modules("DeepseekV3ForCausalLM"), Some(OwnModules::Unnamed));
+        assert_eq!(own_modules("Qwen3NextForCausalLM"), Some(OwnModules::Named));
+        assert_eq!(own_modules("LlamaForCausalLM"), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(super) fn kv_cache(layout: &vllm::Layout, available: u64, dtype: Dtype) -> K
         available_bytes: available,
         bytes_per_token: layout.bytes_per_token(),
         max_model_len: layout.max_model_len,
+        max_running_requests: None,
         groups: layout
             .groups
             .iter()

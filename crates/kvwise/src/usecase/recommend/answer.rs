@@ -422,6 +422,27 @@ fn flags(deployment: &Deployment) -> Vec<String> {
     );
     put("--block-size", deployment.block_size.map(|n| n.to_string()));
     put("--speculative-config", deployment.speculative_config.clone());
+    put(
+        "--speculative-algorithm",
+        deployment.speculative_algorithm.clone(),
+    );
+    put(
+        "--speculative-draft-model-path",
+        deployment.speculative_draft_model_path.clone(),
+    );
+    let number = |n: Option<u64>| n.map(|n| n.to_string());
+    put(
+        "--speculative-num-steps",
+        number(deployment.speculative_num_steps),
+    );
+    put(
+        "--speculative-eagle-topk",
+        number(deployment.speculative_eagle_topk),
+    );
+    put(
+        "--speculative-num-draft-tokens",
+        number(deployment.speculative_num_draft_tokens),
+    );
     if deployment.enable_expert_parallel {
         out.push("--enable-expert-parallel".to_owned());
     }

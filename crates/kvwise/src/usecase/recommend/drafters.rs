@@ -1,7 +1,10 @@
 //! What may draft tokens for the model, and how often its drafts are taken for accepted.
 
 use kvwise_core::drafters::{self, Head};
+use kvwise_core::engine::sglang::{OwnModules, own_modules, served};
 use kvwise_core::{Error, Result};
+
+use super::super::deployment::Deployment;
 
 /// How often drafts are accepted, where the user does not say: probability of each token, given that all before it were.
 ///
@@ -24,6 +27,17 @@ pub struct Drafter {
     pub acceptance: f64,
     /// Whether the user gave it.
     pub given: bool,
+    /// Class that a head's configuration names, where the head is known.
+    pub class: Option<String>,
+}
+
+/// The model that is drafted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// As the user names it.
+    pub name: String,
+    /// Its class.
+    pub class: String,
 }
 
 impl Drafter {
@@ -35,6 +49,7 @@ impl Drafter {
             tokens: vec![1, 2],
             acceptance: rate.unwrap_or(ASSUMED[0].1),
             given: rate.is_some(),
+            class: None,
         }
     }
 
@@ -46,6 +61,7 @@ impl Drafter {
             tokens: with_others(head.tokens),
             acceptance: rate.or_else(|| assumed(&head.method)).unwrap_or(0.0),
             given: rate.is_some(),
+            class: class(head),
         }
     }
 
@@ -77,12 +93,12 @@ impl Drafter {
             return Err(Error::input("--drafter is empty")
                 .hint("name ngram, a head or a draft model: --drafter ngram=0.4 --drafter ORG/NAME=0.6"));
         }
-        let (method, model) = match name.split_once(':') {
-            Some((method, model)) if METHODS.contains(&method) => (method, model),
-            _ if ["ngram", "suffix"].contains(&name) => (name, ""),
+        let (method, model, class) = match name.split_once(':') {
+            Some((method, model)) if METHODS.contains(&method) => (method, model, None),
+            _ if ["ngram", "suffix"].contains(&name) => (name, "", None),
             _ => match drafters::find(name)? {
-                Some(head) => (head.method.as_str(), head.id.as_str()),
-                None => ("", name),
+                Some(head) => (head.method.as_str(), head.id.as_str(), class(head)),
+                None => ("", name, None),
             },
         };
         let Some(acceptance) = own.or_else(|| assumed(method)) else {
@@ -97,7 +113,59 @@ impl Drafter {
             tokens: with_others(3),
             acceptance,
             given: own.is_some(),
+            class,
         })
+    }
+
+    /// Has a deployment draft so many tokens in a row, in its engine's own words; false, and nothing changed, where the engine
+    /// has none for this drafter and target.
+    ///
+    /// SGLang 0.5.23 gets a chain (`--speculative-eagle-topk 1`), so that both engines check one token more than is drafted,
+    /// and lookups as many tokens. It loads heads of its own classes only (`srt/models/llama_eagle3.py` and the like).
+    pub fn apply(&self, tokens: u64, target: &Target, to: &mut Deployment) -> bool {
+        if to.engine.as_deref() != Some("sglang") {
+            to.speculative_config = Some(self.config(tokens));
+            return true;
+        }
+        let Some((algorithm, path)) = self.of_sglang(target) else {
+            return false;
+        };
+        to.speculative_algorithm = Some(algorithm.to_owned());
+        to.speculative_draft_model_path = path.map(str::to_owned);
+        to.speculative_num_draft_tokens = Some(tokens + 1);
+        if algorithm != "NGRAM" {
+            to.speculative_num_steps = Some(tokens);
+            to.speculative_eagle_topk = Some(1);
+        }
+        true
+    }
+
+    /// `--speculative-algorithm` and `--speculative-draft-model-path`.
+    fn of_sglang<'a>(&'a self, target: &'a Target) -> Option<(&'static str, Option<&'a str>)> {
+        let loads = |class: &String| class.contains("Eagle") && served::has_class(class);
+        if !self.class.as_ref().is_none_or(loads) {
+            return None;
+        }
+        // Where the method is not said, the name tells it, as to vLLM.
+        let name = self.model.to_ascii_lowercase();
+        let method = match self.method.as_str() {
+            "" if name.contains("eagle3") => "eagle3",
+            "" if name.contains("eagle-") => "eagle",
+            "" if name.contains("dflash") || name.contains("dspark") => return None,
+            "" => "draft_model",
+            said => said,
+        };
+        match method {
+            "mtp" if self.model.is_empty() => match own_modules(&target.class)? {
+                OwnModules::Unnamed => Some(("EAGLE", None)),
+                OwnModules::Named => Some(("EAGLE", Some(&target.name))),
+            },
+            "eagle" | "mtp" => Some(("EAGLE", Some(&self.model))),
+            "eagle3" => Some(("EAGLE3", Some(&self.model))),
+            "draft_model" => Some(("STANDALONE", Some(&self.model))),
+            "ngram" => Some(("NGRAM", None)),
+            _ => None,
+        }
     }
 
     /// `--speculative-config` with so many tokens.
@@ -124,6 +192,13 @@ impl Drafter {
 
 /// Methods that a name may begin with.
 const METHODS: [&str; 4] = ["eagle", "eagle3", "mtp", "draft_model"];
+
+/// The class that a head's configuration names.
+fn class(head: &Head) -> Option<String> {
+    let config = head.config().ok()?;
+    let classes = config.get("architectures")?.as_array()?;
+    classes.first()?.as_str().map(str::to_owned)
+}
 
 fn assumed(method: &str) -> Option<f64> {
     ASSUMED
@@ -166,6 +241,55 @@ mod tests {
             model.config(3),
             r#"{"model":"Qwen/Qwen3-0.6B","num_speculative_tokens":3}"#
         );
+    }
+
+    #[test]
+    fn sglang_gets_chains_in_its_own_words_and_no_heads_of_other_makes() {
+        let target = Target {
+            name: "a/model".to_owned(),
+            class: "Qwen3NextForCausalLM".to_owned(),
+        };
+        let applied = |drafter: &Drafter, target: &Target| {
+            let mut to = Deployment {
+                engine: Some("sglang".to_owned()),
+                ..Deployment::default()
+            };
+            let taken = drafter.apply(2, target, &mut to);
+            assert!(to.speculative_config.is_none());
+            assert_eq!(taken, to.speculative_algorithm.is_some());
+            taken.then_some((
+                to.speculative_algorithm.unwrap_or_default(),
+                to.speculative_draft_model_path,
+                [
+                    to.speculative_num_steps,
+                    to.speculative_eagle_topk,
+                    to.speculative_num_draft_tokens,
+                ],
+            ))
+        };
+        let chain = [Some(2), Some(1), Some(3)];
+        let own = applied(&Drafter::own(None), &target).unwrap();
+        assert_eq!(own, ("EAGLE".to_owned(), Some("a/model".to_owned()), chain));
+        let of = |class: &str| Target {
+            class: class.to_owned(),
+            ..target.clone()
+        };
+        let unnamed = applied(&Drafter::own(None), &of("DeepseekV3ForCausalLM")).unwrap();
+        assert_eq!(unnamed.1, None);
+        assert_eq!(applied(&Drafter::own(None), &of("LlamaForCausalLM")), None);
+        let given = |text: &str| applied(&Drafter::given(text, Some(0.5)).unwrap(), &target);
+        let ngram = given("ngram").unwrap();
+        assert_eq!(ngram, ("NGRAM".to_owned(), None, [None, None, Some(3)]));
+        assert_eq!(given("Qwen/Qwen3-0.6B").unwrap().0, "STANDALONE");
+        assert_eq!(given("AQ-MedAI/Kimi-K25-eagle3").unwrap().0, "EAGLE3");
+        assert_eq!(given("someone/my-eagle3").unwrap().0, "EAGLE3");
+        for other in [
+            "RedHatAI/Qwen3-32B-speculator.eagle3",
+            "suffix",
+            "someone/a-dflash",
+        ] {
+            assert_eq!(given(other), None, "{other}");
+        }
     }
 
     #[test]

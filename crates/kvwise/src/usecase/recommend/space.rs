@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::super::deployment::Deployment;
 use super::super::served::network::GPUS_PER_MACHINE;
-use super::drafters::Drafter;
+use super::drafters::{Drafter, Target};
 
 /// Tensor-, pipeline- and data-parallel sizes of a shape, and on what it makes sense.
 const PARALLEL: [(u64, u64, u64, Sense); 18] = [
@@ -114,7 +114,7 @@ impl Setting {
         usize::from(self.drafted.is_some()) + [self.tokens, self.seqs, self.block].iter().flatten().count()
     }
 
-    fn apply(self, drafters: &[Drafter], to: &mut Deployment) {
+    fn apply(self, drafters: &[Drafter], target: &Target, to: &mut Deployment) {
         let sglang = to.engine.as_deref() == Some("sglang");
         if let Some(n) = self.tokens {
             if sglang {
@@ -130,13 +130,23 @@ impl Setting {
         }
         to.block_size = self.block.or(to.block_size);
         if let Some((drafter, n)) = self.drafted {
-            to.speculative_config = drafters.get(drafter).map(|d| d.config(n));
+            // Settings have only drafters that the engine knows.
+            let _ = drafters.get(drafter).is_some_and(|d| d.apply(n, target, to));
         }
     }
 }
 
+/// Whether an engine can draft for the target with this drafter.
+fn drafts(engine: &str, drafter: &Drafter, target: &Target) -> bool {
+    let mut probe = Deployment {
+        engine: Some(engine.to_owned()),
+        ..Deployment::default()
+    };
+    drafter.apply(1, target, &mut probe)
+}
+
 /// The settings that are tried with every shape, the defaults first, then by the number of changes.
-fn settings(choice: &Choice, engine: &str, drafters: &[Drafter]) -> Vec<Setting> {
+fn settings(choice: &Choice, engine: &str, drafters: &[Drafter], target: &Target) -> Vec<Setting> {
     let wide = |quick: &[u64], thorough: &[u64]| -> Vec<Option<u64>> {
         let list = if choice.thorough { thorough } else { quick };
         std::iter::once(None)
@@ -148,15 +158,17 @@ fn settings(choice: &Choice, engine: &str, drafters: &[Drafter]) -> Vec<Setting>
     let tokens = wide(&[2048, 16_384], &[512, 2048, 16_384]);
     let mut seqs = wide(&[32], &[8, 32, 128]);
     seqs.retain(below);
-    // SGLang's pages and drafts are planned, but not timed.
-    let vllm = engine == "vllm";
-    let blocks = if choice.shared_prefixes && vllm {
+    // SGLang finds prefixes token by token, whatever its pages.
+    let blocks = if choice.shared_prefixes && engine == "vllm" {
         wide(&[64], &[32, 64, 128])
     } else {
         vec![None]
     };
     let mut drafted = vec![None];
-    for (i, drafter) in drafters.iter().enumerate().filter(|_| vllm) {
+    for (i, drafter) in drafters.iter().enumerate() {
+        if !drafts(engine, drafter, target) {
+            continue;
+        }
         let most = if choice.thorough { drafter.tokens.len() } else { 1 };
         drafted.extend(drafter.tokens.iter().take(most).map(|&n| Some((i, n))));
     }
@@ -225,11 +237,7 @@ fn shapes_of(choice: &Choice, engine: &'static str, gpu: &'static Gpu) -> Vec<Sh
     let fp8 = choice.allow_fp8 && gpu.tflops.fp8.is_some();
     for (tp, pp, dp, sense) in PARALLEL {
         let gpus = tp * pp * dp;
-        if gpus > choice.max_gpus
-            || sense == Sense::Pcie && gpu.nvlink_bytes_per_s.is_some()
-            // Replicas of SGLang's attention layers share the tensor-parallel ranks, which is not timed.
-            || engine == "sglang" && dp > 1
-        {
+        if gpus > choice.max_gpus || sense == Sense::Pcie && gpu.nvlink_bytes_per_s.is_some() {
             continue;
         }
         for expert_parallel in [false, true] {
@@ -244,7 +252,8 @@ fn shapes_of(choice: &Choice, engine: &'static str, gpu: &'static Gpu) -> Vec<Sh
                     let mut deployment = choice.base.clone();
                     deployment.engine = (engine != "vllm").then(|| engine.to_owned());
                     deployment.gpu = Some(gpu.name.clone());
-                    deployment.tensor_parallel_size = Some(tp);
+                    // SGLang divides its tensor-parallel ranks among the groups that vLLM puts beside each other.
+                    deployment.tensor_parallel_size = Some(if engine == "sglang" { tp * dp } else { tp });
                     deployment.pipeline_parallel_size = (pp > 1).then_some(pp);
                     deployment.data_parallel_size = (dp > 1).then_some(dp);
                     deployment.enable_expert_parallel |= expert_parallel;
@@ -286,6 +295,12 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             choice.longest
         )));
     }
+    let target = Target {
+        name: choice.base.model.clone().unwrap_or_default(),
+        class: resolved
+            .model()
+            .map_or_else(String::new, |m| m.architecture.clone()),
+    };
     let mut drafters = choice.drafters.clone();
     let own = resolved
         .model()
@@ -303,7 +318,7 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
     let settings: Vec<(&str, Vec<Setting>)> = choice
         .engines
         .iter()
-        .map(|&engine| (engine, settings(choice, engine, &drafters)))
+        .map(|&engine| (engine, settings(choice, engine, &drafters, &target)))
         .collect();
     let planned: Vec<Result<(), String>> = all
         .par_iter()
@@ -357,10 +372,14 @@ pub fn candidates(choice: &Choice) -> Result<(Vec<Candidate>, Vec<Unfit>)> {
             .iter()
             .filter(|(of, _)| *of == engine)
             .flat_map(|(_, list)| list.iter().copied())
-            .filter(|s| Some(*s) != own);
+            .filter(|s| Some(*s) != own)
+            // Drafts that pass through SGLang's stages are not timed.
+            .filter(|s| {
+                engine != "sglang" || s.drafted.is_none() || shape.deployment.pipeline_parallel_size.is_none()
+            });
         for setting in listed.chain(own) {
             let mut deployment = shape.deployment.clone();
-            setting.apply(&drafters, &mut deployment);
+            setting.apply(&drafters, &target, &mut deployment);
             candidates.push(Candidate {
                 deployment,
                 engine,
@@ -401,6 +420,13 @@ mod tests {
         }
     }
 
+    fn llama() -> Target {
+        Target {
+            name: "Llama-3.1-8B".to_owned(),
+            class: "LlamaForCausalLM".to_owned(),
+        }
+    }
+
     #[test]
     fn experts_are_spread_over_data_parallel_ranks_and_dense_layers_are_not() {
         let (dense, _) = candidates(&choice("Llama-3.1-8B")).unwrap();
@@ -417,6 +443,23 @@ mod tests {
         assert!(experts.iter().any(|c| c.setting.drafted == Some((0, 1))));
         assert!(dense.iter().all(|c| c.setting.drafted.is_none()));
         assert!(experts.iter().all(|c| c.gpus <= 16));
+    }
+
+    #[test]
+    fn sglang_divides_its_ranks_among_groups_with_attention_of_their_own() {
+        let mut choice = choice("deepseek-ai/DeepSeek-V3");
+        choice.engines = vec!["sglang"];
+        choice.gpus = vec!["h200".to_owned()];
+        let (all, _) = candidates(&choice).unwrap();
+        let grouped = |c: &&Candidate| c.deployment.data_parallel_size == Some(8);
+        let mut seen = 0;
+        for c in all.iter().filter(grouped) {
+            let d = &c.deployment;
+            assert_eq!((c.gpus, d.tensor_parallel_size), (8, Some(8)));
+            assert!(d.enable_expert_parallel);
+            seen += u32::from(d.speculative_algorithm.as_deref() == Some("EAGLE"));
+        }
+        assert!(seen > 0, "no groups with drafts");
     }
 
     #[test]
@@ -442,16 +485,16 @@ mod tests {
     fn quick_settings_are_those_of_the_thorough_ones_with_one_change() {
         let mut choice = choice("Llama-3.1-8B");
         choice.shared_prefixes = true;
-        let quick = settings(&choice, "vllm", &[Drafter::own(None)]);
+        let quick = settings(&choice, "vllm", &[Drafter::own(None)], &llama());
         choice.thorough = true;
-        let thorough = settings(&choice, "vllm", &[Drafter::own(None)]);
+        let thorough = settings(&choice, "vllm", &[Drafter::own(None)], &llama());
         assert_eq!((quick[0], thorough[0]), (Setting::default(), Setting::default()));
         assert!(quick.iter().all(|s| s.changes() <= 1 && thorough.contains(s)));
         assert!(thorough.len() > 100);
         // 16 requests at once are never bounded by 32.
         choice.concurrency = Some(16);
         assert!(
-            settings(&choice, "vllm", &[Drafter::own(None)])
+            settings(&choice, "vllm", &[Drafter::own(None)], &llama())
                 .iter()
                 .all(|s| s.seqs.is_none_or(|n| n < 16))
         );
@@ -465,7 +508,10 @@ mod tests {
         let (all, _) = candidates(&choice).unwrap();
         let of = |engine: &'static str| all.iter().filter(move |c| c.engine == engine);
         assert!(of("vllm").any(|c| c.drafter.is_some()));
-        assert!(of("sglang").count() > 10 && of("sglang").all(|c| c.drafter.is_none()));
+        let lookups = |c: &&Candidate| c.deployment.speculative_algorithm.as_deref() == Some("NGRAM");
+        assert!(of("sglang").count() > 10 && of("sglang").filter(lookups).count() > 2);
+        assert!(of("sglang").all(|c| c.deployment.speculative_config.is_none()));
+        assert!(of("vllm").all(|c| c.deployment.speculative_algorithm.is_none()));
         assert!(of("sglang").any(|c| c.deployment.max_running_requests == Some(32)));
         assert!(of("sglang").all(|c| c.deployment.max_num_seqs.is_none()));
         assert!(of("vllm").all(|c| c.deployment.engine.is_none()));

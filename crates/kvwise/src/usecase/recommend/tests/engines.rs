@@ -1,5 +1,8 @@
 //! Other engines, drafters besides the model's own, and replicas over several machines.
 
+use kvwise_sim::simulate::EngineConfig;
+
+use super::super::super::served::{Prepared, prepare};
 use super::super::untimed;
 use super::*;
 use crate::report::recommend::Deployed;
@@ -55,10 +58,116 @@ fn again(q: &Question, best: &Deployed, acceptance: Option<f64>) -> f64 {
     outcome.summary.tpot_ms.p90
 }
 
+/// A mixture of experts with prediction modules of its own, on cards that SGLang may group.
+fn with_groups(rate: f64, tpot_ms: f64) -> Question {
+    let mut q = question(rate, tpot_ms, &["h200"]);
+    q.base.model = Some("zai-org/GLM-4.5-Air".to_owned());
+    q.trace = q.trace.select(&(0..12).collect::<Vec<u32>>());
+    q.max_gpus = 4;
+    q.engines = vec!["sglang"];
+    q.acceptance = Some(0.8);
+    q
+}
+
+#[test]
+fn trying_all_groups_and_drafts_of_sglang_finds_nothing_cheaper() {
+    for (rate, tpot_ms) in [(2.0, 40.0), (6.0, 7.0), (40.0, 9.0)] {
+        let q = with_groups(rate, tpot_ms);
+        let found = recommend(&q).unwrap().recommended.map(|r| r.usd_per_hour);
+        let best = exhaustive(&q).map(|b| b.0);
+        match (found, best) {
+            (Some(found), Some(best)) => assert!((found - best).abs() < 1e-9, "{found} and {best}"),
+            (found, best) => assert_eq!(found, best),
+        }
+    }
+}
+
+#[test]
+fn drafts_of_sglang_are_recommended_where_a_limit_needs_them_and_keep_their_promise() {
+    let mut spoken = 0;
+    let mut before = 0.0;
+    for tpot_ms in [20.0, 9.0, 7.0, 5.0, 4.0, 3.0] {
+        let q = with_groups(1.0, tpot_ms);
+        let answer = recommend(&q).unwrap();
+        // Tighter limits never cost less.
+        let cost = answer
+            .recommended
+            .as_ref()
+            .map_or(f64::INFINITY, |r| r.usd_per_hour);
+        assert!(cost >= before, "{tpot_ms} ms: ${cost} after ${before}");
+        before = cost;
+        let Some(best) = answer.recommended else { continue };
+        let drafted = best
+            .flags
+            .windows(2)
+            .any(|w| w == ["--speculative-algorithm", "EAGLE"]);
+        let measured = again(&q, &best, drafted.then_some(0.8));
+        assert!((measured - best.tpot_ms.unwrap()).abs() < 1e-9 && measured <= tpot_ms);
+        spoken += u32::from(drafted);
+    }
+    assert!(spoken > 0, "no limit needs the drafts");
+}
+
+#[test]
+fn groups_with_attention_of_their_own_are_simulated_as_they_are_planned() {
+    let mut q = with_groups(1.0, 40.0);
+    q.base.tensor_parallel_size = Some(4);
+    let grouped = Deployment {
+        engine: Some("sglang".to_owned()),
+        gpu: Some("h200".to_owned()),
+        data_parallel_size: Some(2),
+        enable_expert_parallel: true,
+        ..q.base.clone()
+    };
+    let served = |deployment: &Deployment| match prepare(deployment, &Serving::default()).unwrap() {
+        Prepared::Ready(served) => served,
+        Prepared::Refused(_, why) => panic!("{why}"),
+    };
+    let two = served(&grouped);
+    assert_eq!((two.ranks, two.replicas, two.gpus()), (2, 1, 4));
+    let EngineConfig::Sglang(config) = &two.config else {
+        panic!("{:?}", two.config)
+    };
+    let plan = kvwise_core::plan::plan(&grouped.resolve().unwrap().request(false)).unwrap();
+    let kv = plan.kv_cache.unwrap();
+    assert_eq!(config.capacity_tokens as u64, kv.capacity_tokens);
+    assert_eq!(config.max_running as u64, kv.max_running_requests.unwrap());
+    // Each of two groups takes half of a chunk of 8,192 tokens, and less than a third of the room for output.
+    assert_eq!(config.chunked_prefill_tokens, Some(4096));
+    assert!((config.conservativeness - 0.3).abs() < 1e-12);
+    let drafted = Deployment {
+        speculative_algorithm: Some("EAGLE".to_owned()),
+        ..grouped.clone()
+    };
+    let EngineConfig::Sglang(config) = served(&drafted).config else {
+        unreachable!()
+    };
+    assert_eq!(
+        config.max_running, 24,
+        "48 requests at once with drafts, by groups"
+    );
+    let looked_up = Deployment {
+        speculative_algorithm: Some("NGRAM".to_owned()),
+        ..grouped.clone()
+    };
+    match prepare(&looked_up, &Serving::default()).unwrap() {
+        Prepared::Refused(_, why) => assert!(why.contains("DP attention"), "{why}"),
+        Prepared::Ready(_) => panic!("the engine refuses lookups in groups"),
+    }
+    let dense = Deployment {
+        model: Some("Llama-3.1-8B".to_owned()),
+        enable_expert_parallel: false,
+        ..grouped
+    };
+    let e = prepare(&dense, &Serving::default()).unwrap_err();
+    assert!(e.to_string().contains("mixtures of experts only"), "{e}");
+}
+
 #[test]
 fn what_is_recommended_for_sglang_keeps_its_promise() {
     let mut q = with_everything(8.0, 30.0);
     q.engines = vec!["sglang"];
+    q.drafters.clear();
     let answer = recommend(&q).unwrap();
     let best = answer.recommended.unwrap();
     assert_eq!(best.engine, "sglang");
@@ -142,6 +251,7 @@ fn better_drafts_never_cost_more_and_more_engines_never_do() {
         before = now;
     }
     assert!(cost(0.5, &["vllm", "sglang"]) <= cost(0.5, &["sglang"]));
+    assert!(cost(0.9, &["sglang"]) <= cost(0.1, &["sglang"]));
 }
 
 #[test]
