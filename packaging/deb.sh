@@ -3,7 +3,8 @@
 #
 #   cargo build --release && packaging/deb.sh target/release/kvwise target/debian
 #
-# Needs dpkg-deb and gzip. Man pages and completions are written by the program itself.
+# Needs dpkg-deb, gzip and strip. Man pages and completions are written by the program itself. The same binary and
+# SOURCE_DATE_EPOCH (else the time of the last commit) give the same package. tests/e2e/packages.sh puts it before lintian.
 set -eu
 cd "$(dirname "$0")/.."
 binary="${1:-target/release/kvwise}"
@@ -15,6 +16,9 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 0755 "$root"
 install -D -m 0755 "$binary" "$root/usr/bin/kvwise"
+strip --strip-unneeded "$root/usr/bin/kvwise"
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}"
+maintainer="The kvwise developers <noreply@kvwise.invalid>"
 for pair in bash:usr/share/bash-completion/completions/kvwise zsh:usr/share/zsh/vendor-completions/_kvwise fish:usr/share/fish/vendor_completions.d/kvwise.fish; do
     file="$root/${pair#*:}"
     mkdir -p "$(dirname "$file")"
@@ -25,9 +29,34 @@ mkdir -p "$root/usr/share/man/man1"
 "$binary" man --output-dir "$root/usr/share/man/man1" >/dev/null
 chmod 0644 "$root"/usr/share/man/man1/*.1
 gzip -9n "$root"/usr/share/man/man1/*.1
-install -D -m 0644 LICENSE-MIT "$root/usr/share/doc/kvwise/copyright"
-printf '\n' >> "$root/usr/share/doc/kvwise/copyright"
-cat LICENSE-APACHE >> "$root/usr/share/doc/kvwise/copyright"
+documents="$root/usr/share/doc/kvwise"
+mkdir -p "$documents"
+# Debian has the Apache license's text in its own place; the MIT license's differs by its first line.
+{
+    cat <<COPYRIGHT
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: kvwise
+
+Files: *
+Copyright: $(sed -n 's/^Copyright (c) //p' LICENSE-MIT)
+License: Apache-2.0 or MIT
+
+License: Apache-2.0
+ The full text is in /usr/share/common-licenses/Apache-2.0.
+
+License: MIT
+COPYRIGHT
+    sed -e '1,/^Copyright/d' LICENSE-MIT | sed -e '/./,$!d' -e 's/^$/./' -e 's/^/ /'
+} > "$documents/copyright"
+cat > "$documents/changelog" <<CHANGELOG
+kvwise ($version) unstable; urgency=low
+
+  * See CHANGELOG.md of the sources.
+
+ -- $maintainer  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
+CHANGELOG
+chmod 0644 "$documents/copyright" "$documents/changelog"
+gzip -9n "$documents/changelog"
 # The C library's version is the only thing that the binary needs, and nothing at all if it is static.
 depends=""
 if ldd "$binary" 2>/dev/null | grep -q libc.so; then
@@ -41,7 +70,7 @@ cat > "$root/DEBIAN/control" <<CONTROL
 Package: kvwise
 Version: $version
 Architecture: $architecture
-Maintainer: The kvwise developers <kvwise@localhost>
+Maintainer: $maintainer
 Section: utils
 Priority: optional
 Installed-Size: $size

@@ -1,7 +1,7 @@
 //! The network between machines, where ranks of one engine are on several.
 //!
 //! Sums go through every machine's own links first, then between machines, each GPU with its part over its own share of the
-//! network, as NCCL does it. The time between machines is NCCL's own estimate for a tree (NCCL 2.27, `src/graph/tuning.cc`:
+//! network, as NCCL does it. The time between machines is NCCL's own estimate for a tree (NCCL 2.30.7, `src/graph/tuning.cc`:
 //! `2 log2(machines)` latencies besides the bytes over the bandwidth).
 //!
 //! Models: sums over tensor-parallel ranks and exchanges of experts' tokens that span machines, and what pipeline stages hand

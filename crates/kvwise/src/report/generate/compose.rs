@@ -100,7 +100,9 @@ fn service(server: &Server, name: &str, role: Role, out: &mut String) {
     line(4, "restart: unless-stopped");
     if server.vendor == Vendor::Amd {
         line(4, "devices: [\"/dev/kfd\", \"/dev/dri\"]");
-        line(4, "group_add: [\"video\"]");
+        if !server.names_no_groups() {
+            line(4, "group_add: [\"video\"]");
+        }
         line(4, "security_opt: [\"seccomp=unconfined\"]");
     } else if server.vendor == Vendor::Nvidia {
         line(4, "deploy:");

@@ -57,7 +57,8 @@ pub enum Vendor {
 }
 
 /// A build of llama.cpp with published images: the newest that was found named in public records when this was written
-/// (2026-11-22, `ghcr.io/ggml-org/llama.cpp:server-cuda-b11243`). Tags are `server-TYPE-bBUILD` (`.github/workflows/docker.yml`).
+/// (2026-11-22, `ghcr.io/ggml-org/llama.cpp:server-cuda-b11243`). Tags are `server-TYPE-bBUILD`, and for processors `server-bBUILD`
+/// (llama.cpp, `.github/workflows/docker.yml`); TYPE is `cuda`, made with CUDA 12, or `rocm` (llama.cpp 30255fc, `docs/docker.md`).
 const LLAMACPP_IMAGE: &str = "b11243";
 
 /// A container image.
@@ -170,6 +171,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// Whether the image has no group named after devices: then its user, root, opens them as they are (llama.cpp 30255fc,
+    /// `docs/docker.md`).
+    pub(super) fn names_no_groups(&self) -> bool {
+        self.engine == "llamacpp"
+    }
+
     /// Program and subcommand, on this machine or in the engine's image.
     pub fn program(&self, container: bool) -> &'static [&'static str] {
         match (self.engine, container) {

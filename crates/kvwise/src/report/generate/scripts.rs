@@ -127,7 +127,10 @@ fn container(server: &Server) -> String {
     let mut out = String::from("exec docker run --rm \\\n");
     match server.vendor {
         Vendor::Amd => {
-            out.push_str("  --device /dev/kfd --device /dev/dri --group-add video --security-opt seccomp=unconfined \\\n");
+            let group = if server.names_no_groups() { "" } else { " --group-add video" };
+            out.push_str(&format!(
+                "  --device /dev/kfd --device /dev/dri{group} --security-opt seccomp=unconfined \\\n"
+            ));
         }
         Vendor::Cpu => {}
         _ => out.push_str(&format!("  --gpus {} \\\n", server.gpus)),
