@@ -127,7 +127,11 @@ fn container(server: &Server) -> String {
     let mut out = String::from("exec docker run --rm \\\n");
     match server.vendor {
         Vendor::Amd => {
-            let group = if server.names_no_groups() { "" } else { " --group-add video" };
+            let group = if server.names_no_groups() {
+                ""
+            } else {
+                " --group-add video"
+            };
             out.push_str(&format!(
                 "  --device /dev/kfd --device /dev/dri{group} --security-opt seccomp=unconfined \\\n"
             ));
