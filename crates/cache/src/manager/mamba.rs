@@ -133,7 +133,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
                     .iter_mut()
                     .rev()
                     .map(|b| std::mem::replace(b, NULL_BLOCK));
-                self.pool.release(freed);
+                self.pool.release_window(freed);
                 table.mamba.num_retired = end;
             }
         }

@@ -87,17 +87,29 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> KvCacheManager<I, O> {
         let scale = spec.block_size / self.lookup.sizes.hash_block_size;
         let key_of = |i: u32| keys[((i + 1) * scale - 1) as usize];
         let table = &mut self.tables[t];
-        for i in start..end {
-            let block = table.blocks[i as usize];
-            if block == NULL_BLOCK || !mask.keeps(i) {
-                continue;
+        let (group, first_tokens) = (g as u32, (start + 1) * spec.block_size);
+        let run = &table.blocks[start as usize..end as usize];
+        if mask.keeps_all() {
+            let keys = &keys[((start + 1) * scale - 1) as usize..];
+            if scale == 1 {
+                let keys = keys.iter().copied();
+                self.pool
+                    .register_run(run, group, keys, first_tokens, spec.block_size);
+            } else {
+                let keys = keys.iter().copied().step_by(scale as usize);
+                self.pool
+                    .register_run(run, group, keys, first_tokens, spec.block_size);
             }
-            if self.pool.hash_tokens(block) != 0 {
-                // A boundary inside this block was named while it was filling.
-                self.pool.unregister(block);
+        } else {
+            for i in start..end {
+                let block = table.blocks[i as usize];
+                if mask.keeps(i) {
+                    let key = std::iter::once(key_of(i));
+                    let tokens = (i + 1) * spec.block_size;
+                    self.pool
+                        .register_run(&[block], group, key, tokens, spec.block_size);
+                }
             }
-            self.pool
-                .register(block, g as u32, key_of(i), (i + 1) * spec.block_size);
         }
         self.pool.note_stored(StoredRun {
             group: g as u32,

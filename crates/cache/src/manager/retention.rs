@@ -131,6 +131,12 @@ impl Mask {
         Self::Sparse { segments, tails }
     }
 
+    /// Whether all blocks are named.
+    #[inline]
+    pub(super) fn keeps_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+
     /// Whether block `i` of the request is named.
     #[inline]
     pub(super) fn keeps(&self, i: u32) -> bool {

@@ -83,6 +83,27 @@ fn unnamed_tails_are_reused_first_and_named_blocks_deepest_first() {
 }
 
 #[test]
+fn one_release_put_the_partial_blocks_of_windows_first_and_those_of_full_attention_last() {
+    for (group, order) in [
+        (GroupSpec::full(BLOCK), [5, 6, 7, 8, 9, 10, 4, 3, 2, 1]),
+        (
+            GroupSpec::sliding_window(BLOCK, 1000),
+            [4, 5, 6, 7, 8, 9, 10, 3, 2, 1],
+        ),
+    ] {
+        let mut m = Cache::with_hashes(&ManagerConfig {
+            release_order: ReleaseOrder::WindowsUnnamedFirst,
+            retention: Retention::Dense,
+            ..ManagerConfig::new(11, vec![group])
+        })
+        .unwrap();
+        let (a, _) = admit(&mut m, &with(common(), 3, 7), 0);
+        m.release(a);
+        assert_eq!(free_order(&m), order, "{group:?}");
+    }
+}
+
+#[test]
 fn before_the_change_of_may_2026_partial_blocks_queued_like_cached_ones() {
     let mut m = Cache::with_hashes(&ManagerConfig {
         release_order: ReleaseOrder::AllLast,

@@ -22,8 +22,53 @@ pub(crate) struct Node {
     next: u32,
     /// Owners.
     pub(crate) refs: u32,
+    /// Prefix tokens that the block's primary name covers, 0 if the block has no name, and [`SHARED`].
+    name: u32,
+}
+
+/// Bit of [`Node::name`]: other entries may have a name of this block, too.
+const SHARED: u32 = 1 << 31;
+
+/// Most tokens that a name covers.
+pub(super) const MAX_TOKENS: u32 = SHARED - 1;
+
+impl Node {
     /// Prefix tokens that the block's primary name covers; 0: the block has no name.
-    pub(crate) hash_tokens: u32,
+    #[inline]
+    pub(crate) fn hash_tokens(&self) -> u32 {
+        self.name & !SHARED
+    }
+
+    /// The block gets its primary name, or loses all (0).
+    #[inline]
+    pub(crate) fn set_hash_tokens(&mut self, tokens: u32) {
+        debug_assert_eq!(tokens & SHARED, 0, "a name covers less than 2^31 tokens");
+        self.name = tokens;
+    }
+
+    /// Another entry has a name of this block, too.
+    #[inline]
+    pub(crate) fn set_shared(&mut self) {
+        self.name |= SHARED;
+    }
+
+    /// Takes the name off: whether there was one, and whether it may be shared.
+    #[inline]
+    pub(crate) fn take_name(&mut self) -> (bool, bool) {
+        let name = std::mem::take(&mut self.name);
+        (name != 0, name & SHARED != 0)
+    }
+}
+
+/// Where a block goes that is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not in the queue: it has other owners.
+    Nowhere,
+    /// Handed out last.
+    Tail,
+    /// Handed out first.
+    Head,
 }
 
 /// Both links of a block that is not in the queue.
@@ -38,7 +83,7 @@ impl FreeList {
                 prev: i.wrapping_sub(1),
                 next: i + 1,
                 refs: 0,
-                hash_tokens: 0,
+                name: 0,
             })
             .collect();
         (links[0].prev, links[0].next) = (OUT, OUT);
@@ -80,7 +125,7 @@ impl FreeList {
     /// No block has a name any more.
     pub(crate) fn forget_names(&mut self) {
         for node in &mut self.links {
-            node.hash_tokens = 0;
+            node.set_hash_tokens(0);
         }
     }
 
@@ -122,17 +167,44 @@ impl FreeList {
         self.len -= 1;
     }
 
-    /// Appends at the tail: evicted last.
+    /// Puts blocks where `place` says, in order: at the tail, or at the head behind those that went there before them.
     #[inline]
-    pub(crate) fn push_back(&mut self, block: BlockId) {
+    pub(crate) fn put_back(
+        &mut self,
+        blocks: impl IntoIterator<Item = BlockId>,
+        mut place: impl FnMut(BlockId, &mut Node) -> Place,
+    ) {
         let s = self.sentinel();
-        let last = self.links[s as usize].prev;
-        self.insert_between(block, last, s);
+        let (mut tail, mut last_at_head, mut count) = (self.links[s as usize].prev, None, 0);
+        for block in blocks {
+            let node = &mut self.links[block as usize];
+            match place(block, node) {
+                Place::Nowhere => {}
+                Place::Tail => {
+                    debug_assert_eq!(node.prev, OUT, "block {block} is in the queue already");
+                    node.prev = tail;
+                    // the ring is closed behind the last one only
+                    self.links[tail as usize].next = block;
+                    tail = block;
+                    count += 1;
+                }
+                Place::Head => {
+                    self.links[tail as usize].next = s;
+                    self.links[s as usize].prev = tail;
+                    self.insert_after(block, last_at_head);
+                    last_at_head = Some(block);
+                    tail = self.links[s as usize].prev;
+                }
+            }
+        }
+        self.links[tail as usize].next = s;
+        self.links[s as usize].prev = tail;
+        self.len += count;
     }
 
     /// Inserts `block` right behind `prev`, or at the head if `prev` is `None`.
     #[inline]
-    pub(crate) fn insert_after(&mut self, block: BlockId, prev: Option<BlockId>) {
+    fn insert_after(&mut self, block: BlockId, prev: Option<BlockId>) {
         let prev = prev.unwrap_or_else(|| self.sentinel());
         let next = self.links[prev as usize].next;
         self.insert_between(block, prev, next);

@@ -27,6 +27,18 @@ pub trait PrefixIndex {
     fn name(&mut self, entry: EntryId, group: u32, key: Self::Key);
     /// Makes the named `entry` the first head of its key; there was none.
     fn set_head(&mut self, entry: EntryId);
+    /// Gives `entry` the name `key`, and makes it the head if there was none; returns the head there was, 0 if none.
+    ///
+    /// As [`PrefixIndex::get`], [`PrefixIndex::name`] and [`PrefixIndex::set_head`], for indexes that can do it in one search.
+    #[inline]
+    fn name_as_head(&mut self, entry: EntryId, group: u32, key: Self::Key) -> EntryId {
+        let head = self.get(group, key);
+        self.name(entry, group, key);
+        if head == 0 {
+            self.set_head(entry);
+        }
+        head
+    }
     /// Replaces the head `old` by `new`, an entry named by the same key.
     fn replace_head(&mut self, old: EntryId, new: EntryId);
     /// Removes the head `entry`: its key is not cached any more.
@@ -65,6 +77,13 @@ impl DenseIndex {
     fn slot(&self, group: u32, key: u32) -> usize {
         key as usize * self.groups.get() as usize + group as usize
     }
+
+    /// Makes room for a slot beyond those announced.
+    #[cold]
+    fn grow(&mut self, slot: usize) {
+        assert!(u32::try_from(slot).is_ok(), "more than 2^32 (key, group) pairs");
+        self.heads.resize((slot + 1).next_power_of_two(), 0);
+    }
 }
 
 impl PrefixIndex for DenseIndex {
@@ -83,8 +102,7 @@ impl PrefixIndex for DenseIndex {
     fn name(&mut self, entry: EntryId, group: u32, key: u32) {
         let slot = self.slot(group, key);
         if slot >= self.heads.len() {
-            assert!(u32::try_from(slot).is_ok(), "more than 2^32 (key, group) pairs");
-            self.heads.resize((slot + 1).next_power_of_two(), 0);
+            self.grow(slot);
         }
         self.slot_of[entry as usize] = slot as u32;
     }
@@ -92,6 +110,21 @@ impl PrefixIndex for DenseIndex {
     #[inline]
     fn set_head(&mut self, entry: EntryId) {
         self.heads[self.slot_of[entry as usize] as usize] = entry;
+    }
+
+    #[inline]
+    fn name_as_head(&mut self, entry: EntryId, group: u32, key: u32) -> EntryId {
+        let slot = self.slot(group, key);
+        if slot >= self.heads.len() {
+            self.grow(slot);
+        }
+        self.slot_of[entry as usize] = slot as u32;
+        let head = &mut self.heads[slot];
+        let there = *head;
+        if there == 0 {
+            *head = entry;
+        }
+        there
     }
 
     #[inline]
@@ -176,6 +209,15 @@ impl<K: Copy + Eq + Hash + Debug> HashIndex<K> {
         (slot + 1) & (self.slots.len() - 1)
     }
 
+    #[inline]
+    fn write_name(&mut self, entry: EntryId, name: Entry<K>) {
+        if self.entries.is_empty() {
+            let group = NO_GROUP;
+            self.entries.resize(self.num_entries, Entry { group, ..name });
+        }
+        self.entries[entry as usize] = name;
+    }
+
     fn insert(&mut self, hash: u32, entry: EntryId) {
         let mut at = self.home(hash);
         while self.slots[at] != 0 {
@@ -252,15 +294,34 @@ impl<K: Copy + Eq + Hash + Debug> PrefixIndex for HashIndex<K> {
 
     fn name(&mut self, entry: EntryId, group: u32, key: K) {
         let hash = Self::hash(group, &key);
-        if self.entries.is_empty() {
-            let group = NO_GROUP;
-            self.entries.resize(self.num_entries, Entry { key, group, hash });
-        }
-        self.entries[entry as usize] = Entry { key, group, hash };
+        self.write_name(entry, Entry { key, group, hash });
     }
 
     fn set_head(&mut self, entry: EntryId) {
         self.insert(self.entries[entry as usize].hash, entry);
+    }
+
+    #[inline]
+    fn name_as_head(&mut self, entry: EntryId, group: u32, key: K) -> EntryId {
+        let hash = Self::hash(group, &key);
+        let (mut at, mut there) = (self.home(hash), 0);
+        loop {
+            let word = self.slots[at];
+            if word == 0 {
+                self.slots[at] = (u64::from(hash) << 32) | u64::from(entry);
+                break;
+            }
+            if (word >> 32) as u32 == hash {
+                let e = &self.entries[word as u32 as usize];
+                if e.group == group && e.key == key {
+                    there = word as u32;
+                    break;
+                }
+            }
+            at = self.after(at);
+        }
+        self.write_name(entry, Entry { key, group, hash });
+        there
     }
 
     fn replace_head(&mut self, old: EntryId, new: EntryId) {
@@ -309,12 +370,16 @@ mod tests {
             for (insert, group, key, entry) in operations {
                 let taken = map.values().any(|&e| e == entry);
                 if insert && !taken && !map.contains_key(&(group, key)) {
-                    index.name(entry, group, key);
-                    index.set_head(entry);
+                    if entry % 2 == 0 {
+                        index.name(entry, group, key);
+                        index.set_head(entry);
+                    } else {
+                        prop_assert_eq!(index.name_as_head(entry, group, key), 0);
+                    }
                     map.insert((group, key), entry);
                 } else if insert && !taken {
                     let old = map[&(group, key)];
-                    index.name(entry, group, key);
+                    prop_assert_eq!(index.name_as_head(entry, group, key), old);
                     index.replace_head(old, entry);
                     map.insert((group, key), entry);
                 } else if let Some(entry) = map.remove(&(group, key)) {

@@ -32,11 +32,14 @@
 
 mod free_list;
 mod index;
+mod names;
 mod observer;
 
 use crate::error::{Error, Result};
 
-use free_list::FreeList;
+use free_list::{FreeList, Place};
+use names::{Aliases, Ring};
+
 pub use index::{DenseIndex, EntryId, HashIndex, PrefixIndex};
 pub use observer::{EventLog, KvEvent, PoolObserver, ResidencyLog, ResidencySample, StoredRun};
 
@@ -50,13 +53,16 @@ pub const NULL_BLOCK: BlockId = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReleaseOrder {
     /// Blocks without name go to the head (reused first), named ones to the tail; without prefix caching all go to
-    /// the head. vLLM pull request 42656 as corrected by 51482; the rule of vLLM 0.32.0.
+    /// the head. The rule of vLLM 0.24.0 to 0.26.0 and of 0.32.0 (pull request 42656, without caching as corrected by 51482).
     #[default]
     UnnamedFirst,
     /// As [`ReleaseOrder::UnnamedFirst`], but without prefix caching all go to the tail: builds of summer 2026 between
     /// vLLM pull requests 48017 and 51482.
     UnnamedFirstCachingOnly,
-    /// All blocks go to the tail: vLLM before pull request 42656 (May 2026). Partial blocks then push out cached ones.
+    /// As [`ReleaseOrder::UnnamedFirst`] for sliding windows and for what lies behind a window or a chunk
+    /// ([`BlockPool::release_window`]), all others to the tail: vLLM 0.23.
+    WindowsUnnamedFirst,
+    /// All blocks go to the tail: vLLM before 0.23. Partial blocks then push out cached ones.
     AllLast,
 }
 
@@ -76,22 +82,6 @@ pub struct BlockPool<I: PrefixIndex, O = ()> {
     version: u64,
     num_gained: u64,
     observer: O,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Ring {
-    prev: EntryId,
-    next: EntryId,
-}
-
-/// Second and further names of blocks (prefix boundaries inside a block).
-#[derive(Debug, Clone, Default)]
-struct Aliases {
-    /// First alias of each block, empty as long as no block ever had one.
-    head: Vec<EntryId>,
-    /// Block and next alias, by `entry - num_blocks`.
-    nodes: Vec<(BlockId, EntryId)>,
-    unused: Vec<EntryId>,
 }
 
 impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
@@ -204,7 +194,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// Prefix tokens covered by the block's name, 0 if it has none.
     #[inline]
     pub fn hash_tokens(&self, block: BlockId) -> u32 {
-        self.free.node(block).hash_tokens
+        self.free.node(block).hash_tokens()
     }
 
     /// The block that holds the content `key` in `group`; of several, the one cached first.
@@ -218,25 +208,7 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
 
     /// Group and key of the block's primary name.
     pub fn name_of(&self, block: BlockId) -> Option<(u32, I::Key)> {
-        (self.free.node(block).hash_tokens != 0).then(|| self.index.key_of(block))
-    }
-
-    /// Whether `key` leads to `block` itself, not only to a duplicate.
-    pub fn is_named(&self, block: BlockId, group: u32, key: I::Key) -> bool {
-        let head = self.index.get(group, key);
-        if head == 0 {
-            return false;
-        }
-        let mut at = head;
-        loop {
-            if self.block_of(at) == block {
-                return true;
-            }
-            at = self.ring[at as usize].next;
-            if at == 0 || at == head {
-                return false;
-            }
-        }
+        (self.free.node(block).hash_tokens() != 0).then(|| self.index.key_of(block))
     }
 
     /// Takes `n` blocks off the free queue, evicting what they held, and appends them to `out`.
@@ -259,8 +231,16 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
         free.pop_n(n, |block, node| {
             if self.caching {
                 self.observer.recycled(block);
-                if std::mem::take(&mut node.hash_tokens) != 0 {
-                    self.drop_names(block, num_blocks);
+                let (named, shared) = node.take_name();
+                if named {
+                    if self.aliases.head.is_empty() && !shared {
+                        // nearly always: one name, nobody else's
+                        let (group, key) = self.index.key_of(block);
+                        self.index.remove_head(block);
+                        self.observer.removed(group, key);
+                    } else {
+                        self.drop_names(block, num_blocks);
+                    }
                     self.num_evicted += 1;
                     self.observer.evicted(block);
                 }
@@ -298,31 +278,41 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// Null blocks are skipped.
     #[inline]
     pub fn release(&mut self, blocks: impl IntoIterator<Item = BlockId>) {
+        self.release_in(self.order, blocks);
+    }
+
+    /// As [`BlockPool::release`], for blocks of sliding windows and such that no later token attends to: some releases
+    /// of vLLM order these in a way of their own.
+    #[inline]
+    pub fn release_window(&mut self, blocks: impl IntoIterator<Item = BlockId>) {
+        let order = match self.order {
+            ReleaseOrder::WindowsUnnamedFirst => ReleaseOrder::UnnamedFirst,
+            order => order,
+        };
+        self.release_in(order, blocks);
+    }
+
+    #[inline]
+    fn release_in(&mut self, order: ReleaseOrder, blocks: impl IntoIterator<Item = BlockId>) {
         self.version += 1;
-        let mut last_at_head = None;
-        for block in blocks {
+        // whether blocks without and with a name go first
+        let (unnamed, named) = match order {
+            ReleaseOrder::UnnamedFirst => (true, !self.caching),
+            ReleaseOrder::UnnamedFirstCachingOnly => (self.caching, false),
+            ReleaseOrder::WindowsUnnamedFirst | ReleaseOrder::AllLast => (false, false),
+        };
+        self.free.put_back(blocks, |block, node| {
             if block == NULL_BLOCK {
-                continue;
+                return Place::Nowhere;
             }
-            let node = self.free.node_mut(block);
             debug_assert!(node.refs > 0, "block {block} was released without an owner");
             node.refs -= 1;
             if node.refs != 0 {
-                continue;
+                return Place::Nowhere;
             }
-            let named = node.hash_tokens != 0;
-            let at_head = match self.order {
-                ReleaseOrder::UnnamedFirst => !named || !self.caching,
-                ReleaseOrder::UnnamedFirstCachingOnly => !named && self.caching,
-                ReleaseOrder::AllLast => false,
-            };
-            if at_head {
-                self.free.insert_after(block, last_at_head);
-                last_at_head = Some(block);
-            } else {
-                self.free.push_back(block);
-            }
-        }
+            let first = if node.hash_tokens() == 0 { unnamed } else { named };
+            if first { Place::Head } else { Place::Tail }
+        });
     }
 
     /// Adds an owner to an owned block (copy-on-write keeps both ends of a copy).
@@ -332,73 +322,6 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
             "block {block} has no owner to join"
         );
         self.free.node_mut(block).refs += 1;
-    }
-
-    /// Names the content of `block`: its first `num_tokens` prefix tokens are `key`.
-    ///
-    /// A block that has a name already gets a second one. Naming it again by a name it has changes nothing.
-    #[inline]
-    pub fn register(&mut self, block: BlockId, group: u32, key: I::Key, num_tokens: u32) {
-        debug_assert!(block != NULL_BLOCK, "the null block cannot be cached");
-        debug_assert!(num_tokens > 0, "a name covers at least one token");
-        self.version += 1;
-        self.num_gained += 1;
-        let entry = if self.free.node(block).hash_tokens == 0 {
-            self.free.node_mut(block).hash_tokens = num_tokens;
-            block
-        } else if self.is_named(block, group, key) {
-            return;
-        } else {
-            self.new_alias(block)
-        };
-        self.insert(entry, group, key);
-    }
-
-    /// Takes all names off `block`, calling the observer's `removed`; returns whether it had any.
-    pub fn unregister(&mut self, block: BlockId) -> bool {
-        if self.free.node(block).hash_tokens == 0 {
-            return false;
-        }
-        self.version += 1;
-        self.forget_names(block);
-        true
-    }
-
-    /// Makes `block`'s content unreachable without freeing it; returns whether it was cached.
-    pub fn evict(&mut self, block: BlockId) -> bool {
-        self.observer.recycled(block);
-        let was_cached = self.unregister(block);
-        if was_cached {
-            self.num_evicted += 1;
-            self.observer.evicted(block);
-        }
-        was_cached
-    }
-
-    /// Moves all names of `from` to the nameless block `to`; no events.
-    pub fn move_names(&mut self, from: BlockId, to: BlockId) {
-        debug_assert_eq!(
-            self.free.node(to).hash_tokens,
-            0,
-            "block {to} has names of its own"
-        );
-        if self.free.node(from).hash_tokens == 0 {
-            return;
-        }
-        self.version += 1;
-        let tokens = self.free.node(from).hash_tokens;
-        let (group, key) = self.index.key_of(from);
-        let mut moved = Vec::new();
-        let mut alias = self.first_alias(from);
-        while alias != 0 {
-            moved.push(self.index.key_of(alias));
-            alias = self.next_alias(alias);
-        }
-        self.remove_all_entries(from, |_, _| {});
-        self.register(to, group, key, tokens);
-        for (group, key) in moved {
-            self.register(to, group, key, tokens);
-        }
     }
 
     /// Tells the observer that a run of blocks was registered.
@@ -429,134 +352,6 @@ impl<I: PrefixIndex, O: PoolObserver<I::Key>> BlockPool<I, O> {
     /// The free queue, next block to be handed out first.
     pub fn free_order(&self) -> impl Iterator<Item = BlockId> + '_ {
         self.free.iter()
-    }
-
-    #[inline]
-    fn block_of(&self, entry: EntryId) -> BlockId {
-        match entry.checked_sub(self.num_blocks()) {
-            None => entry,
-            Some(alias) => self.aliases.nodes[alias as usize].0,
-        }
-    }
-
-    #[inline]
-    fn insert(&mut self, entry: EntryId, group: u32, key: I::Key) {
-        let head = self.index.get(group, key);
-        self.index.name(entry, group, key);
-        if head == 0 {
-            self.index.set_head(entry);
-        } else {
-            let last = match self.ring[head as usize].prev {
-                0 => head,
-                last => last,
-            };
-            self.ring[entry as usize] = Ring {
-                prev: last,
-                next: head,
-            };
-            self.ring[last as usize].next = entry;
-            self.ring[head as usize].prev = entry;
-        }
-        self.observer.registered(self.block_of(entry), group, key);
-    }
-
-    #[inline]
-    fn remove(&mut self, entry: EntryId) {
-        let Ring { prev, next } = self.ring[entry as usize];
-        if next == 0 {
-            self.index.remove_head(entry);
-            return;
-        }
-        if self.index.is_head(entry) {
-            self.index.replace_head(entry, next);
-        }
-        self.ring[entry as usize] = Ring::default();
-        if prev == next {
-            self.ring[next as usize] = Ring::default();
-        } else {
-            self.ring[prev as usize].next = next;
-            self.ring[next as usize].prev = prev;
-        }
-    }
-
-    #[inline]
-    fn forget_names(&mut self, block: BlockId) {
-        self.free.node_mut(block).hash_tokens = 0;
-        self.drop_names(block, self.free.num_blocks());
-    }
-
-    /// Removes all names of a block, whose state says already that it has none. `num_blocks` is given because the free
-    /// queue may be taken apart meanwhile.
-    #[inline]
-    fn drop_names(&mut self, block: BlockId, num_blocks: u32) {
-        let (group, key) = self.index.key_of(block);
-        self.remove(block);
-        self.observer.removed(group, key);
-        if !self.aliases.head.is_empty() {
-            self.forget_aliases(block, num_blocks);
-        }
-    }
-
-    fn forget_aliases(&mut self, block: BlockId, num_blocks: u32) {
-        let mut alias = self.first_alias(block);
-        while alias != 0 {
-            let next = self.aliases.nodes[(alias - num_blocks) as usize].1;
-            let (group, key) = self.index.key_of(alias);
-            self.remove(alias);
-            self.observer.removed(group, key);
-            self.aliases.unused.push(alias);
-            alias = next;
-        }
-        self.aliases.head[block as usize] = 0;
-    }
-
-    fn remove_all_entries(&mut self, block: BlockId, mut each: impl FnMut(u32, I::Key)) {
-        let (group, key) = self.index.key_of(block);
-        self.remove(block);
-        self.free.node_mut(block).hash_tokens = 0;
-        each(group, key);
-        let mut alias = self.first_alias(block);
-        while alias != 0 {
-            let next = self.next_alias(alias);
-            self.remove(alias);
-            self.aliases.unused.push(alias);
-            alias = next;
-        }
-        if let Some(head) = self.aliases.head.get_mut(block as usize) {
-            *head = 0;
-        }
-    }
-
-    fn first_alias(&self, block: BlockId) -> EntryId {
-        self.aliases.head.get(block as usize).copied().unwrap_or(0)
-    }
-
-    fn next_alias(&self, alias: EntryId) -> EntryId {
-        self.aliases.nodes[(alias - self.num_blocks()) as usize].1
-    }
-
-    fn new_alias(&mut self, block: BlockId) -> EntryId {
-        let n = self.num_blocks();
-        if self.aliases.head.is_empty() {
-            self.aliases.head = vec![0; n as usize];
-        }
-        let next = self.aliases.head[block as usize];
-        let alias = if let Some(alias) = self.aliases.unused.pop() {
-            self.aliases.nodes[(alias - n) as usize] = (block, next);
-            alias
-        } else {
-            let alias = n + self.aliases.nodes.len() as u32;
-            self.aliases.nodes.push((block, next));
-            let entries = alias as usize + 1;
-            if entries > self.ring.len() {
-                let room = entries.next_power_of_two().max(n as usize + 64);
-                self.ring.resize(room, Ring::default());
-                self.index.reserve_entries(room);
-            }
-            alias
-        };
-        self.aliases.head[block as usize] = alias;
-        alias
     }
 
     /// Checks every invariant of the pool; O(blocks), for tests.

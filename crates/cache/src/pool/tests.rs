@@ -64,7 +64,7 @@ impl Naive {
         self.free.retain(|&b| b != block);
     }
 
-    fn release(&mut self, blocks: &[BlockId]) {
+    fn release(&mut self, blocks: &[BlockId], of_window: bool) {
         let (mut first, mut last) = (Vec::new(), Vec::new());
         for &block in blocks {
             self.refs[block as usize] -= 1;
@@ -73,7 +73,8 @@ impl Naive {
             }
             let named = !self.names[block as usize].is_empty();
             let at_head = match self.order {
-                ReleaseOrder::AllLast => false,
+                ReleaseOrder::WindowsUnnamedFirst if of_window => !(named && self.caching),
+                ReleaseOrder::WindowsUnnamedFirst | ReleaseOrder::AllLast => false,
                 ReleaseOrder::UnnamedFirst => !(named && self.caching),
                 ReleaseOrder::UnnamedFirstCachingOnly => self.caching && !named,
             };
@@ -111,8 +112,9 @@ enum Op {
     Allocate(u8),
     /// Touches what is cached under a name.
     Hit(u8, u8),
-    /// Releases some owned blocks, chosen by bits.
+    /// Releases some owned blocks, chosen by bits; those of a window in another way.
     Release(u16),
+    ReleaseWindow(u16),
     Register(u8, u8, u8),
     Evict(u8),
     Reset,
@@ -123,6 +125,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0_u8..6).prop_map(Op::Allocate),
         3 => (0_u8..2, 0_u8..6).prop_map(|(g, k)| Op::Hit(g, k)),
         4 => any::<u16>().prop_map(Op::Release),
+        2 => any::<u16>().prop_map(Op::ReleaseWindow),
         5 => (any::<u8>(), 0_u8..2, 0_u8..6).prop_map(|(b, g, k)| Op::Register(b, g, k)),
         1 => any::<u8>().prop_map(Op::Evict),
         1 => Just(Op::Reset),
@@ -150,7 +153,7 @@ fn step<I: PrefixIndex<Key = u32>>(
                 held.push(block);
             }
         }
-        Op::Release(bits) => {
+        Op::Release(bits) | Op::ReleaseWindow(bits) => {
             let mut at = 0;
             let mut out = Vec::new();
             held.retain(|&b| {
@@ -161,8 +164,13 @@ fn step<I: PrefixIndex<Key = u32>>(
                 }
                 stays
             });
-            pool.release(out.iter().copied());
-            twin.release(&out);
+            let of_window = matches!(op, Op::ReleaseWindow(_));
+            if of_window {
+                pool.release_window(out.iter().copied());
+            } else {
+                pool.release(out.iter().copied());
+            }
+            twin.release(&out, of_window);
         }
         Op::Register(b, g, k) => {
             if !held.is_empty() && twin.caching {
@@ -195,6 +203,7 @@ fn orders() -> impl Strategy<Value = ReleaseOrder> {
     prop_oneof![
         Just(ReleaseOrder::UnnamedFirst),
         Just(ReleaseOrder::UnnamedFirstCachingOnly),
+        Just(ReleaseOrder::WindowsUnnamedFirst),
         Just(ReleaseOrder::AllLast),
     ]
 }
