@@ -83,6 +83,9 @@ pub enum TokensRule {
 pub enum FreedBlocks {
     /// All behind the others in the free queue: a partial block pushes out a cached one.
     AllLast,
+    /// As [`FreedBlocks::UnnamedFirst`] for sliding windows and what lies behind a window, else as
+    /// [`FreedBlocks::AllLast`].
+    WindowsUnnamedFirst,
     /// Blocks that no later request can hit first, cached ones last.
     UnnamedFirst,
 }
@@ -195,7 +198,7 @@ const OLDEST: Rules = Rules {
 };
 
 /// In the order of the releases.
-const CHANGES: [Change; 24] = [
+const CHANGES: [Change; 25] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -290,25 +293,31 @@ const CHANGES: [Change; 24] = [
     },
     Change {
         since: Version::new(0, 23, 0),
-        source: "vllm-project/vllm pull request 42656 of May 2026 (v1/core/block_pool.py); 0.22 still appends, read in 0.32.0",
-        what: "freed blocks without a hash go to the head of the free queue",
-        apply: |rules| rules.freed_blocks = FreedBlocks::UnnamedFirst,
+        source: "v1/core/single_type_kv_cache_manager.py of 0.22.0 and 0.23.0 (free, remove_skipped_blocks)",
+        what: "blocks of sliding windows that are freed without a hash go to the head of the free queue",
+        apply: |rules| rules.freed_blocks = FreedBlocks::WindowsUnnamedFirst,
     },
     Change {
         since: Version::new(0, 23, 0),
-        source: "vllm-project/vllm pull request 43447, merged in June 2026, first in 0.23.0; off unless set (issue 48435)",
+        source: "v1/core/kv_cache_coordinator.py of 0.22.0 and 0.23.0; vllm-project/vllm pull request 43447; off unless set",
         what: "a retention interval can be set for sliding windows",
         apply: |rules| rules.retention = RetentionRule::Windows,
     },
     Change {
         since: Version::new(0, 24, 0),
-        source: "vllm-project/vllm pull request 37898, merged by June 2026 (issue 45238); the release is not certain",
+        source: "v1/core/block_pool.py (free_blocks) of 0.23.0 and 0.24.0; vllm-project/vllm pull request 42656",
+        what: "all freed blocks without a hash go to the head of the free queue",
+        apply: |rules| rules.freed_blocks = FreedBlocks::UnnamedFirst,
+    },
+    Change {
+        since: Version::new(0, 24, 0),
+        source: "v1/core/sched/scheduler.py (_mamba_block_aligned_split) of 0.23.0 and 0.24.0; pull request 37898",
         what: "chunks of models with Mamba states end where prompts part",
         apply: |rules| rules.junctions = JunctionRule::EndsChunk,
     },
     Change {
-        since: Version::new(0, 25, 0),
-        source: "vllm-project/vllm pull request 45845, June 2026; in use with 0.25.0 (llm-d/llm-d pull request 2034)",
+        since: Version::new(0, 24, 0),
+        source: "v1/core/kv_cache_coordinator.py of 0.23.0 and 0.24.0; vllm-project/vllm pull request 45845",
         what: "a retention interval holds for Mamba states too",
         apply: |rules| rules.retention = RetentionRule::WindowsAndStates,
     },
@@ -326,7 +335,7 @@ const CHANGES: [Change; 24] = [
     },
     Change {
         since: Version::new(0, 26, 0),
-        source: "vllm-project/vllm pull request 47782 of July 2026, after 0.25.0; read in 0.32.0",
+        source: "v1/core/single_type_kv_cache_manager.py of 0.25.0 and 0.26.0; vllm-project/vllm pull request 47782",
         what: "blocks where prompts part are kept under a retention interval",
         apply: |rules| rules.junctions = JunctionRule::IsRetained,
     },
@@ -444,7 +453,17 @@ mod tests {
         assert!((at(20).gpu_memory_utilization - 0.92).abs() < 1e-9);
         assert!(!at(13).async_by_default && at(14).async_by_default);
         assert!(!at(9).groups_windows && at(10).groups_windows);
-        let retention = [22, 23, 25, 28, 29].map(|minor| at(minor).retention);
+        let freed = [22, 23, 24, 32].map(|minor| at(minor).freed_blocks);
+        assert_eq!(
+            freed,
+            [
+                FreedBlocks::AllLast,
+                FreedBlocks::WindowsUnnamedFirst,
+                FreedBlocks::UnnamedFirst,
+                FreedBlocks::UnnamedFirst
+            ]
+        );
+        let retention = [22, 23, 24, 28, 29].map(|minor| at(minor).retention);
         assert_eq!(
             retention,
             [
