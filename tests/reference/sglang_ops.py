@@ -156,7 +156,7 @@ class Cache:
         params = sgl.CacheInitParams(
             disable=False, req_to_token_pool=self.rows, token_to_kv_pool_allocator=self.slots, page_size=self.page,
             eviction_policy=job["policy"], eviction_policy_config=job.get("policy_config"),
-            enable_kv_cache_events=True)
+            enable_kv_cache_events=job.get("kv_events", True))
         params.tree_components = (sgl.ComponentType.FULL,)
         params.tree_core_backend = core
         self.tree = sgl.UnifiedRadixCache(params)

@@ -10,7 +10,8 @@ KVWISE_VLLM_PYTHON names that Python.
 
 Groups are written full:1,swa64:2,chunk128:1,mamba:3, each kind optionally with its own block size (swa64@32:2) and
 with +eagle behind it where the drafter's layers are. Under "speculation" {"method", "draft_tokens",
-"accepted_per_mille"} (and "disable_eagle_block_drop") every decoding request is given that many made-up drafts a step, and as many of them come true.
+"accepted_per_mille"} (and "disable_eagle_block_drop", "parallel_drafting",
+"num_speculative_tokens_per_batch_size") every decoding request is given that many made-up drafts a step, and as many of them come true.
 """
 import dataclasses
 import json
@@ -19,6 +20,7 @@ import os
 import sys
 import tempfile
 import zlib
+from types import SimpleNamespace
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ["PYTHONHASHSEED"] = "0"
@@ -114,6 +116,10 @@ def speculative_config(s):
         object.__setattr__(config, field.name, default)
     config.method, config.num_speculative_tokens = s["method"], s["draft_tokens"]
     config.disable_eagle_block_drop = s.get("disable_eagle_block_drop", False)
+    config.parallel_drafting = s.get("parallel_drafting", False) or s["method"] in ("dflash", "dspark")
+    config.num_speculative_tokens_per_batch_size = s.get("num_speculative_tokens_per_batch_size")
+    if s["method"] == "dspark":  # asked whether it samples from its anchor, which it does by default
+        config.draft_model_config = SimpleNamespace(hf_config=SimpleNamespace())
     return config
 
 
@@ -224,7 +230,7 @@ def replay(model, settings, rows, out):
             logprobs=None, prompt_logprobs_dict={}, pooler_output=[]))
         if speculation:
             drafting = [rid for rid, tokens in zip(ids, sampled) if tokens]
-            scheduler.update_draft_token_ids(DraftTokenIds(drafting, [[7] * speculation["draft_tokens"]] * len(drafting)))
+            scheduler.update_draft_token_ids(DraftTokenIds(drafting, [[7] * plan.num_spec_tokens_to_schedule] * len(drafting)))
         for rid, request, blocks in requests:
             if request.is_finished():
                 rec.emit(ev="finish", id=rid, out=request.num_output_tokens, preemptions=request.num_preemptions,

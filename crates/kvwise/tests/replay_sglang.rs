@@ -1,10 +1,17 @@
 //! `kvwise replay --engine sglang` line by line against what SGLang 0.5.23's own code did (see
 //! `data/sglang/SOURCES.md`), and its manners with bad input.
 
+#[path = "../../sim/tests/asking/mod.rs"]
+mod asking;
+mod random;
+mod replay_sglang_cases;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use asking::Script;
 use kvwise_io::trace::Source;
+use serde_json::Value;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -75,7 +82,7 @@ fn events_are_those_of_sglang_line_by_line() {
             let their = their.replace("\"impl\": \"rust\", ", "");
             assert_eq!(*own, their, "{name}, line {}", at + 1);
         }
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["schema"], "kvwise.replay/1");
         assert_eq!(report["requests"], 600);
     }
@@ -85,7 +92,7 @@ fn events_are_those_of_sglang_line_by_line() {
 fn every_policy_page_size_and_number_running_gives_sglangs_events() {
     let folder = tempfile::tempdir().unwrap();
     for line in lines(&data("small.jsonl.zst")) {
-        let job: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let job: Value = serde_json::from_str(&line).unwrap();
         let text = |name: &str| job[name].as_str().unwrap().to_owned();
         let list = |name: &str| -> Vec<String> {
             job[name]
@@ -197,4 +204,132 @@ fn a_request_that_never_fits_is_refused_and_the_others_are_served() {
         "{}",
         lines[1]
     );
+}
+
+#[test]
+fn a_request_whose_output_never_fits_is_aborted_and_the_others_are_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trace, events) = (folder.path().join("t.jsonl"), folder.path().join("e.jsonl"));
+    std::fs::write(
+        &trace,
+        "{\"id\": \"a\", \"tokens\": [1, 2, 3, 4, 5, 6, 7, 8, 9], \"output_length\": 6000}\n\
+         {\"id\": \"b\", \"tokens\": [1, 2, 3, 4, 5, 7], \"output_length\": 20, \"cache_salt\": \"x\"}\n",
+    )
+    .unwrap();
+    let flags = ["--capacity", "5000", "--running", "2", "--policy", "slru"];
+    let output = replay(
+        &trace,
+        &[&flags[..], &["--events", events.to_str().unwrap()]].concat(),
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // As the reference script driving SGLang 0.5.23's own code answers.
+    assert_eq!(
+        lines(&events),
+        [
+            r#"{"id": "a", "input": 9, "matched": 0, "new": 9, "evicted": [], "slots": [], "free": 4991, "evictable": 0, "protected": 9}"#,
+            r#"{"id": "b", "input": 6, "matched": 0, "new": 6, "evicted": [], "slots": [], "free": 4985, "evictable": 0, "protected": 15}"#,
+            r#"{"id": "b", "retracted": true}"#,
+            r#"{"id": "a", "aborted": true}"#,
+            r#"{"id": "b", "input": 6, "matched": 0, "new": 6, "evicted": [], "slots": [], "free": 4985, "evictable": 9, "protected": 6, "again": true}"#,
+            r#"{"summary": {"requests": 2, "refused": 0, "input": 15, "matched": 0, "evicted": 0, "evicted_nodes": 0, "policy": "slru", "page": 1, "capacity": 5000, "retracted": 1, "aborted": 1}}"#,
+        ]
+    );
+}
+
+/// What `kvwise replay` makes of a case, as lines.
+fn events_of(case: &Value, folder: &Path) -> Vec<String> {
+    let (trace, events) = (folder.join("trace.jsonl"), folder.join("events.jsonl"));
+    let rows = case["rows"].as_array().unwrap();
+    let text: Vec<String> = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(&trace, text.concat()).unwrap();
+    let settings = &case["settings"];
+    let mut flags = vec![
+        "--policy".to_owned(),
+        settings["policy"].as_str().unwrap().to_owned(),
+    ];
+    for (flag, name) in [
+        ("--page", "page"),
+        ("--capacity", "capacity"),
+        ("--running", "running"),
+        ("--hash-block", "hash_block"),
+        ("--max-context", "max_context"),
+    ] {
+        flags.extend([flag.to_owned(), settings[name].to_string()]);
+    }
+    if !settings["policy_config"].is_null() {
+        flags.extend([
+            "--policy-config".to_owned(),
+            settings["policy_config"].to_string(),
+        ]);
+    }
+    flags.extend(["--events".to_owned(), events.to_str().unwrap().to_owned()]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let output = replay(&trace, &flags);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", case["name"]);
+    lines(&events)
+}
+
+/// New cases against a real SGLang: set `KVWISE_SGLANG_PYTHON` to a Python that has it (tested with sglang 0.5.23), and
+/// `KVWISE_SGLANG_RANDOM` to a number of random cases (`KVWISE_SGLANG_FIRST` to begin with others than case 0). All cases are
+/// compared before the test fails.
+#[test]
+#[expect(clippy::print_stderr, reason = "the counts of an opt-in comparison")]
+fn reference_replay_sglang() {
+    if std::env::var_os("KVWISE_SGLANG_PYTHON").is_none() {
+        return;
+    }
+    let first = asking::number("KVWISE_SGLANG_FIRST", 0);
+    let count = asking::number("KVWISE_SGLANG_RANDOM", 300);
+    let folder = tempfile::tempdir().unwrap();
+    let mut sglang = Script::start("KVWISE_SGLANG_PYTHON", "sglang_replay.py", &[]);
+    let (mut wrong, mut seen) = (Vec::new(), [0_usize; 4]);
+    for seed in first..first + count {
+        let case = replay_sglang_cases::case(seed);
+        let theirs: Vec<String> = serde_json::from_str(&sglang.answer(&case)).unwrap();
+        let ours = events_of(&case, folder.path());
+        for (count, what) in
+            seen.iter_mut()
+                .zip(["refused\": true", "retracted\": true", "aborted\": true", "again"])
+        {
+            *count += theirs.iter().filter(|line| line.contains(what)).count();
+        }
+        if ours != theirs {
+            let at = ours
+                .iter()
+                .zip(&theirs)
+                .take_while(|(own, their)| own == their)
+                .count();
+            wrong.push(format!(
+                "case {seed}, {}, line {}:\n  ours   {:?}\n  theirs {:?}",
+                case["settings"],
+                at + 1,
+                ours.get(at),
+                theirs.get(at)
+            ));
+        }
+    }
+    sglang.end();
+    eprintln!("{count} cases compared; refused, retracted, aborted and admitted again: {seen:?}");
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn random_cases_are_the_same_on_every_machine_and_can_be_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    for seed in 0..6 {
+        let case = replay_sglang_cases::case(seed);
+        assert_eq!(case, replay_sglang_cases::case(seed));
+        let events = events_of(&case, folder.path());
+        assert!(events.last().unwrap().contains("summary"), "{case}");
+    }
 }

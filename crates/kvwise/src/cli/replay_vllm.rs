@@ -18,8 +18,8 @@ pub struct VllmArgs {
     #[arg(long, value_name = "N")]
     num_blocks: Option<u32>,
 
-    /// Release of vLLM: before 0.23 partial blocks that a request gives back push out cached ones, before 0.29 all blocks
-    /// of windows and states are kept.
+    /// Release of vLLM: before 0.24 partial blocks that a request gives back push out cached ones (those of sliding windows
+    /// before 0.23), before 0.29 all blocks of windows and states are kept.
     #[arg(long, value_name = "V", default_value = "0.32.0")]
     engine_version: String,
 
@@ -53,7 +53,8 @@ pub struct VllmArgs {
     #[arg(long, value_name = "TOKENS")]
     retention: Option<String>,
 
-    /// Speculative decoding, as vLLM takes it (see the examples); methods eagle, eagle3, mtp, `draft_model` and ngram.
+    /// Speculative decoding, as vLLM takes it (see the examples), with `parallel_drafting` and
+    /// `num_speculative_tokens_per_batch_size`; all methods but suffix.
     #[arg(long, value_name = "JSON")]
     speculative_config: Option<String>,
 

@@ -31,6 +31,8 @@ pub struct SglangReplayReport {
     pub running: usize,
     /// Times a request lost its place to another one's decoding and was admitted again.
     pub retracted: u64,
+    /// Requests whose output did not fit the pool although nobody else ran.
+    pub aborted: u64,
     /// `matched / input`.
     pub hit_rate_tokens: f64,
 }

@@ -62,6 +62,7 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
         capacity: config.capacity_tokens,
         running: config.max_running,
         retracted: totals.retracted,
+        aborted: totals.aborted,
         hit_rate_tokens: if totals.input == 0 {
             0.0
         } else {
@@ -82,6 +83,9 @@ fn event(lines: &mut String, trace: &Trace, outcome: Outcome<'_>) {
                 "{{\"id\": {}, \"retracted\": true}}",
                 trace.id_json(number)
             )
+        }
+        Outcome::Aborted { number } => {
+            writeln!(lines, "{{\"id\": {}, \"aborted\": true}}", trace.id_json(number))
         }
         Outcome::Admitted(a) => {
             let _ = write!(
@@ -114,14 +118,16 @@ fn comma_separated(lines: &mut String, numbers: impl Iterator<Item = u64>) {
 }
 
 fn summary(lines: &mut String, totals: &Totals, config: &ReplayConfig) {
-    let retracted = match totals.retracted {
-        0 => String::new(),
-        n => format!(", \"retracted\": {n}"),
-    };
+    let mut lost = String::new();
+    for (name, count) in [("retracted", totals.retracted), ("aborted", totals.aborted)] {
+        if count > 0 {
+            let _ = write!(lost, ", \"{name}\": {count}");
+        }
+    }
     let _ = writeln!(
         lines,
         "{{\"summary\": {{\"requests\": {}, \"refused\": {}, \"input\": {}, \"matched\": {}, \"evicted\": {}, \
-         \"evicted_nodes\": {}, \"policy\": \"{}\", \"page\": {}, \"capacity\": {}{retracted}}}}}",
+         \"evicted_nodes\": {}, \"policy\": \"{}\", \"page\": {}, \"capacity\": {}{lost}}}}}",
         totals.requests,
         totals.refused,
         totals.input,

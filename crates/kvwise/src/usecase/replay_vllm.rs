@@ -9,7 +9,7 @@ use kvwise_core::engine::vllm::version::{FreedBlocks, JunctionRule, RetentionRul
 use kvwise_core::{Error, Result};
 use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run, run_unheard};
-use kvwise_sim::sched::vllm::{Drafter, Junctions, Speculation};
+use kvwise_sim::sched::vllm::{DraftCounts, Drafter, Junctions, Speculation};
 use kvwise_sim::trace::{Trace, TraceFormat};
 use serde::Deserialize;
 
@@ -104,6 +104,7 @@ pub fn groups(text: &str, block_size: u32) -> Result<Vec<GroupSpec>> {
 pub fn release_order(version: Version) -> ReleaseOrder {
     match Rules::of(version).freed_blocks {
         FreedBlocks::AllLast => ReleaseOrder::AllLast,
+        FreedBlocks::WindowsUnnamedFirst => ReleaseOrder::WindowsUnnamedFirst,
         FreedBlocks::UnnamedFirst => ReleaseOrder::UnnamedFirst,
     }
 }
@@ -169,7 +170,7 @@ pub fn retention(text: &str) -> Result<Retention> {
 /// Speculation as `--speculative-config` gives it to vLLM, with the mean of accepted drafts a step.
 ///
 /// # Errors
-/// If the text is not such an object, or names a method that is not replayed.
+/// If the text is not such an object, names a method that is not replayed, or gives batch sizes that vLLM refuses.
 pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
     #[derive(Deserialize)]
     struct Given {
@@ -179,29 +180,37 @@ pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
         disable_eagle_block_drop: bool,
         #[serde(default)]
         parallel_drafting: bool,
+        #[serde(default)]
+        num_speculative_tokens_per_batch_size: Option<Vec<(u32, u32, u32)>>,
     }
     let given: Given = serde_json::from_str(text).map_err(|e| {
         Error::input(format!("--speculative-config cannot be read: {e}"))
             .hint(r#"example: '{"method":"eagle3","num_speculative_tokens":3}'"#)
     })?;
-    let drafter = match Method::parse(&given.method)? {
-        Method::Eagle | Method::Eagle3 | Method::Mtp => Drafter::HiddenStates {
-            drops_block: !given.disable_eagle_block_drop,
-        },
-        Method::Ngram => Drafter::Ngram,
+    let method = Method::parse(&given.method)?;
+    let drops_block = !given.disable_eagle_block_drop;
+    let drafter = match method {
+        // DSpark samples from its anchor, as it does unless its own configuration says otherwise.
+        Method::Eagle | Method::Eagle3 | Method::Mtp | Method::DSpark => {
+            Drafter::HiddenStates { drops_block }
+        }
+        Method::DFlash => Drafter::Flash { drops_block },
+        Method::Ngram | Method::NgramGpu | Method::Medusa | Method::MlpSpeculator => Drafter::Ngram,
         Method::DraftModel => Drafter::Model,
-        other => {
-            return Err(Error::unsupported(format!(
-                "--speculative-config method {} is not replayed, only eagle, eagle3, mtp, draft_model and ngram",
-                other.name()
-            )));
+        Method::Suffix => {
+            return Err(Error::unsupported(
+                "--speculative-config method suffix is not replayed: its drafts are as many as it finds",
+            )
+            .hint("all other methods are replayed"));
         }
     };
-    if given.parallel_drafting {
-        return Err(Error::unsupported(
-            "--speculative-config parallel_drafting is not replayed",
-        ));
-    }
+    let draft_counts = DraftCounts::new(
+        given
+            .num_speculative_tokens_per_batch_size
+            .as_deref()
+            .unwrap_or_default(),
+    )
+    .map_err(|e| e.at("--speculative-config"))?;
     if !(0.0..=64.0).contains(&accepted_tokens) {
         return Err(Error::input(format!(
             "--accepted-tokens is {accepted_tokens}, expected 0 to num_speculative_tokens"
@@ -216,6 +225,8 @@ pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
     Ok(Speculation {
         draft_tokens: given.num_speculative_tokens,
         drafter,
+        parallel: given.parallel_drafting || matches!(method, Method::DFlash | Method::DSpark),
+        draft_counts,
         accepted_per_mille,
     })
 }
@@ -275,6 +286,8 @@ mod tests {
             Speculation {
                 draft_tokens: 3,
                 drafter: Drafter::HiddenStates { drops_block: true },
+                parallel: false,
+                draft_counts: DraftCounts::default(),
                 accepted_per_mille: 1500
             }
         );
@@ -282,6 +295,9 @@ mod tests {
             ("ngram", Drafter::Ngram),
             ("draft_model", Drafter::Model),
             ("mtp", Drafter::HiddenStates { drops_block: true }),
+            ("dspark", Drafter::HiddenStates { drops_block: true }),
+            ("dflash", Drafter::Flash { drops_block: true }),
+            ("medusa", Drafter::Ngram),
         ] {
             let text = format!(r#"{{"method":"{method}","num_speculative_tokens":3}}"#);
             assert_eq!(speculation(&text, 0.0).unwrap().drafter, drafter);
@@ -289,6 +305,11 @@ mod tests {
         let kept = r#"{"method":"eagle","num_speculative_tokens":3,"disable_eagle_block_drop":true}"#;
         let drafter = Drafter::HiddenStates { drops_block: false };
         assert_eq!(speculation(kept, 0.0).unwrap().drafter, drafter);
+        let dynamic = r#"{"method":"draft_model","num_speculative_tokens":4,"parallel_drafting":true,
+            "num_speculative_tokens_per_batch_size":[[1,4,3],[5,64,1]]}"#;
+        let read = speculation(dynamic, 1.0).unwrap();
+        assert!(read.parallel);
+        assert_eq!(read.draft_counts.after(5, 4), 1);
         for (text, accepted, word) in [
             ("eagle", 0.0, "cannot be read"),
             (r#"{"method":"eagle"}"#, 0.0, "num_speculative_tokens"),
@@ -298,7 +319,17 @@ mod tests {
                 "cannot be read",
             ),
             (r#"{"method":"magic","num_speculative_tokens":1}"#, 0.0, "magic"),
-            (r#"{"method":"medusa","num_speculative_tokens":1}"#, 0.0, "medusa"),
+            (r#"{"method":"suffix","num_speculative_tokens":1}"#, 0.0, "suffix"),
+            (
+                r#"{"method":"mtp","num_speculative_tokens":1,"num_speculative_tokens_per_batch_size":[[2,4,1]]}"#,
+                0.0,
+                "begins at 2",
+            ),
+            (
+                r#"{"method":"mtp","num_speculative_tokens":1,"num_speculative_tokens_per_batch_size":[[1,4]]}"#,
+                0.0,
+                "cannot be read",
+            ),
             (eagle, -1.0, "--accepted-tokens"),
             (eagle, f64::NAN, "--accepted-tokens"),
         ] {
@@ -318,7 +349,7 @@ mod tests {
         assert_eq!(of(None, 28, &windows).unwrap(), Retention::Dense);
         assert_eq!(of(Some("none"), 20, &windows).unwrap(), Retention::Dense);
         assert_eq!(of(Some("64"), 24, &windows).unwrap(), Retention::Every(64));
-        assert_eq!(of(Some("0"), 25, &states).unwrap(), Retention::ReplayOnly);
+        assert_eq!(of(Some("0"), 24, &states).unwrap(), Retention::ReplayOnly);
         assert!(
             of(Some("0"), 22, &windows)
                 .unwrap_err()
@@ -326,7 +357,7 @@ mod tests {
                 .contains("0.22")
         );
         assert!(
-            of(Some("0"), 24, &states)
+            of(Some("0"), 23, &states)
                 .unwrap_err()
                 .to_string()
                 .contains("Mamba")

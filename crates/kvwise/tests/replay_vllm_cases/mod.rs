@@ -2,32 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Equal seeds give equal cases on any machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From `low` to `high`, both included.
-    fn within(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n)
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.next() % of.len() as u64).unwrap()]
-    }
-}
+use crate::random::Random;
 
 /// Groups as `--groups` takes them, and the least common multiple of their block sizes.
 fn groups(random: &mut Random, block: u64, eagle: bool) -> (String, u64) {
@@ -115,9 +90,23 @@ fn rows(random: &mut Random, max_len: u64, timed: bool) -> Vec<Value> {
 
 /// Case number `seed`: a line for the reference script.
 pub fn case(seed: u64) -> Value {
-    let mut random = Random(seed.wrapping_mul(0xd134_2543_de82_ef95) ^ 0x5bd1_e995);
-    let method = random.pick(&["", "", "eagle", "eagle3", "mtp", "mtp", "draft_model", "ngram"]);
-    let eagle = ["eagle", "eagle3", "mtp"].contains(&method);
+    let mut random = Random::new(seed);
+    let method = random.pick(&[
+        "",
+        "",
+        "",
+        "eagle",
+        "eagle3",
+        "mtp",
+        "mtp",
+        "draft_model",
+        "ngram",
+        "dflash",
+        "dspark",
+        "medusa",
+    ]);
+    let eagle = ["eagle", "eagle3", "mtp", "dflash", "dspark"].contains(&method);
+    let parallel = ["dflash", "dspark"].contains(&method) || (!method.is_empty() && random.one_in(3));
     let block = random.pick(&[1, 2, 3, 4, 4, 8, 16, 16]);
     let (groups, unit) = groups(&mut random, block, eagle);
     let max_len = random.pick(&[4, 8, 16]) * unit + random.within(0, block);
@@ -127,11 +116,12 @@ pub fn case(seed: u64) -> Value {
         .sum::<u64>();
     let drafts = if method.is_empty() { 0 } else { random.within(1, 5) };
     // from just enough for the longest request to plenty
-    let least = (max_len.div_ceil(block) + 4 + drafts) * count + 2;
+    let least = (max_len.div_ceil(block) + 5 + drafts) * count + 2;
     let seqs = random.pick(&[1, 2, 4, 16, 64]);
     let mut budget = random.pick(&[unit, 2 * unit, 64, 256, 8192]).max(seqs);
-    if method == "draft_model" {
-        budget += 1;
+    if method == "draft_model" || parallel {
+        // a place for the prompt, and those of the drafter
+        budget += drafts;
     }
     let sparse = groups.contains("swa") || groups.contains("mamba");
     let retention = match random.within(0, 3) {
@@ -162,6 +152,16 @@ pub fn case(seed: u64) -> Value {
             "draft_tokens": drafts,
             "accepted_per_mille": random.pick(&[0, 400, 1000, drafts * 500, drafts * 1000]).min(drafts * 1000),
         });
+        if parallel {
+            settings["speculation"]["parallel_drafting"] = json!(true);
+        }
+        if random.one_in(4) {
+            let first = random.within(1, 4);
+            settings["speculation"]["num_speculative_tokens_per_batch_size"] = json!([
+                [1, first, random.within(0, drafts + 1)],
+                [first + random.within(1, 2), 64, random.within(0, drafts)],
+            ]);
+        }
         if eagle && random.one_in(6) && !groups.contains("+eagle") {
             settings["speculation"]["disable_eagle_block_drop"] = json!(true);
         }

@@ -4,7 +4,8 @@
 //! `schedule_batch.py`, `mem_cache/allocation.py`, `mem_cache/unified_radix_cache.py`): the prefix match and its
 //! lock, the admission gate (new tokens, output clipped to 4096 and one page must stay *below* what is free or
 //! evictable), slots for the prompt, publication of the prompt while the request decodes, slots for the output
-//! page by page, publication and release at the end, and retraction when decoding finds no room.
+//! page by page, publication and release at the end, and retraction when decoding finds no room (the last request
+//! left is aborted).
 //!
 //! Simplified: requests are served first come, first served, at most `max_running` at once, and finish in the
 //! order of their arrival; a request decodes all of its output when it finishes. There is no chunked prefill
@@ -36,6 +37,9 @@ pub use feed::Feed;
 
 /// Output tokens the admission gate counts at most (`CLIP_MAX_NEW_TOKENS` in SGLang).
 pub const CLIP_MAX_NEW_TOKENS: usize = 4096;
+
+/// Decode steps of each remaining request that a retraction makes room for (`SGLANG_RETRACT_DECODE_STEPS`).
+const RETRACT_DECODE_STEPS: usize = 20;
 
 /// Sizes and policy of a replay.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +164,11 @@ pub enum Outcome<'a> {
         /// The request's number.
         number: usize,
     },
+    /// It ran out of memory while it decoded, with nobody left to retract: its output is longer than the gate counts.
+    Aborted {
+        /// The request's number.
+        number: usize,
+    },
 }
 
 /// Totals of a replay, in the reference's terms.
@@ -179,6 +188,8 @@ pub struct Totals {
     pub evicted_nodes: u64,
     /// Times a request was retracted.
     pub retracted: u64,
+    /// Requests whose output did not fit the pool.
+    pub aborted: u64,
 }
 
 struct Running {
@@ -191,7 +202,7 @@ pub struct Replay {
     config: ReplayConfig,
     cache: RadixCache<i64>,
     live: VecDeque<Running>,
-    /// Retracted requests waiting for their second admission.
+    /// Retracted requests waiting to be admitted again, in the order of their retraction.
     waiting: VecDeque<Request>,
     log: Vec<Eviction>,
     totals: Totals,
@@ -361,32 +372,53 @@ impl Replay {
             {
                 Ok(_) => at += step,
                 Err(error) => {
-                    // SGLang retracts the request with the fewest outputs, then the longest input; the others
-                    // have not begun to decode here. Of equals the last goes first.
-                    let retracted = self
-                        .live
-                        .iter()
-                        .enumerate()
-                        .max_by_key(|(_, running)| running.request.prompt_len)
-                        .map(|(index, _)| index);
-                    let Some(running) = retracted.and_then(|index| self.live.remove(index)) else {
+                    if self.retract(outcome)? {
+                        continue;
+                    }
+                    if error.kind() != kvwise_cache::ErrorKind::Exhausted {
                         return Err(of_cache(error));
-                    };
-                    self.cache.retract(running.kv).map_err(of_cache)?;
-                    self.totals.retracted += 1;
-                    outcome(Outcome::Retracted {
-                        number: running.request.number,
+                    }
+                    self.cache.retract(kv).map_err(of_cache)?;
+                    self.totals.aborted += 1;
+                    outcome(Outcome::Aborted {
+                        number: request.number,
                     });
-                    let place = self
-                        .waiting
-                        .partition_point(|r| r.number < running.request.number);
-                    self.waiting.insert(place, running.request);
+                    return Ok(());
                 }
             }
         }
         self.cache
             .finish(kv, &request.tokens[..total], request.prompt_len)
             .map_err(of_cache)
+    }
+
+    /// Takes one of the other running requests out; `false` if there is none.
+    ///
+    /// SGLang chooses the one with the fewest outputs, then the longest prompt; those here have not begun to decode. Of
+    /// equals the last goes. What it published stays in the tree, less what the next steps of the others need
+    /// (`schedule_batch.py`, `_get_decode_retraction_order` and `release_req`).
+    fn retract(&mut self, outcome: &mut impl FnMut(Outcome<'_>)) -> Result<bool> {
+        let longest = self
+            .live
+            .iter()
+            .enumerate()
+            .max_by_key(|(_, running)| running.request.prompt_len)
+            .map(|(index, _)| index);
+        let Some(Running { request, kv }) = longest.and_then(|index| self.live.remove(index)) else {
+            return Ok(false);
+        };
+        self.cache.retract(kv).map_err(of_cache)?;
+        let remaining = self.live.len() + 1;
+        let log = &mut self.log;
+        self.cache.make_room(remaining * RETRACT_DECODE_STEPS, |slots| {
+            log.push(eviction(slots));
+        });
+        self.totals.retracted += 1;
+        outcome(Outcome::Retracted {
+            number: request.number,
+        });
+        self.waiting.push_back(request);
+        Ok(true)
     }
 }
 

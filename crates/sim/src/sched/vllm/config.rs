@@ -123,7 +123,7 @@ impl SchedulerConfig {
             return Err(Error::input(
                 "a group is a drafter's, but no method of speculation with a KV cache of its own is set",
             )
-            .hint("name eagle, eagle3 or mtp in --speculative-config"));
+            .hint("name eagle, eagle3, mtp, dflash or dspark in --speculative-config"));
         }
         if let Some(speculation) = &self.speculation {
             speculation.check(self)?;
@@ -157,13 +157,15 @@ impl SchedulerConfig {
 
     /// Whether a drafter computes the last block of a prefix hit again.
     pub(super) fn drops_block(&self) -> bool {
-        self.speculation
-            .is_some_and(|speculation| speculation.drops_block())
+        self.speculation.as_ref().is_some_and(Speculation::drops_block)
     }
 
     /// The groups; those of Mamba layers with a state for each draft.
     fn groups_with_drafts(&self) -> Vec<GroupSpec> {
-        let drafts = self.speculation.map_or(0, |speculation| speculation.draft_tokens);
+        let drafts = self
+            .speculation
+            .as_ref()
+            .map_or(0, |speculation| speculation.draft_tokens);
         let mut groups = self.groups.clone();
         for group in &mut groups {
             if let GroupKind::MambaAlign {

@@ -82,6 +82,9 @@ pub enum Rejection {
     TooLong,
     /// Its blocks are more than the pool has.
     TooManyBlocks,
+    /// All its prompt but a token is cached, and that token with its drafts is more than a step may compute: vLLM's queue
+    /// stands still behind it.
+    BatchTooSmall,
 }
 
 impl Rejection {
@@ -90,6 +93,7 @@ impl Rejection {
         match self {
             Self::TooLong => "longer_than_max_model_len",
             Self::TooManyBlocks => "larger_than_pool",
+            Self::BatchTooSmall => "drafts_exceed_max_num_batched_tokens",
         }
     }
 }

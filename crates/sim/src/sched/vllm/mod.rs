@@ -20,6 +20,7 @@
 
 mod config;
 mod connector;
+mod draft_counts;
 mod events;
 mod loads;
 mod mamba;
@@ -34,6 +35,7 @@ use rustc_hash::FxHashMap;
 
 pub use config::{Junctions, Policy, SchedulerConfig};
 pub use connector::{KvConnector, Load, Matched, NoConnector, Query};
+pub use draft_counts::DraftCounts;
 pub use events::{
     Admission, BlockTables, ContentKeys, NewRequest, Rejection, SchedulerEvents, StepWork, Totals,
 };
@@ -74,6 +76,8 @@ struct Request {
     decoding: bool,
     /// Under speculation, where nobody is `decoding`: has a token sampled, so it gets drafts.
     drafting: bool,
+    /// Drafts made for its next step.
+    drafts: u32,
     /// Its drafts of this step only fill up the batch.
     padded: bool,
     /// Steps in which its drafts were verified.
@@ -259,6 +263,7 @@ impl Scheduler {
             offset: 0,
             decoding: false,
             drafting: false,
+            drafts: 0,
             padded: false,
             verifications: 0,
             scheduled: 0,

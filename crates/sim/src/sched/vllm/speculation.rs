@@ -8,13 +8,15 @@
 //! (`vllm/config/speculative.py`, `max_num_new_slots_for_drafting`). Mamba groups keep a state for each draft
 //! (`vllm/model_executor/layers/mamba/abstract.py`).
 //!
+//! Drafters that make all drafts in one pass ("parallel") take places of the step's input for them too, and one that begins
+//! with a query of its own (`DFlash`) a slot more. The number of drafts may change with the batch (`draft_counts.rs`).
+//!
 //! Which drafts a target accepts is nothing a scheduler knows: here it is a mean, met exactly over the steps of each
-//! request. Not modelled: parallel drafting, several MTP modules (longer lookahead), numbers of drafts that change with
-//! the batch.
+//! request. Not modelled: several MTP modules (longer lookahead), suffix decoding (as many drafts as it finds).
 
 use kvwise_core::{Error, Result};
 
-use super::{Request, Scheduler, SchedulerConfig};
+use super::{DraftCounts, Request, Scheduler, SchedulerConfig};
 
 /// Drafts a step that are believed.
 const MAX_DRAFT_TOKENS: u32 = 64;
@@ -22,11 +24,16 @@ const MAX_DRAFT_TOKENS: u32 = 64;
 /// Who makes the drafts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drafter {
-    /// Nothing with a KV cache: n-grams of the prompt.
+    /// Nothing with a KV cache: n-grams of the prompt, Medusa's heads.
     Ngram,
     /// Layers that read the target's hidden states (EAGLE, EAGLE-3, MTP): a slot a draft is reserved.
     HiddenStates {
         /// Whether the last block of a prefix hit is computed again; false under `disable_eagle_block_drop`.
+        drops_block: bool,
+    },
+    /// As hidden states, all drafts at once and with a query of its own before them (`DFlash`): a slot more than drafts.
+    Flash {
+        /// Whether the last block of a prefix hit is computed again.
         drops_block: bool,
     },
     /// A model of its own: a slot a draft, and a place of the input for each request of a step.
@@ -34,12 +41,16 @@ pub enum Drafter {
 }
 
 /// How the engine speculates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Speculation {
     /// Drafts verified in each step of a decoding request: `num_speculative_tokens`.
     pub draft_tokens: u32,
     /// Who makes them.
     pub drafter: Drafter,
+    /// Whether all drafts are made in one pass (`parallel_drafting`); `DFlash` always does.
+    pub parallel: bool,
+    /// Drafts by batch size, at most `draft_tokens`.
+    pub draft_counts: DraftCounts,
     /// Drafts accepted a step, in thousandths; at most all of them.
     pub accepted_per_mille: u32,
 }
@@ -62,22 +73,34 @@ impl Speculation {
         }
         if config.max_num_batched_tokens <= self.input_places() {
             return Err(Error::input(format!(
-                "--max-num-batched-tokens is {}, and the draft model alone takes {} of them for a request",
+                "--max-num-batched-tokens is {}, and drafting alone takes {} of them for a request",
                 config.max_num_batched_tokens,
                 self.input_places()
-            )));
+            ))
+            .hint("raise --max-num-batched-tokens or lower num_speculative_tokens"));
         }
         Ok(())
     }
 
     /// Whether the last block of a prefix hit is computed again.
     pub(super) fn drops_block(&self) -> bool {
-        self.drafter == Drafter::HiddenStates { drops_block: true }
+        matches!(
+            self.drafter,
+            Drafter::HiddenStates { drops_block: true } | Drafter::Flash { drops_block: true }
+        )
     }
 
-    /// Places of a step's input that the drafter takes for each request beside its tokens.
+    /// Places of a step's input that the drafter takes for each request beside its tokens
+    /// (`max_num_new_slots_for_drafting`).
     pub(super) fn input_places(&self) -> u32 {
-        u32::from(self.drafter == Drafter::Model)
+        match self.drafter {
+            Drafter::Flash { .. } => self.draft_tokens,
+            Drafter::Model if self.parallel => self.draft_tokens,
+            Drafter::Model => 1,
+            // the query that is there is the first of them
+            Drafter::Ngram | Drafter::HiddenStates { .. } if self.parallel => self.draft_tokens - 1,
+            Drafter::Ngram | Drafter::HiddenStates { .. } => 0,
+        }
     }
 
     /// Slots reserved past the tokens of a step.
@@ -85,6 +108,7 @@ impl Speculation {
         match self.drafter {
             Drafter::Ngram => 0,
             Drafter::HiddenStates { .. } | Drafter::Model => self.draft_tokens,
+            Drafter::Flash { .. } => self.draft_tokens + 1,
         }
     }
 
@@ -94,8 +118,9 @@ impl Speculation {
         u32::try_from(until(nth + 1) - until(nth)).unwrap_or(self.draft_tokens)
     }
 
-    /// The step's tokens of a request cover all that it knows: its drafts are verified and a token is sampled.
-    pub(super) fn verify(&self, request: &mut Request) {
+    /// The step's tokens of a request cover all that it knows: its drafts are verified, a token is sampled, and `proposed`
+    /// drafts are made.
+    pub(super) fn verify(&self, request: &mut Request, proposed: u32) {
         let verified = request.computed + request.scheduled - request.known;
         let accepted = if request.padded || verified == 0 {
             0 // drafts that only fill up the batch are never accepted
@@ -106,6 +131,7 @@ impl Speculation {
         request.computed = request.known + accepted;
         request.known = (request.known + 1 + accepted).min(request.limit);
         request.drafting = true;
+        request.drafts = proposed;
         request.padded = false;
     }
 }
@@ -113,10 +139,21 @@ impl Speculation {
 impl Scheduler {
     /// Drafts that request `r` wants to verify beside its known tokens.
     pub(super) fn drafts(&self, r: u32) -> u32 {
-        match &self.config.speculation {
-            Some(speculation) if self.requests[r as usize].drafting => speculation.draft_tokens,
-            _ => 0,
+        let request = &self.requests[r as usize];
+        if request.drafting { request.drafts } else { 0 }
+    }
+
+    /// Drafts that are made for each request after the step that is under way.
+    pub(super) fn proposed_drafts(&self) -> u32 {
+        let Some(speculation) = &self.config.speculation else {
+            return 0;
+        };
+        if !speculation.draft_counts.is_dynamic() {
+            return speculation.draft_tokens;
         }
+        let computing = |&&r: &&u32| self.requests[r as usize].scheduled > 0;
+        let batch = self.running.iter().filter(computing).count() as u32;
+        speculation.draft_counts.after(batch, speculation.draft_tokens)
     }
 
     /// Places of a step's input that the drafter takes for each request.
@@ -141,7 +178,10 @@ impl Scheduler {
         let Some(speculation) = &self.config.speculation else {
             return Some(tokens);
         };
-        let joins = tokens == 1 && !self.batch_prefills && (self.batch_runs || hit_tokens > 0);
+        let joins = tokens == 1
+            && !speculation.draft_counts.is_dynamic()
+            && !self.batch_prefills
+            && (self.batch_runs || hit_tokens > 0);
         let padded = 1 + speculation.draft_tokens;
         if !joins || hit_tokens + padded + 1 > self.config.max_model_len {
             return Some(tokens);
@@ -156,41 +196,57 @@ mod tests {
 
     const EAGLE: Drafter = Drafter::HiddenStates { drops_block: true };
 
-    #[test]
-    fn the_mean_of_accepted_drafts_is_met_exactly() {
-        let speculation = Speculation {
+    fn three_drafts(accepted_per_mille: u32) -> Speculation {
+        Speculation {
             draft_tokens: 3,
             drafter: EAGLE,
-            accepted_per_mille: 1250,
-        };
+            parallel: false,
+            draft_counts: DraftCounts::default(),
+            accepted_per_mille,
+        }
+    }
+
+    #[test]
+    fn the_mean_of_accepted_drafts_is_met_exactly() {
+        let speculation = three_drafts(1250);
         let accepted: Vec<u32> = (0..8).map(|n| speculation.accepted(n)).collect();
         assert_eq!(accepted, [1, 1, 1, 2, 1, 1, 1, 2]);
-        let all = Speculation {
-            accepted_per_mille: 3000,
-            ..speculation
-        };
+        let all = three_drafts(3000);
         assert!((0..5).all(|n| all.accepted(n) == 3));
     }
 
     #[test]
+    fn drafters_take_places_and_slots_as_in_vllm() {
+        let flash = Drafter::Flash { drops_block: true };
+        for (drafter, parallel, places, slots) in [
+            (EAGLE, false, 0, 3),
+            (EAGLE, true, 2, 3),
+            (Drafter::Model, false, 1, 3),
+            (Drafter::Model, true, 3, 3),
+            (Drafter::Ngram, false, 0, 0),
+            (flash, true, 3, 4),
+        ] {
+            let speculation = Speculation {
+                drafter,
+                parallel,
+                ..three_drafts(0)
+            };
+            assert_eq!(speculation.input_places(), places, "{drafter:?}");
+            assert_eq!(speculation.lookahead_tokens(), slots, "{drafter:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_modelled_is_refused() {
-        let speculation = Speculation {
-            draft_tokens: 3,
-            drafter: EAGLE,
-            accepted_per_mille: 3001,
-        };
         let config = SchedulerConfig::new(100, 16);
-        assert!(speculation.check(&config).is_err());
-        let fine = Speculation {
-            accepted_per_mille: 3000,
-            ..speculation
-        };
+        assert!(three_drafts(3001).check(&config).is_err());
+        let fine = three_drafts(3000);
         fine.check(&config).unwrap();
         for draft_tokens in [0, 65] {
             let wrong = Speculation {
                 draft_tokens,
                 accepted_per_mille: 0,
-                ..fine
+                ..fine.clone()
             };
             assert!(wrong.check(&config).is_err());
         }
@@ -203,12 +259,7 @@ mod tests {
             drafter: Drafter::Model,
             ..fine
         };
-        assert!(
-            model
-                .check(&narrow)
-                .unwrap_err()
-                .to_string()
-                .contains("draft model")
-        );
+        let error = model.check(&narrow).unwrap_err().to_string();
+        assert!(error.contains("drafting alone takes 1"), "{error}");
     }
 }

@@ -174,7 +174,13 @@ impl Scheduler {
             let hit_tokens = self.hit.num_tokens;
             let known = self.requests[r as usize].known;
             let room = *budget - places;
+            let alone = self.running.is_empty();
             let Some(wanted) = self.padded_tokens(hit_tokens, known - hit_tokens, room) else {
+                if alone && self.nobody_else_holds_blocks() {
+                    self.waiting.pop_first();
+                    self.forget(step, r, Rejection::BatchTooSmall, content, events);
+                    continue;
+                }
                 break;
             };
             let mut tokens = wanted.min(room);
@@ -186,7 +192,6 @@ impl Scheduler {
                     (tokens, padded) = (1, false);
                 }
             }
-            let alone = self.running.is_empty();
             let lookahead_tokens = self.lookahead_tokens();
             let request = &self.requests[r as usize];
             let granted = tokens > 0
@@ -257,6 +262,7 @@ impl Scheduler {
             decode_requests: self.running.len() as u32,
             ..StepWork::default()
         };
+        let proposed = self.proposed_drafts();
         let mut i = next_due(&self.due, 0, self.tick);
         while i < self.running.len() {
             let r = self.running[i] as usize;
@@ -270,7 +276,7 @@ impl Scheduler {
                     work.prefill_tokens += request.scheduled;
                     events.prefilled(step, request.tag, request.scheduled, request.computed, true);
                 }
-                speculation.verify(request);
+                speculation.verify(request, proposed);
                 if K::ENABLED {
                     connector.computed(request.tag, &request.keys, request.computed);
                 }

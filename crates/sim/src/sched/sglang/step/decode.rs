@@ -8,10 +8,7 @@ use std::cmp::Reverse;
 use kvwise_core::Result;
 
 use super::{Job, Pending, SteppedScheduler};
-use crate::sched::sglang::of_cache;
-
-/// Decode steps that a retraction makes room for (`SGLANG_RETRACT_DECODE_STEPS`).
-const RETRACT_STEPS: usize = 20;
+use crate::sched::sglang::{RETRACT_DECODE_STEPS, of_cache};
 
 impl SteppedScheduler<'_> {
     /// Composes a decode batch of all running requests; `None` if there is none.
@@ -100,7 +97,8 @@ impl SteppedScheduler<'_> {
                 job.content = None;
                 self.waiting.push_back(job);
             }
-            self.cache.make_room(self.running.len() * RETRACT_STEPS, |_| {});
+            self.cache
+                .make_room(self.running.len() * RETRACT_DECODE_STEPS, |_| {});
         }
         if self.running.len() <= 1
             && !self.fits()
@@ -118,7 +116,8 @@ impl SteppedScheduler<'_> {
         };
         let decoded: usize = jobs().map(|j| j.generated).sum();
         let asked: usize = jobs().map(|j| j.output).sum();
-        self.ratio = ((decoded + RETRACT_STEPS * self.running.len()) as f64 / (asked + 1) as f64).min(1.0);
+        self.ratio =
+            ((decoded + RETRACT_DECODE_STEPS * self.running.len()) as f64 / (asked + 1) as f64).min(1.0);
         Ok(())
     }
 
