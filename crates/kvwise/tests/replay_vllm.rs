@@ -250,7 +250,7 @@ fn reference_replay_vllm() {
         let case: Case = serde_json::from_str(line).unwrap();
         let name = &case.name;
         let Ok(text) = fs::read_to_string(folder.join(format!("{name}.events"))) else {
-            let reason = fs::read_to_string(folder.join(format!("{name}.failed"))).unwrap_or_default();
+            let reason = fs::read_to_string(folder.join(format!("{name}.events.failed"))).unwrap_or_default();
             refused.push(format!("{name}: {}: {}", reason.trim(), case.settings));
             continue;
         };
