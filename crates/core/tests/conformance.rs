@@ -33,6 +33,7 @@ const H100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 
 /// Where the stand-in for `FLASH_ATTN` takes any multiple of 16, as on Ampere: Hopper's own fixes pages for some heads.
@@ -42,6 +43,7 @@ const A100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: true,
     hopper: false,
+    memory_unknown: false,
 };
 
 /// One line of `known_differences.tsv`.

@@ -21,6 +21,7 @@ const A100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: true,
     hopper: false,
+    memory_unknown: false,
 };
 
 const H100: Gpu = Gpu {
@@ -29,6 +30,7 @@ const H100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: false,
     hopper: true,
+    memory_unknown: false,
 };
 
 fn target(name: &str) -> Model {

@@ -27,6 +27,8 @@ pub struct Constants {
     pub amd_bytes: u64,
     /// More than one tensor-parallel rank: communication buffers.
     pub communication_bytes: u64,
+    /// More where ranks share symmetric memory over `NVLink` (compute capability 9 and 10 under the V1 engine).
+    pub symmetric_bytes: u64,
     /// A pipeline stage.
     pub pipeline_bytes: u64,
     /// GPUs that share the host's memory: what the driver and the page cache take while the engine starts.
@@ -44,11 +46,12 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// Fitted to the 80 budgets of `data/measurements/vllm_boots.csv`.
+    /// Fitted to the 103 budgets of `data/measurements/vllm_boots.csv`.
     pub const FITTED: Self = Self {
         context_bytes: 100 * MIB,
         amd_bytes: 450 * MIB,
         communication_bytes: 100 * MIB,
+        symmetric_bytes: 400 * MIB,
         pipeline_bytes: 512 * MIB,
         unified_bytes: 3 * GIB,
         graph_bytes: 512 * MIB,
@@ -103,6 +106,8 @@ pub struct Inputs {
     pub xformers: bool,
     /// Whether it is an AMD GPU.
     pub amd: bool,
+    /// Whether its ranks share symmetric memory (vLLM 0.32.0, `distributed/device_communicators/symm_mem.py`).
+    pub symmetric_memory: bool,
     /// Tenths of a byte that the sampler holds for each logit.
     pub sampler_decibytes_per_logit: u64,
     /// Whether the engine keeps the graphs' memory out of the KV budget (vLLM since 0.21).
@@ -175,6 +180,7 @@ struct Numbers {
     vision: u64,
     graphs: u64,
     communication: u64,
+    symmetric: u64,
     pipeline: u64,
     unified: u64,
     amd: u64,
@@ -204,6 +210,10 @@ impl Numbers {
             vision: only(i.vision_tower && !i.v0_engine, c.vision_bytes),
             graphs: only(!i.enforce_eager, c.graph_bytes),
             communication: only(i.tensor_parallel_size > 1, c.communication_bytes),
+            symmetric: only(
+                i.tensor_parallel_size > 1 && i.symmetric_memory && !i.v0_engine,
+                c.symmetric_bytes,
+            ),
             pipeline: only(i.pipeline_parallel_size > 1, c.pipeline_bytes),
             unified: only(i.unified_memory, c.unified_bytes),
             amd: only(i.amd, c.amd_bytes),
@@ -216,9 +226,15 @@ impl Numbers {
     }
 
     fn non_torch(&self) -> u64 {
-        [self.communication, self.pipeline, self.unified, self.amd]
-            .into_iter()
-            .fold(self.context, u64::saturating_add)
+        [
+            self.communication,
+            self.symmetric,
+            self.pipeline,
+            self.unified,
+            self.amd,
+        ]
+        .into_iter()
+        .fold(self.context, u64::saturating_add)
     }
 }
 
@@ -266,6 +282,7 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             n.communication,
             format!("communication of {} ranks", i.tensor_parallel_size),
         ),
+        (n.symmetric, "their symmetric memory".to_owned()),
         (n.pipeline, "pipeline".to_owned()),
         (n.unified, "taken from unified memory".to_owned()),
         (n.amd, "more on AMD".to_owned()),
@@ -307,6 +324,7 @@ mod tests {
         v0_engine: false,
         xformers: false,
         amd: false,
+        symmetric_memory: false,
         sampler_decibytes_per_logit: 386,
         graphs_in_budget: true,
     };

@@ -23,6 +23,9 @@ use weights::Stages;
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
 /// From this release on AMD GPUs have the V1 engine (start-up logs of 0.8.5 and 0.9 show V0's wording).
 const V1_ON_AMD: vllm::Version = vllm::Version::new(0, 10, 0);
+/// From this release on no sampler sorts all logits (vllm-project/vllm pull request 33538); before it, the one of AMD GPUs
+/// did in every release (start-up logs of 0.9.2 and 0.11.0 on MI300X).
+const SAMPLES_UNSORTED: vllm::Version = vllm::Version::new(0, 17, 0);
 
 /// Resident size of an idle CPU worker of vLLM 0.32.0 with a tiny model: 0.7 to 0.95 GiB.
 const HOST_PROCESS_BYTES: u64 = 900 << 20;
@@ -149,6 +152,7 @@ fn stages(
             warnings.push("the ranks do not divide the model: weights are shown as even shares".to_owned());
             let shares = Stages {
                 bytes: vec![share; usize::try_from(parallel.pp).unwrap_or(1)],
+                beside: Vec::new(),
                 ..whole
             };
             Ok(Ok((shares, Some(error.to_string()))))
@@ -220,6 +224,10 @@ fn serve<'a>(
 
     let mut overhead = Vec::new();
     let mut known = 0_u64;
+    if let Some(beside) = stages.beside.get(tight).filter(|_| !gpu.is_cpu()) {
+        known = known.saturating_add(beside.bytes());
+        overhead.push(beside.term());
+    }
     if let Some(drafter) = stages.drafter.as_ref().filter(|_| tight == last) {
         let term = Term::exact("drafter", drafter.bytes, &drafter.formula);
         steps.add(|| {
@@ -414,7 +422,13 @@ fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -
         v0_engine: rules.v0(gpu) || (setting.amd && settings.version < V1_ON_AMD),
         xformers: rules.v0(gpu) && gpu.major < 8,
         amd: setting.amd,
-        sampler_decibytes_per_logit: rules.sampler_decibytes_per_logit,
+        symmetric_memory: !setting.amd && matches!(gpu.major, 9 | 10),
+        sampler_decibytes_per_logit: if setting.amd && settings.version < SAMPLES_UNSORTED {
+            // FlashInfer, which samples without sorting, is not there on AMD GPUs.
+            vllm::SORTING_SAMPLER
+        } else {
+            rules.sampler_decibytes_per_logit
+        },
         graphs_in_budget: rules.subtracts_cuda_graph_estimate,
     })
 }

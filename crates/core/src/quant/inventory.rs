@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::{CacheScales, Mxfp4Padding, Quantization, Scheme};
+use crate::arch::weight::Shard;
 use crate::arch::{CacheKind, Layer, Model, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -159,6 +160,72 @@ impl Inventory {
         Ok(total)
     }
 
+    /// What PyTorch's allocator holds beyond the bytes of one rank's weights on a pipeline stage: a block whose rest is too
+    /// small to be handed out again belongs to its tensor ([`allocator_rest`]).
+    pub(crate) fn allocator_bytes(
+        &self,
+        model: &Model,
+        stage: u64,
+        parallel: &Parallel,
+        (dtype, padding): (Dtype, Mxfp4Padding),
+        towers: bool,
+    ) -> Result<u64> {
+        let rest = |weight: &Weight, scheme: Option<Scheme>| -> Result<u64> {
+            let tensors = match (scheme, weight.shard(parallel)?) {
+                (
+                    None,
+                    Shard::Experts {
+                        experts,
+                        hidden,
+                        intermediate,
+                        parts,
+                        ..
+                    },
+                ) => {
+                    let down = experts.saturating_mul(hidden).saturating_mul(intermediate);
+                    vec![down.saturating_mul(parts), down]
+                }
+                (None, Shard::Linear { inputs, outputs, .. }) => {
+                    vec![
+                        outputs
+                            .iter()
+                            .fold(0, |sum: u64, n| sum.saturating_add(*n))
+                            .saturating_mul(inputs),
+                    ]
+                }
+                (None, Shard::Vocab { rows, width, .. }) => vec![rows.saturating_mul(width)],
+                (None, Shard::Plain { elements }) => vec![elements],
+                (Some(_), _) => {
+                    let bytes = shard_bytes(weight, scheme, parallel, dtype, padding)?;
+                    return Ok(allocator_rest(bytes / weight.count.max(1)).saturating_mul(weight.count));
+                }
+            };
+            let element_bytes = dtype.bits() / 8;
+            let one = tensors.iter().fold(0, |sum: u64, elements| {
+                sum.saturating_add(allocator_rest(elements.saturating_mul(element_bytes)))
+            });
+            Ok(one.saturating_mul(weight.count))
+        };
+        let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
+        let mut total = 0u64;
+        for (layer, &kind) in (0u64..).zip(&self.of_layer) {
+            if range.contains(&layer) {
+                let kind = &self.kinds[kind];
+                for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
+                    total = total.saturating_add(rest(weight, *scheme)?);
+                }
+            }
+        }
+        for (part, schemes) in model.outside.iter().zip(&self.outside) {
+            if part.place.on(stage, parallel.pp) && (towers || !part.tower) {
+                for (weight, scheme) in part.weights.iter().zip(schemes) {
+                    total = total.saturating_add(rest(weight, *scheme)?);
+                }
+            }
+        }
+        Ok(total)
+    }
+
     /// As [`Model::params`].
     pub(crate) fn params(&self, model: &Model) -> Result<(u64, u64)> {
         let overflow = || Error::overflow("the number of parameters");
@@ -189,6 +256,21 @@ impl Inventory {
         }
         Ok(sums)
     }
+}
+
+/// Bytes that a tensor of this size keeps from PyTorch's allocator beyond its own (c10/cuda/CUDACachingAllocator.cpp of PyTorch
+/// 2.x: sizes from 10 MiB on are rounded up to 2 MiB, and what is left over is handed out again if it is more than 1 MiB).
+/// Smaller tensors share blocks of 20 and 2 MiB, of which less is lost than can be known.
+const fn allocator_rest(bytes: u64) -> u64 {
+    const LARGE: u64 = 10 << 20;
+    const STEP: u64 = 2 << 20;
+    const SMALL: u64 = 1 << 20;
+    let rest = if bytes < LARGE {
+        0
+    } else {
+        (STEP - bytes % STEP) % STEP
+    };
+    if rest > SMALL { 0 } else { rest }
 }
 
 /// Bytes of all copies of a module on one rank.

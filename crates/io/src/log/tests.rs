@@ -463,7 +463,7 @@ fn only_the_last_starts_of_an_endless_file_are_kept() {
 
 #[test]
 fn every_wording_names_where_it_was_read() {
-    for wording in vllm::WORDINGS {
+    for wording in vllm::WORDINGS.iter().copied().flatten() {
         assert!(
             wording.phrase.len() >= 7 && wording.source.len() > 8,
             "{}",
@@ -477,11 +477,13 @@ proptest! {
     /// Lines made of the wordings themselves, cut and glued at random.
     #[test]
     fn any_mixture_of_known_phrases_is_read_without_a_panic(
-        parts in proptest::collection::vec((0_usize..vllm::WORDINGS.len(), "[-0-9.,() GiBx]{0,20}", any::<bool>()), 0..30)
+        parts in proptest::collection::vec((any::<prop::sample::Index>(), "[-0-9.,() GiBx]{0,20}", any::<bool>()), 0..30)
     ) {
+        let phrases: Vec<&str> = vllm::WORDINGS.iter().copied().flatten().map(|w| w.phrase).collect();
         let mut text = String::from("vLLM API server version 0.9.2\n");
         for (at, tail, ends) in parts {
-            text += vllm::WORDINGS[at].phrase;
+            let phrase: &&str = at.get(&phrases);
+            text += phrase;
             text += &tail;
             if ends {
                 text.push('\n');
@@ -490,4 +492,34 @@ proptest! {
         let log = read_text(&text).unwrap();
         prop_assert!(!log.boots.is_empty());
     }
+}
+
+#[test]
+fn release_0_19_says_in_one_sentence_what_it_allows_itself_and_what_the_next_will_take() {
+    // Lines of a start of 0.19.1 on one of four A100 with 40 GB, 2026-06-25.
+    let log = read_text(
+        "(EngineCore pid=1) INFO 06-25 17:21:40 [core.py:105] Initializing a V1 LLM engine (v0.19.1) with config: model='Qwen/Qwen3-8B', max_seq_len=40960\n\
+         (EngineCore pid=1) INFO 06-25 17:21:52 [gpu_model_runner.py:4820] Model loading took 15.27 GiB memory and 4.543456 seconds\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [gpu_model_runner.py:5955] Estimated CUDA graph memory: 2.35 GiB total\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [gpu_worker.py:436] Available KV cache memory: 19.36 GiB\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [gpu_worker.py:470] In v0.19, CUDA graph memory profiling will be enabled by default (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=1), which more accurately accounts for CUDA graph memory during KV cache allocation. To try it now, set VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=1 and increase --gpu-memory-utilization from 0.9000 to 0.9596 to maintain the same effective KV cache size.\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [kv_cache_utils.py:1319] GPU KV cache size: 140,960 tokens\n",
+    )
+    .unwrap();
+    let boot = &log.boots[0];
+    assert_eq!(boot.utilization, Some(0.9));
+    assert_eq!(boot.tokens, Some(140_960));
+    assert_eq!(boot.ranks[0].graphs_estimate.unwrap().bytes, 2_523_293_286);
+}
+
+#[test]
+fn a_log_without_flashinfer_keeps_that_line_as_evidence() {
+    // Lines of a start of 0.9.2, 2026-06-10.
+    let log = read_text(
+        "INFO 06-10 10:57:31 [api_server.py:1395] vLLM API server version 0.9.2\n\
+         WARNING 06-10 10:57:52 [topk_topp_sampler.py:59] FlashInfer is not available. Falling back to the PyTorch-native implementation of top-p & top-k sampling. For the best performance, please install FlashInfer.\n\
+         INFO 06-10 10:58:13 [gpu_worker.py:232] Available KV cache memory: 18.69 GiB\n",
+    )
+    .unwrap();
+    assert_eq!(log.boots[0].evidence_of("no_flashinfer").unwrap().line, 2);
 }

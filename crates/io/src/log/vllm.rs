@@ -44,7 +44,7 @@ pub fn read_line(boot: &mut Boot, line: &Line) -> bool {
         boot.is_up = true;
         return true;
     }
-    for wording in WORDINGS {
+    for wording in WORDINGS.iter().copied().flatten() {
         if let Some(rest) = after(&line.text, wording.phrase)
             && (wording.read)(boot, line, rest).is_some()
         {

@@ -42,6 +42,7 @@ mod qwen;
 mod qwen4;
 mod refusal;
 mod registry;
+mod rotary;
 mod shared_moe;
 mod special;
 mod stages;
@@ -55,6 +56,7 @@ mod zamba;
 pub use dense::Decoder;
 pub use eagle::{Eagle, read_eagle};
 pub use refusal::Refusal;
+pub use rotary::rotary_elements;
 pub use text::Text;
 
 use super::{AttentionScales, Config, Model};

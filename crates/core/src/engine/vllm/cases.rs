@@ -12,6 +12,7 @@ const H100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 const GIB: u64 = 1 << 30;
 

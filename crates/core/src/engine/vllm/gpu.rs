@@ -13,6 +13,10 @@ pub struct Gpu {
     pub a100: bool,
     /// Whether it is an H100 or H200 by name, which early releases asked for.
     pub hopper: bool,
+    /// Whether its driver does not tell NVML the size of its memory (GB10), so that vLLM finds none and keeps the smaller
+    /// batch defaults (vLLM 0.32.0, `get_batch_defaults` in `engine/arg_utils.py`; start-up logs of 0.13 and 0.27 on GB10
+    /// print 2048 tokens and capture graphs of 256 sequences).
+    pub memory_unknown: bool,
 }
 
 /// Scheduler limits that vLLM takes when the user names none.
@@ -34,6 +38,7 @@ impl Gpu {
             memory_bytes,
             a100: name.contains("a100"),
             hopper: name.contains("h100") || name.contains("h200"),
+            memory_unknown: name.contains("gb10"),
         }
     }
 

@@ -18,6 +18,7 @@ const H100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 
 fn heads() -> impl Strategy<Value = Heads> {

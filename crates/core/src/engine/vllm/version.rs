@@ -392,6 +392,7 @@ impl Rules {
             BatchRule::WholePrompt { .. } => (max_model_len.max(2048), 256),
             BatchRule::NamedHopper if gpu.hopper => (8192, 256),
             BatchRule::NamedHopper => (2048, 256),
+            _ if gpu.memory_unknown => (2048, 256),
             BatchRule::ByMemoryAndLarger if gpu.memory_bytes >= 160 * GIB => (16_384, 1024),
             BatchRule::ByMemory | BatchRule::ByMemoryAndLarger => {
                 if gpu.memory_bytes >= 70 * GIB && !gpu.a100 {

@@ -2,18 +2,21 @@
 
 use super::super::ledger::{Basis, Term};
 use super::super::request::Subject;
+use crate::arch::family::rotary_elements;
 use crate::arch::weight::Shard;
 use crate::arch::{Config, Model, Op, Parallel, Role};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{DrafterWeights, Gpu, Settings, Version};
 use crate::names::normalise;
 use crate::quant::{Inventory, Mxfp4Padding, Quantization};
-use crate::units::grouped;
+use crate::units::{grouped, human_bytes};
 use crate::{Error, Result};
 
 /// Weights of one tensor-parallel rank of each stage.
 pub(in crate::plan) struct Stages {
     pub(in crate::plan) bytes: Vec<u64>,
+    /// What loading them takes beside them, on each stage.
+    pub(in crate::plan) beside: Vec<Beside>,
     /// The same without parallelism: all of the model.
     pub(in crate::plan) total: u64,
     /// Parameters of the model: all, and those that one token uses.
@@ -24,6 +27,34 @@ pub(in crate::plan) struct Stages {
     pub(in crate::plan) refusal: Option<String>,
     /// What the drafter of speculative decoding adds to the last stage.
     pub(in crate::plan) drafter: Option<DrafterWeights>,
+}
+
+/// What is allocated with the weights and is no parameter. Start-up logs count it as the model's load.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::plan) struct Beside {
+    /// Tables of the rotary embedding.
+    pub(in crate::plan) rotary_bytes: u64,
+    /// What PyTorch's allocator keeps of its blocks.
+    pub(in crate::plan) allocator_bytes: u64,
+}
+
+impl Beside {
+    pub(in crate::plan) const fn bytes(self) -> u64 {
+        self.rotary_bytes.saturating_add(self.allocator_bytes)
+    }
+
+    /// As a term of the ledger.
+    pub(in crate::plan) fn term(self) -> Term {
+        Term::exact(
+            "buffers",
+            self.bytes(),
+            format!(
+                "{} for the tables of the rotary embedding + {} that PyTorch's allocator rounds up",
+                human_bytes(self.rotary_bytes),
+                human_bytes(self.allocator_bytes)
+            ),
+        )
+    }
 }
 
 /// Weights of the subject and its drafter.
@@ -61,7 +92,23 @@ pub(in crate::plan) fn weights(
     let stages = (0..parallel.pp)
         .map(|stage| bytes(stage, parallel))
         .collect::<Result<Vec<_>>>()?;
+    let rotary_bytes = rotary_elements(model, config, settings.version)?.saturating_mul(dtype.bits() / 8);
+    let beside = (0..parallel.pp)
+        .map(|stage| {
+            Ok(Beside {
+                rotary_bytes,
+                allocator_bytes: inventory.allocator_bytes(
+                    model,
+                    stage,
+                    parallel,
+                    (dtype, padding),
+                    towers,
+                )?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
     Ok(Stages {
+        beside,
         total: match stages[..] {
             [whole] if *parallel == Parallel::default() => whole,
             _ => bytes(0, &Parallel::default())?,

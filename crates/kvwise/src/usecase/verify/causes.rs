@@ -115,6 +115,12 @@ fn activation(case: &Case, causes: &mut Vec<Cause>) {
             "cold_compile_cache",
         );
     }
+    if boot.evidence_of("no_flashinfer").is_some() {
+        add(
+            "FlashInfer is not installed: this release's own sampler sorts all logits, which takes 39 bytes a logit and not 14 (the plan takes the official images, which have FlashInfer)".to_owned(),
+            "no_flashinfer",
+        );
+    }
     if boot.evidence_of("encoder").is_some() {
         add(
             "the multimodal encoder was profiled with inputs of the largest size, which the plan does not know (--limit-mm-per-prompt, --skip-mm-profiling)".to_owned(),

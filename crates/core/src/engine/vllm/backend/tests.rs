@@ -6,6 +6,7 @@ const H100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 const B200: Gpu = Gpu {
     major: 10,
@@ -13,6 +14,7 @@ const B200: Gpu = Gpu {
     memory_bytes: 180 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 const A100: Gpu = Gpu {
     major: 8,
@@ -20,6 +22,7 @@ const A100: Gpu = Gpu {
     memory_bytes: 80 << 30,
     a100: true,
     hopper: false,
+    memory_unknown: false,
 };
 const RTX5090: Gpu = Gpu {
     major: 12,
@@ -27,6 +30,7 @@ const RTX5090: Gpu = Gpu {
     memory_bytes: 32 << 30,
     a100: false,
     hopper: false,
+    memory_unknown: false,
 };
 
 fn latent(kv_dtype: KvDtype, sparse: bool, query_heads: u64) -> Demand {
