@@ -745,7 +745,7 @@ fn servers_without_room_for_all_clients_come_out_as_measured() {
         ]);
         let off = |time: &str, measured: f64| (answer[time]["mean"].as_f64().unwrap() / measured - 1.0).abs();
         assert!(
-            off("ttft_ms", ttft_ms) < 0.15,
+            off("ttft_ms", ttft_ms) < 0.2,
             "{gpu} {input}/{output}: {}",
             answer["ttft_ms"]
         );

@@ -1,6 +1,8 @@
 //! Logs as servers printed them. The figures are those of the public threads and files that each test names; sentences
 //! around them are shortened to what the reader looks at.
 
+mod dresses;
+
 use proptest::prelude::*;
 
 use super::*;

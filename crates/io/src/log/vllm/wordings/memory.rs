@@ -1,9 +1,9 @@
 //! Weights, what the profile measured, graphs, and the sums of both.
 
 use super::super::super::boot::Refusal;
-use super::super::super::figure::{Figure, after, count, gib, number};
+use super::super::super::figure::{Figure, after, count, number};
 use super::super::Wording;
-use super::super::read::{gib_after, own, profiling_results, refuse, v0_terms, whole_gib};
+use super::super::read::{gib, gib_after, own, profiling_results, refuse, v0_terms, whole_gib};
 
 /// In this order.
 pub(super) const ALL: &[Wording] = &[

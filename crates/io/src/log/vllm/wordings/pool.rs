@@ -1,9 +1,9 @@
 //! The cache that was made of the memory, and why there is none.
 
 use super::super::super::boot::{EngineKind, Refusal};
-use super::super::super::figure::{self, after, count, gib};
+use super::super::super::figure::{self, after, count};
 use super::super::Wording;
-use super::super::read::{concurrency, own, refuse};
+use super::super::read::{concurrency, gib, own, refuse};
 
 /// In this order.
 pub(super) const ALL: &[Wording] = &[
