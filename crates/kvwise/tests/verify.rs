@@ -584,6 +584,21 @@ fn the_caches_of_a_llama_cpp_server_are_equal_to_the_byte() {
     assert_eq!(status, 0, "{answer:#}");
 }
 
+/// A start of llama.cpp b11549 on a CPU, of a file with the shape of Gemma-3-1B and two sequences of 1536 tokens.
+#[test]
+fn windows_that_llama_cpp_kept_in_full_are_planned_in_full() {
+    let folder = folder();
+    let log = data("llamacpp-swa-full.log");
+    let (answer, _) = verify(
+        folder.path(),
+        &["google/gemma-3-1b-it", "--gpu", "rtx4090", "--log", &log],
+    );
+    assert_eq!(answer["deployment"]["inputs"]["swa_full"], true, "{answer:#}");
+    assert_eq!(row(&answer, "kv_cache")["predicted"], 81_788_928_i64);
+    assert_eq!(row(&answer, "kv_cache")["status"], "equal");
+    assert_eq!(row(&answer, "kv_cells")["status"], "equal");
+}
+
 #[test]
 fn what_the_other_engines_logs_leave_open_is_asked_for() {
     let folder = folder();

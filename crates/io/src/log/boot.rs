@@ -247,6 +247,7 @@ impl Boot {
             || self.num_blocks.is_some()
             || self.refusal.is_some()
             || self.kv_bytes.is_some()
+            || self.state_bytes.is_some()
             || self
                 .ranks
                 .iter()

@@ -97,6 +97,8 @@ fn read(boot: &mut Boot, line: &Line) -> Option<()> {
         let (cells, _) = count(before.rsplit(['(', ' ']).find(|w| !w.is_empty())?)?;
         boot.tokens = Some(boot.tokens.map_or(cells, |n| n.max(cells)));
         cache_types(boot, text);
+    } else if text.contains("using full-size SWA cache") {
+        boot.config.insert("swa_full".to_owned(), Value::Bool(true));
     } else if let Some((key, value)) = context_setting(text) {
         if key == "n_ctx" {
             boot.max_model_len = Some(value);

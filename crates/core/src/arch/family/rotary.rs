@@ -65,9 +65,8 @@ pub fn rotary_elements(model: &Model, file: &Config, version: Version) -> Result
     let local_base = config.get("rope_local_base_freq").is_some() || text.model_type()?.starts_with("gemma3");
     for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
         let (sliding, head, whole) = match &cache.kind {
-            CacheKind::Full(heads) => (false, heads.head_dim, false),
+            CacheKind::Full(heads) | CacheKind::Chunked { heads, .. } => (false, heads.head_dim, false),
             CacheKind::Sliding { heads, .. } => (true, heads.head_dim, false),
-            CacheKind::Chunked { heads, .. } => (false, heads.head_dim, false),
             CacheKind::Latent { rope, .. } => (false, *rope, true),
             // The indexer turns its keys in another order, from a table of its own.
             CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. }

@@ -143,6 +143,7 @@ pub(super) fn llamacpp(boot: &Boot, given: &Deployment, found: &mut Found) {
     // All layers is the default, whatever the number is in another conversion of the model.
     d.n_gpu_layers = count("n_gpu_layers").filter(|n| count("layers_total") != Some(*n));
     d.no_flash_attn = setting("flash_attn").and_then(Value::flag) == Some(false);
+    d.swa_full = setting("swa_full").and_then(Value::flag) == Some(true);
     let devices = boot.ranks.iter().filter(|rank| rank.model_load.is_some()).count() as u64;
     d.gpus = (devices > 1).then_some(devices);
     let names = [
@@ -154,6 +155,7 @@ pub(super) fn llamacpp(boot: &Boot, given: &Deployment, found: &mut Found) {
         ("cache_type_v", d.cache_type_v.is_some()),
         ("n_gpu_layers", d.n_gpu_layers.is_some()),
         ("no_flash_attn", d.no_flash_attn),
+        ("swa_full", d.swa_full),
         ("gpus", d.gpus.is_some()),
     ];
     for (name, _) in names.into_iter().filter(|(_, there)| *there) {
