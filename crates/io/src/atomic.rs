@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use kvwise_core::{Error, Result};
 
@@ -26,7 +27,25 @@ struct Temporary {
     renamed: bool,
 }
 
+/// Temporary files of this process, for when it has to end without dropping anything.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the files of this process that have no name of their own yet. For a process that is about to end, as on an
+/// interrupt: what is being written then does not appear.
+pub fn remove_unfinished() {
+    let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in unfinished.drain(..) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 impl Temporary {
+    fn new(path: PathBuf) -> Self {
+        let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        unfinished.push(path.clone());
+        Self { path, renamed: false }
+    }
+
     fn rename(&mut self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)?;
         self.renamed = true;
@@ -39,6 +58,8 @@ impl Drop for Temporary {
         if !self.renamed {
             let _ = fs::remove_file(&self.path);
         }
+        let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        unfinished.retain(|path| *path != self.path);
     }
 }
 
@@ -73,11 +94,7 @@ impl AtomicFile {
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(temporary);
         let file = File::create(&temporary).map_err(|e| fail(&path, "write", &e))?;
-        let temporary = Temporary {
-            path: temporary,
-            renamed: false,
-        };
-        Ok(Self::over(path, file, Some(temporary)))
+        Ok(Self::over(path, file, Some(Temporary::new(temporary))))
     }
 
     fn over(path: PathBuf, file: File, temporary: Option<Temporary>) -> Self {

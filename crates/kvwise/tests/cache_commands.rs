@@ -311,3 +311,33 @@ fn the_page_of_a_curve_has_one_picture_and_the_text_without_a_second_one() {
     assert!(page.contains("this deployment") && page.contains("Belady") && page.contains("2x the KV memory"));
     assert!(!page.contains('│'), "a plot of characters on a page");
 }
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_takes_what_is_half_written_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("t.jsonl");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvwise"))
+        .args(["trace", "generate", "--requests", "3000", "-o"])
+        .arg(&output)
+        .spawn()
+        .unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    while files() == 0 {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it wrote anything"
+        );
+        std::thread::yield_now();
+    }
+    let killed = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let status = child.wait().unwrap();
+    // whole, if it was faster than the interrupt, or nothing at all
+    match status.code() {
+        Some(0) => assert_eq!((files(), output.exists()), (1, true)),
+        code => assert_eq!((code, files()), (Some(130), 0)),
+    }
+}

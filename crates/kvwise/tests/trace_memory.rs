@@ -232,6 +232,21 @@ fn what_is_said_is_what_is_taken() {
 }
 
 #[test]
+fn a_pool_that_no_machine_holds_is_refused_for_a_small_trace_too() {
+    for pool in [
+        &["--num-blocks", "2000000000"][..],
+        &["--engine", "sglang", "--capacity", "2000000000"],
+    ] {
+        let output = kvwise(&[&["replay", "--example", "--max-memory", "1"], pool].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{pool:?}: {stderr}");
+        for word in ["the replay takes about", "more than the limit of 1.00 GiB"] {
+            assert!(stderr.contains(word), "{pool:?}: {word}: {stderr}");
+        }
+    }
+}
+
+#[test]
 fn what_comes_through_a_pipe_is_stopped_at_the_limit_while_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.jsonl");

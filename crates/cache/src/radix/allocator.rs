@@ -32,7 +32,8 @@ impl SlotAllocator {
     /// All slots of a pool of `capacity_tokens`, in ascending order.
     ///
     /// # Errors
-    /// If the page size is 0, the capacity is no multiple of it, or slot numbers would leave 31 bits.
+    /// If the page size is 0, the capacity is no multiple of it, slot numbers would leave 31 bits, or the machine has no
+    /// room for the list.
     pub fn new(capacity_tokens: usize, page_size: usize) -> Result<Self> {
         if page_size == 0 || !capacity_tokens.is_multiple_of(page_size) {
             return Err(Error::invalid(format!(
@@ -48,13 +49,24 @@ impl SlotAllocator {
             )));
         }
         let pages = capacity_tokens / page_size;
+        let (mut queue, mut stack) = (VecDeque::new(), Vec::new());
+        let reserved = if page_size == 1 {
+            queue.try_reserve_exact(pages)
+        } else {
+            stack.try_reserve_exact(pages)
+        };
+        reserved.map_err(|_| {
+            Error::exhausted(format!(
+                "this machine has no room for {pages} free pages, lower the capacity"
+            ))
+        })?;
         let mut allocator = Self {
             page: page_size,
             pages,
             free: if page_size == 1 {
-                FreeList::Tokens(VecDeque::with_capacity(pages))
+                FreeList::Tokens(queue)
             } else {
-                FreeList::Pages(Vec::with_capacity(pages))
+                FreeList::Pages(stack)
             },
         };
         allocator.clear();

@@ -5,6 +5,8 @@
 //! least half of them is holes, the live spans are moved together (cost O(live tokens), amortised O(1) an
 //! inserted token). No allocation happens once the arrays hold twice the largest number of live tokens.
 
+use crate::error::{Error, Result};
+
 /// Parallel arrays of tokens and slots.
 #[derive(Debug, Clone)]
 pub(super) struct Arena<T> {
@@ -14,13 +16,23 @@ pub(super) struct Arena<T> {
 }
 
 impl<T: Copy> Arena<T> {
-    pub(super) fn with_capacity(live_tokens: usize) -> Self {
+    /// Room for twice as many tokens: address space, of which only what is used is touched.
+    pub(super) fn with_capacity(live_tokens: usize) -> Result<Self> {
         let room = live_tokens.saturating_mul(2);
-        Self {
-            tokens: Vec::with_capacity(room),
-            slots: Vec::with_capacity(room),
+        let mut arena = Self {
+            tokens: Vec::new(),
+            slots: Vec::new(),
             live: 0,
-        }
+        };
+        let tokens = arena.tokens.try_reserve_exact(room);
+        tokens
+            .and_then(|()| arena.slots.try_reserve_exact(room))
+            .map_err(|_| {
+                Error::exhausted(format!(
+                    "this machine has no room for a tree of {live_tokens} tokens, lower the capacity"
+                ))
+            })?;
+        Ok(arena)
     }
 
     /// Whether appending `len` tokens should be preceded by [`Self::compact`].

@@ -29,6 +29,17 @@ pub fn write(
     out: &mut dyn Write,
 ) -> Result<()> {
     let fail = |e: io::Error| Error::io(format!("cannot write the trace: {e}"));
+    write_lines(trace, format, block_tokens, out, &fail)
+}
+
+/// As [`write()`]; `fail` says where it could not write.
+fn write_lines(
+    trace: &Trace,
+    format: WriteFormat,
+    block_tokens: Option<u32>,
+    out: &mut dyn Write,
+    fail: &dyn Fn(io::Error) -> Error,
+) -> Result<()> {
     let mut line = Vec::new();
     match format {
         WriteFormat::Mooncake => {
@@ -138,15 +149,15 @@ pub fn write_file(trace: &Trace, format: WriteFormat, block_tokens: Option<u32>,
     match path.extension().and_then(|e| e.to_str()) {
         Some("gz") => {
             let mut out = GzEncoder::new(&mut file, flate2::Compression::default());
-            write(trace, format, block_tokens, &mut out)?;
+            write_lines(trace, format, block_tokens, &mut out, &fail)?;
             out.finish().map_err(fail)?;
         }
         Some("zst") => {
             let mut out = zstd::Encoder::new(&mut file, 6).map_err(fail)?;
-            write(trace, format, block_tokens, &mut out)?;
+            write_lines(trace, format, block_tokens, &mut out, &fail)?;
             out.finish().map_err(fail)?;
         }
-        _ => write(trace, format, block_tokens, &mut file)?,
+        _ => write_lines(trace, format, block_tokens, &mut file, &fail)?,
     }
     file.commit()
 }

@@ -12,6 +12,7 @@ mod examples;
 pub mod export;
 pub mod generate;
 pub mod gpus;
+mod interrupt;
 pub mod lint;
 pub mod models;
 pub mod other_engines;

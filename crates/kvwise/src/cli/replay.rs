@@ -7,6 +7,7 @@ use kvwise_core::{Error, Result};
 use kvwise_sim::sched::{self, sglang::ReplayConfig};
 use serde::Serialize;
 
+use super::interrupt::leave_nothing_behind;
 use super::output::Output;
 use super::replay_vllm::VllmArgs;
 use super::trace_input::TraceInput;
@@ -90,6 +91,9 @@ struct SglangArgs {
 /// # Errors
 /// If the trace cannot be read, a flag makes no sense, or an output cannot be written.
 pub fn run(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
+    if args.events.is_some() {
+        leave_nothing_behind()?;
+    }
     match args.engine {
         Engine::Vllm => vllm(args, printer),
         Engine::Sglang => sglang(args, printer),
@@ -116,6 +120,12 @@ fn sglang(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
         Error::input("--capacity is missing: the tokens of the KV pool")
             .hint("SGLang logs it at its start as max_total_num_tokens")
     })?;
+    // slots are numbered in 31 bits
+    if capacity_tokens >= 1 << 31 {
+        return Err(Error::input(format!(
+            "--capacity is {capacity_tokens} tokens, expected less than 2^31"
+        )));
+    }
     let config = ReplayConfig {
         capacity_tokens,
         page_size: flags.page,

@@ -8,6 +8,7 @@ use kvwise_io::trace::{WriteFormat, write, write_file};
 use kvwise_sim::generate::{Arrivals, Shape, Workload, generate};
 use kvwise_sim::trace::Trace;
 
+use super::interrupt::leave_nothing_behind;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::trace_info;
@@ -296,6 +297,7 @@ fn info(args: &InfoArgs, printer: Printer) -> Result<()> {
 
 fn put(trace: &Trace, to: To, block: Option<u32>, output: Option<&Path>, printer: Printer) -> Result<()> {
     if let Some(path) = output {
+        leave_nothing_behind()?;
         write_file(trace, to.into(), block, path)?;
         printer.note(&format!("{} requests written to {}", trace.len(), path.display()));
         Ok(())

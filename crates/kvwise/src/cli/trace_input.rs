@@ -98,6 +98,8 @@ impl TraceInput {
         };
         progress.finish();
         let loaded = loaded?;
+        // what is not forecast (small files, pipes, the example) may still be asked into a pool of any size
+        trace_memory::check_read(&loaded.trace, options.max_memory_bytes, need)?;
         if loaded.skipped > 0 {
             let first = loaded.skipped_examples.first().map_or("", String::as_str);
             printer.warn(&format!(

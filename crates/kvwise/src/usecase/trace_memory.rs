@@ -76,6 +76,26 @@ pub fn check(path: &Path, options: &ReadOptions<'_>, need: &Need<'_>, printer: P
     Ok(())
 }
 
+/// Refuses what would be computed from a trace that was read if it and the trace will not fit `limit_bytes`.
+///
+/// # Errors
+/// If they do not fit.
+pub fn check_read(trace: &Trace, limit_bytes: u64, need: &Need<'_>) -> Result<()> {
+    let size = trace.size();
+    let needed = size.held_bytes().saturating_add((need.beside)(&size));
+    if needed <= limit_bytes {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "{}: {} takes about {} of memory, more than the limit of {}",
+        trace.name(),
+        need.what,
+        human_bytes(needed),
+        human_bytes(limit_bytes)
+    ))
+    .hint("ask for a smaller pool or a part of the trace, or raise --max-memory (GiB)"))
+}
+
 /// Reads a trace that will be simulated.
 ///
 /// # Errors

@@ -171,7 +171,7 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixTree<T, O> {
         let nodes = (capacity_tokens / page_size / 16).min(1 << 20);
         let mut tree = Self {
             nodes: Vec::with_capacity(nodes + 1),
-            arena: Arena::with_capacity(capacity_tokens),
+            arena: Arena::with_capacity(capacity_tokens)?,
             children: HashTable::with_capacity(nodes),
             vacant: Vec::with_capacity(nodes),
             queue: EvictionQueue::with_capacity(nodes),

@@ -202,7 +202,8 @@ pub fn run<E: SchedulerEvents>(
 /// tokens with `groups` groups of layers.
 ///
 /// A word a name and group ([`TraceContent`] numbers every distinct block there can be), for tokens also the table of
-/// names, and the pool: a node of the free queue, a ring of duplicates and the name of each block.
+/// names, and the pool: a node of the free queue, a ring of duplicates and the name of each block. As it is not known before
+/// how long requests wait, all are taken to wait at once.
 pub fn working_bytes(size: &TraceSize, num_blocks: u32, block_tokens: u32, groups: u64) -> u64 {
     let block = u64::from(block_tokens.max(1));
     let per_node = u64::from(size.block_tokens).div_ceil(block).max(1);
@@ -219,7 +220,7 @@ pub fn working_bytes(size: &TraceSize, num_blocks: u32, block_tokens: u32, group
         ((size.input_tokens + size.output_tokens) / block, 0)
     };
     let pool = (16 + 8 + 4) * u64::from(num_blocks);
-    let order = 4 * size.requests;
+    let order = (4 + Scheduler::WAITING_BYTES) * size.requests;
     names
         .saturating_mul(4 * groups)
         .saturating_add(table + pool + order)

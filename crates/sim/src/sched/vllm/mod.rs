@@ -167,6 +167,9 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
+    /// Bytes that a waiting request takes: in an overloaded engine that may be most of a trace.
+    pub const WAITING_BYTES: u64 = (std::mem::size_of::<Request>() + 2 * std::mem::size_of::<u32>()) as u64;
+
     /// A scheduler with nothing to do. `num_keys` is how many content keys to expect, if known.
     ///
     /// # Errors
