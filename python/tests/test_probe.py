@@ -11,9 +11,10 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROBE = os.path.join(os.path.dirname(HERE), "kvwise_probe")
 STAND_IN = os.path.join(HERE, "stand_in")
-sys.path.insert(0, PROBE)
+sys.path[:0] = [PROBE, HERE]
 
-from kvwise_probe import budget, encoder, hooking, live, pool_hooks, settings  # noqa: E402
+import recordings  # noqa: E402
+from kvwise_probe import budget, encoder, hooking, live, pool_hooks, recorder, settings  # noqa: E402
 
 
 def run(code, folder, **environ):
@@ -22,31 +23,6 @@ def run(code, folder, **environ):
     env["VLLM_PROFILING_DIR"] = folder
     env.update(environ)
     return subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def records(folder):
-    found = []
-    for root, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(".jsonl"):
-                with open(os.path.join(root, name)) as lines:
-                    header = json.loads(next(lines))
-                    found.append([header] + [unpacked(record) for line in lines for record in json.loads(line)])
-    return found
-
-
-def unpacked(record):
-    """A record with the lists of numbers that its text stands for."""
-
-    def numbers(text, digits=8):
-        return [int.from_bytes(bytes.fromhex(text[i : i + digits]), "little") for i in range(0, len(text), digits)]
-
-    record = list(record)
-    if record[0] in ("a", "t", "f", "e"):
-        record[3] = numbers(record[3])
-    elif record[0] == "x":
-        record[3:] = [numbers(text, 16 if i in (1, 2) else 8) for i, text in enumerate(record[3:])]
-    return record
 
 
 def totals_of(process):
@@ -67,7 +43,7 @@ class EndToEnd(unittest.TestCase):
         done = run(self.DRIVE, self.folder)
         self.assertEqual(done.returncode, 0, done.stderr)
         own = json.loads(done.stdout)
-        (process,) = records(self.folder)
+        (process,) = recordings.of_folder(self.folder)
         totals = totals_of(process)
         self.assertEqual(totals["allocated_blocks"], own["allocated"])
         self.assertEqual(totals["evicted_blocks"], own["evicted"])
@@ -77,15 +53,15 @@ class EndToEnd(unittest.TestCase):
         self.assertGreater(own["preemptions"], 0)
         self.assertEqual(totals["steps"], own["steps"])
         self.assertEqual(totals["errors"], 0)
-        for kind, total in (("a", "allocated"), ("e", "evicted")):
-            self.assertEqual(sum(len(r[3]) for r in process[1:] if r[0] == kind), own[total])
+        for kind, total in (("alloc", "allocated"), ("evict", "evicted")):
+            self.assertEqual(sum(len(r[3:]) for r in process[1:] if r[0] == kind), own[total])
         # every block that is in use was allocated or hit, and is freed once: at the end nothing is in use
         used = set()
         for record in process[1:]:
-            if record[0] in ("a", "t"):
-                used.update(record[3])
-            elif record[0] == "f":
-                used.difference_update(record[3])
+            if record[0] in ("alloc", "hit"):
+                used.update(record[3:])
+            elif record[0] == "free":
+                used.difference_update(record[3:])
         self.assertEqual(used, set())
         self.assertEqual(process[-1][0], "end")
 
@@ -106,7 +82,7 @@ class EndToEnd(unittest.TestCase):
         done = run(code, self.folder)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(len(os.listdir(self.folder)), 1, "one session")
-        files = records(self.folder)
+        files = recordings.of_folder(self.folder)
         self.assertEqual(len(files), 3)
         self.assertEqual(len({f[0]["pid"] for f in files}), 3)
         for process in files:
@@ -122,7 +98,7 @@ class EndToEnd(unittest.TestCase):
     def test_a_full_disk_stops_the_writing_not_the_engine(self):
         done = run(self.DRIVE, self.folder, KVWISE_PROBE_MIN_FREE_MB=str(1 << 40))
         self.assertEqual(done.returncode, 0, done.stderr)
-        (process,) = records(self.folder)
+        (process,) = recordings.of_folder(self.folder)
         self.assertEqual(len(process), 1, "the header only")
 
     def test_a_hidden_sitecustomize_still_runs(self):
@@ -142,7 +118,7 @@ class EndToEnd(unittest.TestCase):
     def test_the_record_limit_drops_details_and_counts_them_but_totals_stay_exact(self):
         done = run(self.DRIVE, self.folder, KVWISE_PROBE_RECORDS_PER_S="4")
         own = json.loads(done.stdout)
-        (process,) = records(self.folder)
+        (process,) = recordings.of_folder(self.folder)
         totals = totals_of(process)
         self.assertEqual(totals["allocated_blocks"], own["allocated"])
         self.assertGreater(totals["lost_records"], 0)
@@ -150,7 +126,7 @@ class EndToEnd(unittest.TestCase):
     def test_its_own_time_and_that_of_the_steps_are_recorded(self):
         done = run(self.DRIVE, self.folder)
         self.assertEqual(done.returncode, 0, done.stderr)
-        (process,) = records(self.folder)
+        (process,) = recordings.of_folder(self.folder)
         totals = totals_of(process)
         self.assertGreater(totals["hook_ns"], 0)
         self.assertGreater(totals["step_ns"], 0)
@@ -204,7 +180,7 @@ class Guards(unittest.TestCase):
             module = types.ModuleType("vllm.v1.core.block_pool")
             pool_hooks.hook_block_pool(probe, module)
             probe.recorder.close()
-            (process,) = records(folder)
+            (process,) = recordings.of_folder(folder)
             missing = [r[3] for r in process[1:] if r[0] == "n" and r[2] == "missing"]
             self.assertIn("vllm.v1.core.block_pool.BlockPool.get_new_blocks", missing)
 
@@ -231,78 +207,191 @@ class Signatures(unittest.TestCase):
 
 
 class Block(object):
+    ref_cnt, is_null = 0, False
+
     def __init__(self, block_id):
         self.block_id = block_id
 
 
+class Engine(object):
+    """A pool whose methods do nothing, hooked: what the hooks note is looked at."""
+
+    def __init__(self, folder, **environ):
+        environ.update(KVWISE_SESSION_DIR=folder, KVWISE_PROBE_MIN_FREE_MB="0")
+        self.probe = hooking.Probe(settings.load(environ))
+        engine = self
+
+        class BlockPool(object):
+            num_gpu_blocks, enable_caching, hash_block_size, free = 64, True, 16, 0
+
+            def get_num_free_blocks(self):
+                return self.free
+
+            def get_new_blocks(self, num_blocks):
+                blocks = [Block(i) for i in engine.next]
+                for block in blocks:
+                    self._maybe_evict_cached_block(block)
+                return blocks
+
+            def _maybe_evict_cached_block(self, block):
+                return block.block_id in engine.cached
+
+            def evict_blocks(self, block_ids):
+                for i in block_ids:
+                    self._maybe_evict_cached_block(Block(i))
+
+            def touch(self, blocks):
+                pass
+
+            def free_blocks(self, blocks):
+                self.free += len(list(blocks))
+
+            def unpin_blocks(self, blocks, on_reuse):
+                pass
+
+            def reset_prefix_cache(self):
+                return True
+
+        module = types.ModuleType("engine")
+        module.BlockPool = BlockPool
+        pool_hooks.hook_block_pool(self.probe, module)
+        self.pool = BlockPool()
+        self.cached = set()
+
+    def allocate(self, *blocks):
+        self.next = blocks
+        return self.pool.get_new_blocks(len(blocks))
+
+    def noted(self):
+        """Events so far, without their times."""
+        lines = encoder.line(self.probe.live.events)
+        return [e[:1] + e[2:] for e in recordings.events(json.loads(lines)[1])]
+
+
+class Pools(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.engine = Engine(self.temporary.name)
+
+    def tearDown(self):
+        self.engine.probe.recorder.close()
+        self.temporary.cleanup()
+
+    def test_events_are_noted_in_the_order_in_which_they_happened(self):
+        engine = self.engine
+        one = engine.allocate(1)
+        engine.cached = {2, 5}
+        many = engine.allocate(2, 3)
+        engine.allocate(5)
+        engine.pool.touch(one)
+        engine.pool.free_blocks(iter(one + many))
+        engine.pool.evict_blocks([2])
+        engine.pool.unpin_blocks([Block(7)], None)
+        engine.pool.reset_prefix_cache()
+        self.assertEqual(
+            engine.noted(),
+            [
+                ["alloc", 0, 1],
+                ["evict", 0, 2],
+                ["alloc", 0, 2, 3],
+                ["evict", 0, 5],
+                ["alloc", 0, 5],
+                ["hit", 0, 1],
+                ["free", 0, 1, 2, 3],
+                ["drop", 0, 2],
+                ["free", 0, 7],
+                ["clear", 0],
+            ],
+        )
+        live_ = engine.probe.live
+        self.assertEqual(
+            (live_.allocated_blocks, live_.evicted_blocks, live_.hit_blocks, live_.freed_blocks, live_.errors), (4, 3, 1, 4, 0)
+        )
+
+    def test_a_sample_notes_every_nth_block_and_the_totals_stay_exact(self):
+        engine = self.engine
+        engine.probe.live.mask = 3
+        engine.cached = {4, 6}
+        engine.allocate(4, 5, 6, 8)
+        engine.allocate(7)
+        engine.allocate(12)
+        self.assertEqual(engine.noted(), [["evict", 0, 4], ["alloc", 0, 4, 8], ["alloc", 0, 12]])
+        self.assertEqual((engine.probe.live.allocated_blocks, engine.probe.live.evicted_blocks), (6, 2))
+
+    def test_without_block_ids_only_totals_grow(self):
+        with tempfile.TemporaryDirectory() as folder:
+            engine = Engine(folder, KVWISE_PROBE_BLOCKS="0")
+            engine.pool.free_blocks(engine.allocate(1) + engine.allocate(2, 3))
+            self.assertEqual(engine.noted(), [])
+            self.assertEqual((engine.probe.live.allocated_blocks, engine.probe.live.freed_blocks), (3, 3))
+            engine.probe.recorder.close()
+
+    def test_the_hooks_give_back_what_the_engine_gave(self):
+        self.assertEqual([b.block_id for b in self.engine.allocate(3, 4)], [3, 4])
+        self.assertIs(self.engine.pool.reset_prefix_cache(), True)
+        self.assertIs(self.engine.pool._maybe_evict_cached_block(Block(9)), False)
+
+
 class Encoding(unittest.TestCase):
-    def encoder(self, **environ):
-        environ["KVWISE_SESSION_DIR"] = "unused"
-        made = encoder.Encoder(settings.load(environ))
-        self.pool = encoder.PoolState(0, 64, True)
-        made.add(("p", 1, self.pool, 16))
-        return made
-
-    def rows(self, made, kind):
-        return [unpacked(row) for row in made.finish() if row[0] == kind]
-
-    def test_neighbours_of_one_kind_become_one_record_and_keep_their_order(self):
-        made = self.encoder()
-        a, b = Block(1), Block(2)
-        for block in (a, b):
-            made.add(("a", 5, self.pool, (block,), [block]))
-        made.add(("s", 6, 0))
-        made.add(("f", 7, self.pool, [b]))
-        made.add(("f", 8, self.pool, [a]))
-        rows = [unpacked(row) for row in made.finish()]
-        self.assertEqual(rows[1:], [["e", 5, 0, [1, 2]], ["a", 5, 0, [1, 2]], ["s", 6, 0], ["f", 8, 0, [2, 1]]])
-
-    def test_lifetimes_count_from_the_allocation_and_idle_times_from_the_last_hit(self):
-        made = self.encoder()
-        block = Block(3)
-        made.add(("a", 1000, self.pool, (block,), []))
-        made.add(("t", 5000, self.pool, [block]))
-        made.add(("a", 9000, self.pool, (block,), [block]))
-        self.assertEqual(self.rows(made, "x"), [["x", 9000, 0, [3], [8], [4], [1], [1]]])
-
-    def test_a_sample_follows_every_nth_block_and_what_it_did_not_follow_has_no_lifetime(self):
-        made = self.encoder()
-        blocks = [Block(i) for i in range(8)]
-        made.sample(4)
-        made.add(("a", 1000, self.pool, tuple(blocks), []))
-        self.assertEqual(self.rows(made, "a"), [["a", 1000, 0, [0, 4]]])
-        made.sample(1)
-        made.add(("a", 3000, self.pool, tuple(blocks), []))
-        self.assertEqual(self.rows(made, "x"), [["x", 3000, 0, [0, 4], [2, 2], [2, 2], [0, 0], [0, 0]]])
-
-    def test_after_lost_events_no_lifetime_is_made_up(self):
-        made = self.encoder()
-        made.add(("a", 1000, self.pool, (Block(1),), []))
-        made.forget()
-        made.add(("a", 9000, self.pool, (Block(1),), None))
-        self.assertEqual(self.rows(made, "x"), [])
-
-    def test_requests_outside_of_the_sample_have_no_hashes_and_equal_hashes_stay_equal(self):
-        made = self.encoder()
-        one, two = [b"a" * 32, b"b" * 32], [b"a" * 32, b"c" * 32]
-        made.add(("r", 1, 0, 5, 0, "stopped", 16, one))
-        made.add(("r", 1, 1, 5, 0, "stopped", 16, two))
-        first, second = [row[-1] for row in self.rows(made, "r")]
+    def test_equal_hashes_stay_equal_and_none_is_the_engines_own(self):
+        made = encoder.Hashes(b"k" * 32)
+        first, second = made.text([b"a" * 32, b"b" * 32]), made.text([b"a" * 32, b"c" * 32])
         self.assertEqual((first[:8], len(first)), (second[:8], 16))
         self.assertNotEqual(first[8:], second[8:])
-        made.sample(2)
-        made.add(("r", 1, 2, 5, 0, "stopped", 16, one))
-        made.add(("r", 1, 3, 5, 0, "stopped", 16, one))
-        self.assertEqual([row[-1] for row in self.rows(made, "r")], [first, None])
+        self.assertEqual(encoder.Hashes(b"k" * 32).text([b"b" * 32]), first[8:], "the same in every process")
+        self.assertNotEqual(encoder.Hashes(b"K" * 32).text([b"b" * 32]), first[8:])
+
+    def test_hashes_of_older_versions_are_read(self):
+        made = encoder.Hashes(b"k" * 32)
+        named = types.SimpleNamespace(hash_value=12345)
+        self.assertEqual(made.text([named]), made.text([12345]))
+
+    def test_an_event_that_is_no_number_loses_itself_only(self):
+        with tempfile.TemporaryDirectory() as folder:
+            environ = {"KVWISE_SESSION_DIR": folder, "KVWISE_PROBE_MIN_FREE_MB": "0"}
+            made = recorder.Recorder(settings.load(environ))
+            for event in ((live.head(live.LOST, 1), 1), (live.head(live.LOST, 1), None), (live.head(live.LOST, 1), 1 << 70)):
+                made.live.append(event)
+            made.keep(("n", 1, "bad", object()))
+            made.keep(("n", 1, "good", "text"))
+            made.close()
+            (process,) = recordings.of_folder(folder)
+            self.assertEqual([r for r in process[1:] if r[0] == "lost"], [["lost", 1]])
+            self.assertEqual([r[2] for r in process[1:] if r[0] == "n"], ["good"])
+            self.assertEqual(made.live.errors, 3)
 
 
 class Loss(unittest.TestCase):
-    def test_a_closed_queue_takes_nothing_until_the_writer_has_seen_the_mark(self):
+    def test_a_closed_queue_takes_nothing_until_the_writer_has_caught_up(self):
         state = live.Live()
         state.close()
         state.close()
         self.assertFalse(state.open)
-        self.assertEqual(list(state.events), [("L",)])
+        self.assertEqual([event[0] for event in state.events], [live.LOST_EVENTS])
+
+    def test_a_request_that_ended_is_never_written_before_its_arrival(self):
+        state = live.Live()
+        state.append((1, 1))
+        state.ended.append(("r", 1))
+        taken = state.take()
+        state.append((1, 2))
+        self.assertEqual(taken, ([], [(1, 1)], [("r", 1)]))
+        self.assertEqual(state.take(), ([], [(1, 2)], []))
+
+    def test_what_could_not_be_written_is_counted_and_marked(self):
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = settings.load({"KVWISE_SESSION_DIR": folder, "KVWISE_PROBE_MIN_FREE_MB": str(1 << 40)})
+            made = recorder.Recorder(chosen)
+            made.live.rare.append(("p", 1, 0, 64, 1, 16))
+            made.live.append((live.head(live.CLEARED, 2), 5, 0))
+            made._write()
+            self.assertEqual(made.live.lost, 1)
+            chosen.min_free_bytes = 0
+            made._sink._paused_until = 0.0
+            made.live.append((live.head(live.CLEARED, 2), 7, 0))
+            made._write()
+            (process,) = recordings.of_folder(folder)
+            self.assertEqual([r[0] for r in process[1:]], ["p", "lost", "clear"])
 
 
 class BudgetJudgement(unittest.TestCase):
@@ -385,7 +474,7 @@ class OwnLimit(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             done = run(self.SPIN % 60, folder)
             self.assertEqual(done.returncode, 0, done.stderr)
-            (process,) = records(folder)
+            (process,) = recordings.of_folder(folder)
             changes = [r for r in process[1:] if r[0] == "B"]
             self.assertEqual([r[2] for r in changes][-1], -1, changes)
             self.assertTrue(all(r[3] > 10000 and r[4] == 10000 for r in changes), changes)
@@ -396,7 +485,7 @@ class OwnLimit(unittest.TestCase):
     def test_without_a_limit_it_records_on(self):
         with tempfile.TemporaryDirectory() as folder:
             done = run(self.SPIN % 1.0, folder, KVWISE_PROBE_MAX_PERCENT="0", KVWISE_PROBE_RECORDS_PER_S="100000")
-            (process,) = records(folder)
+            (process,) = recordings.of_folder(folder)
             self.assertEqual([r for r in process[1:] if r[0] == "B"], [])
             self.assertEqual(totals_of(process)["allocated_blocks"], int(done.stdout))
 

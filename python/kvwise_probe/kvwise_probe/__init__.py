@@ -4,7 +4,7 @@
 modules are imported. Records go to one file for each process, `SESSION/probe/PID-N.jsonl`.
 """
 
-VERSION = "1"
+VERSION = "2"
 
 
 def start():

@@ -2,6 +2,10 @@
 (`vllm/v1/worker/gpu_worker.py`, `gpu_model_runner.py`)."""
 
 from .hooking import now
+from .live import REPLAYED, head
+
+REPLAY = head(REPLAYED, 3)
+SECOND_NS = 1000000000
 
 
 def hook_cuda_graph(probe, module):
@@ -9,13 +13,13 @@ def hook_cuda_graph(probe, module):
         def hook(self, *args, **kwargs):
             # piecewise graphs are one wrapper for each piece: the first one speaks for the step
             leader = probe.graph_leader
-            if leader is not None and leader is not self and self.runtime_mode == leader.runtime_mode:
+            if leader is not None and leader is not self and self.runtime_mode is leader.runtime_mode:
                 return original(self, *args, **kwargs)
             captured = descriptor = None
             try:
                 if module.is_forward_context_available():
                     context = module.get_forward_context()
-                    if context.cudagraph_runtime_mode == self.runtime_mode:
+                    if context.cudagraph_runtime_mode is self.runtime_mode:
                         descriptor = context.batch_descriptor
                         entry = self.concrete_cudagraph_entries.get(descriptor)
                         captured = entry is not None and entry.cudagraph is not None
@@ -37,28 +41,50 @@ def hook_cuda_graph(probe, module):
     probe.wrap(module, "CUDAGraphWrapper", "__call__", call)
 
 
+class Graph(object):
+    """One captured graph: how it is described, and how often it was replayed."""
+
+    __slots__ = ("number", "key", "count", "named")
+
+    def __init__(self, number, mode, descriptor):
+        reqs = getattr(descriptor, "num_reqs", None)
+        self.number = number
+        self.key = (
+            mode,
+            int(descriptor.num_tokens),
+            None if reqs is None else int(reqs),
+            bool(getattr(descriptor, "uniform", getattr(descriptor, "uniform_decode", False))),
+            bool(getattr(descriptor, "has_lora", False)),
+        )
+        self.count = 0
+        self.named = False
+
+
 def _graph_used(probe, mode, descriptor, captured, start, end):
-    reqs = getattr(descriptor, "num_reqs", None)
-    key = (
-        mode,
-        int(descriptor.num_tokens),
-        None if reqs is None else int(reqs),
-        bool(getattr(descriptor, "uniform", getattr(descriptor, "uniform_decode", False))),
-        bool(getattr(descriptor, "has_lora", False)),
-    )
+    graphs = probe.graphs
+    graph = graphs.get((mode, descriptor))
+    if graph is None:
+        graph = graphs[(mode, descriptor)] = Graph(len(graphs), mode, descriptor)
     if not captured:
-        probe.recorder.keep(("g", end) + key)
+        probe.recorder.keep(("g", end) + graph.key)
         return
-    probe.graph_counts[key] = probe.graph_counts.get(key, 0) + 1
+    graph.count += 1
     live = probe.live
     if live.open:
-        if not probe.graph_counts[key] % live.every:
-            live.append(("d", end, "%s:%s" % (mode, descriptor), (end - start) // 1000))
+        if not graph.count % live.every:
+            if not graph.named:
+                graph.named = True
+                probe.recorder.keep(("k", end, graph.number, "%s:%s" % (mode, descriptor)))
+            live.append((REPLAY, end, graph.number, (end - start) // 1000))
     else:
         live.lost += 1
-    if end - probe.graph_written > 1000000000:
+    if end - probe.graph_written > SECOND_NS:
         probe.graph_written = end
-        probe.recorder.keep(("G", end, [list(k) + [n] for k, n in list(probe.graph_counts.items())]))
+        counts = {}  # graphs for different numbers of adapters are one row
+        for graph in graphs.values():
+            if graph.count:
+                counts[graph.key] = counts.get(graph.key, 0) + graph.count
+        probe.recorder.keep(("G", end, [list(key) + [count] for key, count in counts.items()]))
     if live.timed:
         live.hook_ns += now() - end + 2 * probe.call_ns
 

@@ -26,7 +26,7 @@ class Probe(object):
         self.live = self.recorder.live
         self.pools = itertools.count()
         self.requests = itertools.count()
-        self.graph_counts = {}
+        self.graphs = {}
         self.graph_written = 0
         self.graph_leader = None
         self.call_ns = _call_ns()

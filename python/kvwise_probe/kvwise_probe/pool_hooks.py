@@ -1,16 +1,27 @@
-"""Hooks on vLLM's block pool (`vllm/v1/core/block_pool.py`) and prefix lookups (`kv_cache_manager.py`)."""
+"""Hooks on vLLM's block pool (`vllm/v1/core/block_pool.py`) and prefix lookups (`kv_cache_manager.py`).
 
-from .encoder import PoolState
+These run for every block that is allocated: what can be written out in place of a call is.
+"""
+
 from .hooking import now, takes_only
+from .live import ALLOCATED, CLEARED, DROPPED, EVICTED, FREED, HIT, LOOKED_UP, Pool, head
+
+ONE_ALLOCATED = head(ALLOCATED, 3)
+ONE_EVICTED = head(EVICTED, 3)
+CLEARED_ALL = head(CLEARED, 2)
+LOOKUP = head(LOOKED_UP, 6)
 
 
 def _state_of(probe, pool):
     """The probe's own attribute of a pool, made when the pool is seen first."""
     state = pool.__dict__.get("_kvwise_state")
     if state is None:
-        state = PoolState(next(probe.pools), int(pool.num_gpu_blocks), bool(pool.enable_caching))
+        state = Pool(next(probe.pools))
         pool._kvwise_state = state
-        probe.recorder.keep(("p", now(), state, getattr(pool, "hash_block_size", None)))
+        probe.live.pools.append(state)
+        size = getattr(pool, "hash_block_size", None)
+        known = (state.number, int(pool.num_gpu_blocks), int(bool(pool.enable_caching)), size)
+        probe.recorder.keep(("p", now()) + known)
     return state
 
 
@@ -28,6 +39,15 @@ def hook_block_pool(probe, module):
     live = probe.live
     append = live.append
     call_ns = probe.call_ns
+    wanted = probe.settings.blocks
+
+    def note(kind, state, ids):
+        """One event about these blocks, or about those of the sample."""
+        if live.mask:
+            mask = live.mask
+            ids = [i for i in ids if not i & mask]
+        if ids and wanted:
+            append((kind | (len(ids) + 2) << 8, live.t or now(), state.number, *ids))
 
     def init(original, guard):
         def hook(self, *args, **kwargs):
@@ -40,26 +60,36 @@ def hook_block_pool(probe, module):
         return hook
 
     def allocated(pool, blocks):
-        """Notes an allocation. The engine may change the list later: a copy is kept."""
         start = now() if live.timed else 0
         try:
             state = pool._kvwise_state
         except AttributeError:
             state = _state_of(probe, pool)
+        count = len(blocks)
+        live.allocated_blocks += count
         gone = state.evicted
         if gone:
-            state.evicted = []
             live.evicted_blocks += len(gone)
-        else:
-            gone = None  # not the list itself: later evictions go into it
-        live.allocated_blocks += len(blocks)
         if live.open:
-            if blocks:
-                append(("a", live.t or now(), state, tuple(blocks), gone))
+            if count == 1 and wanted and not live.mask:  # by far the most frequent: a request's next block
+                t = live.t or now()
+                if gone:
+                    if len(gone) == 1:
+                        append((ONE_EVICTED, t, state.number, gone[0]))
+                    else:
+                        note(EVICTED, state, gone)
+                append((ONE_ALLOCATED, t, state.number, blocks[0].block_id))
+            elif count:
+                if gone:
+                    note(EVICTED, state, gone)
+                note(ALLOCATED, state, [block.block_id for block in blocks])
         else:
             live.lost += 1
+        if gone:
+            del gone[:]
         if start:
-            live.hook_ns += now() - start + call_ns
+            # the hook on evictions does not read the clock: it costs what its call costs
+            live.hook_ns += now() - start + call_ns * (1 + count)
 
     def get_new_blocks(original, guard):
         if takes_only(original, "self", "num_blocks"):
@@ -85,13 +115,12 @@ def hook_block_pool(probe, module):
         return hook
 
     def maybe_evict(original, guard):
-        # called for each block that is allocated: the shortest of all hooks. It does not read the clock; its cost is
-        # that of its call.
+        # called for each block that is allocated: the shortest of all hooks
         def noted(pool, block):
             try:
-                pool._kvwise_state.evicted.append(block)
+                pool._kvwise_state.evicted.append(block.block_id)
             except AttributeError:
-                _state_of(probe, pool).evicted.append(block)
+                _state_of(probe, pool).evicted.append(block.block_id)
             except Exception as error:
                 guard.failed(error)
 
@@ -99,8 +128,6 @@ def hook_block_pool(probe, module):
 
             def hook(self, block):
                 result = original(self, block)
-                if live.timed:
-                    live.hook_ns += call_ns
                 if result:
                     noted(self, block)
                 return result
@@ -109,8 +136,6 @@ def hook_block_pool(probe, module):
 
             def hook(self, block, *args, **kwargs):
                 result = original(self, block, *args, **kwargs)
-                if live.timed:
-                    live.hook_ns += call_ns
                 if result:
                     noted(self, block)
                 return result
@@ -122,13 +147,14 @@ def hook_block_pool(probe, module):
             result = original(self, *args, **kwargs)
             try:
                 state = _state_of(probe, self)
-                gone, state.evicted = state.evicted, []
+                gone = state.evicted
                 if gone:
                     live.evicted_blocks += len(gone)
                     if live.open:
-                        append(("e", live.t or now(), state, tuple(gone)))
+                        note(DROPPED, state, gone)
                     else:
                         live.lost += 1
+                    del gone[:]
             except Exception as error:
                 guard.failed(error)
             return result
@@ -143,11 +169,10 @@ def hook_block_pool(probe, module):
                 state = _state_of(probe, self)
                 if blocks and not hasattr(blocks[0], "block_id"):
                     blocks = list(_flat(blocks))
-                kept = [block for block in blocks if not block.is_null]
-                live.hit_blocks += len(kept)
+                ids = [block.block_id for block in blocks if not block.is_null]
+                live.hit_blocks += len(ids)
                 if live.open:
-                    if kept:
-                        append(("t", live.t or now(), state, kept))
+                    note(HIT, state, ids)
                 else:
                     live.lost += 1
             except Exception as error:
@@ -157,6 +182,14 @@ def hook_block_pool(probe, module):
             return result
 
         return hook
+
+    def released(pool, blocks):
+        state = _state_of(probe, pool)
+        live.freed_blocks += len(blocks)
+        if live.open:
+            note(FREED, state, [block.block_id for block in blocks])
+        else:
+            live.lost += 1
 
     def free_blocks(original, guard):
         def hook(self, ordered_blocks, *args, **kwargs):
@@ -169,24 +202,30 @@ def hook_block_pool(probe, module):
             result = original(self, blocks, *args, **kwargs)
             start = now() if live.timed else 0
             try:
-                state = _state_of(probe, self)
-                if self.get_num_free_blocks() - before == len(blocks):
-                    freed = tuple(blocks)
-                else:
+                freed = blocks
+                if self.get_num_free_blocks() - before != len(blocks):
                     # some have another user, or belong to another pool, to whose own free_blocks they were passed on
                     freed = [block for block in blocks if block.ref_cnt == 0 and not block.is_null]
                     if freed and hasattr(freed[0], "pool"):
                         freed = [block for block in freed if block.pool is None or block.pool is self]
-                live.freed_blocks += len(freed)
-                if live.open:
-                    if freed:
-                        append(("f", live.t or now(), state, freed))
-                else:
-                    live.lost += 1
+                released(self, freed)
             except Exception as error:
                 guard.failed(error)
             if start:
                 live.hook_ns += now() - start + call_ns
+            return result
+
+        return hook
+
+    def unpin_blocks(original, guard):
+        # vLLM 0.32 gives blocks back here that a transfer still reads: they count as free
+        def hook(self, blocks, *args, **kwargs):
+            blocks = blocks if isinstance(blocks, (list, tuple)) else list(blocks)
+            result = original(self, blocks, *args, **kwargs)
+            try:
+                released(self, [block for block in blocks if block.ref_cnt == 0])
+            except Exception as error:
+                guard.failed(error)
             return result
 
         return hook
@@ -196,7 +235,7 @@ def hook_block_pool(probe, module):
             result = original(self, *args, **kwargs)
             if result:
                 try:
-                    probe.recorder.keep(("c", now(), _state_of(probe, self)))
+                    append((CLEARED_ALL, now(), _state_of(probe, self).number))
                 except Exception as error:
                     guard.failed(error)
             return result
@@ -209,6 +248,7 @@ def hook_block_pool(probe, module):
     probe.wrap(module, "BlockPool", "evict_blocks", evict_blocks, required=False)
     probe.wrap(module, "BlockPool", "touch", touch)
     probe.wrap(module, "BlockPool", "free_blocks", free_blocks)
+    probe.wrap(module, "BlockPool", "unpin_blocks", unpin_blocks, required=False)
     probe.wrap(module, "BlockPool", "reset_prefix_cache", reset_prefix_cache, always=True)
 
 
@@ -230,7 +270,7 @@ def hook_kv_cache_manager(probe, module):
             own = request.__dict__
             scheduler = own.get("_kvwise_scheduler")
             step = -1 if scheduler is None else scheduler.__dict__.get("_kvwise_step", 0)
-            live.append(("h", live.t or now(), own.get("_kvwise_number", -1), step, tokens, hit_tokens, int(resumed)))
+            live.append((LOOKUP, live.t or now(), own.get("_kvwise_number", -1), step, tokens, hit_tokens, int(resumed)))
         else:
             live.lost += 1
         if start:

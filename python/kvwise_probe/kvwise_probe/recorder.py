@@ -1,24 +1,29 @@
-"""The thread that turns raw events into records, writes them, and watches what all of it costs.
+"""The thread that turns events into lines, writes them, and watches what all of it costs.
 
-It wakes twice a second and works in small pieces, between which it lets go of the interpreter lock: the engine's thread
+It wakes about once a second and works in small pieces, between which it lets go of the interpreter lock: the engine's thread
 never waits for more than one piece.
 """
 
 import atexit
 import os
+import struct
 import threading
 import time
 
 from .budget import Budget
-from .encoder import Encoder
-from .live import Live
+from .encoder import Hashes, line
+from .live import LOST_EVENTS, TIMED_EVERY, Live
 from .sink import Sink
 
-FLUSH_INTERVAL_S = 0.5
-EVENTS_AT_ONCE = 128
-BYTES_AT_ONCE = 1 << 16
+# A kill loses what waits for the next write, and no more than the last second of it.
+FLUSH_INTERVAL_S = 0.9
+EVENTS_AT_ONCE = 512
+NUMBERS_AT_ONCE = 1 << 16
+REQUESTS_AT_ONCE = 8
 # Without these the rest cannot be read: they wait until they can be written.
-ALWAYS = ("p", "S", "B", "m")
+ALWAYS = ("p", "S", "B", "m", "k")
+# Blocks without content that no allocation asked for: a hook that was taken off would let them pile up.
+MOST_EVICTED = 1 << 20
 
 
 class Recorder(object):
@@ -37,7 +42,8 @@ class Recorder(object):
         self.thread = None
         self._room = max(1, int(self.settings.records_per_s * FLUSH_INTERVAL_S))
         self.live.room = self._room
-        self._encoder = Encoder(self.settings)
+        self._hashes = Hashes(self.settings.hash_key)
+        self._lost_before = False
         self._sink = Sink(self.settings)
         self._budget = Budget(self.settings.max_percent)
         self._written_totals = None
@@ -57,7 +63,7 @@ class Recorder(object):
 
     def keep(self, event):
         """An event that is rare and always kept; the first one starts the writer."""
-        self.live.append(event)
+        self.live.rare.append(event)
         if self.thread is None:
             self.begin()
 
@@ -78,25 +84,20 @@ class Recorder(object):
     # -- the writer ----------------------------------------------------------------------------------------------
 
     def _run(self):
-        last_totals = 0.0
         while not self._closed:
             self._wake.wait(FLUSH_INTERVAL_S)
             try:
                 self._look_at_the_cost()
-                now = time.monotonic()
-                if now - last_totals >= 1.0:
-                    last_totals = now
-                    self._queue_totals()
-                self._write_events()
+                self._queue_totals()
+                self._write()
             except Exception:
                 self.live.errors += 1
 
     def _look_at_the_cost(self):
         """Less is recorded where the probe takes too much, and each change is recorded."""
-        live, budget, encoder = self.live, self._budget, self._encoder
+        live, budget = self.live, self._budget
         self._writer_ns = _thread_ns()
-        totals = live.totals()
-        cost = totals["hook_ns"] + self._writer_ns
+        cost = live.hook_ns * TIMED_EVERY + self._writer_ns
         before = budget.every
         if not budget.look(time.monotonic_ns(), cost, live.step_ns):
             return
@@ -110,68 +111,102 @@ class Recorder(object):
             live.close()
         live.room = self._room if every > 0 else 0
         live.every = max(1, every)
-        if every > 0:
-            encoder.sample(every)
+        live.mask = live.every - 1  # a power of two
         share = -1 if budget.share is None else int(budget.share * 1e6)
-        live.append(("B", time.monotonic_ns(), every, share, int(budget.limit * 1e6)))
+        live.rare.append(("B", time.monotonic_ns(), every, share, int(budget.limit * 1e6)))
         self.settings.say("%.2f %% of step time: now recording %s" % (share / 1e4, every))
 
     def _queue_totals(self):
         totals = self.live.totals()
-        totals["writer_ns"] = self._writer_ns
         # an idle server is not written about: only the writer's own time has grown
-        seen = {k: v for k, v in totals.items() if k != "writer_ns"}
-        if seen != self._written_totals:
-            self._written_totals = seen
-            self.live.append(("T", time.monotonic_ns(), totals))
+        if totals != self._written_totals:
+            self._written_totals = dict(totals)
+            totals["writer_ns"] = self._writer_ns
+            self.live.rare.append(("T", time.monotonic_ns(), totals))
 
-    def _write_events(self):
-        live, sink, encoder = self.live, self._sink, self._encoder
-        events = live.events
-        if events and sink.paused():
-            self._drop(events)
-            return
-        lines, size, rows = [], 0, []
-        while events:
-            for _ in range(min(EVENTS_AT_ONCE, len(events))):
-                event = events.popleft()
-                if event[0] == "L":
-                    encoder.forget()
-                    live.open = live.room > 0 and not sink.full
-                    continue
-                try:
-                    encoder.add(event)
-                except Exception:
-                    live.errors += 1
-            made = encoder.finish()
-            if made:
-                lines.append(sink.line(made))
-                size += len(lines[-1])
-                rows += made
-            if lines and (size >= BYTES_AT_ONCE or not events):
-                if not sink.write(b"".join(lines)):
-                    encoder.rows = [row for row in rows if row[0] in ALWAYS]
-                    live.lost += len(rows) - len(encoder.rows)
-                    self._drop(events)
-                    return
-                lines, size, rows = [], 0, []
-                if sink.full:
+    def _write(self):
+        """Writes everything that waits now."""
+        live, sink = self.live, self._sink
+        for pool in live.pools:
+            if len(pool.evicted) > MOST_EVICTED:
+                del pool.evicted[:]
+        rare, events, ended = live.take()
+        if self._lost_before and events:
+            events.insert(0, (LOST_EVENTS, time.monotonic_ns()))
+        if not sink.paused():
+            if self._write_rare(rare) and self._write_events(events) and self._write_ended(ended):
+                if not live.open and live.room > 0 and not sink.full:
+                    live.open = True
+                elif sink.full:
                     live.close()
-            time.sleep(0)  # lets go of the interpreter lock
-        if not live.open and live.room > 0 and not sink.full:
-            live.append(("L",))
+                return
+        # nothing can be written: what waits is lost, but pools and settings are told again later
+        live.rare.extendleft(reversed([event for event in rare if event[0] in ALWAYS]))
+        live.lost += len(events) + len(ended)
+        self._lost_before = True
 
-    def _drop(self, events):
-        """Nothing can be written: what waits is lost, but pools and settings are told again later."""
-        kept = []
+    def _write_rare(self, rare):
+        """Records with text; those that were written are taken from the list."""
+        if rare and not self._sink.write(self._lines_of(rare)):
+            return False
+        del rare[:]
+        return True
+
+    def _lines_of(self, rare):
+        try:
+            return self._sink.line(rare)
+        except (TypeError, ValueError):
+            data = []
+            for record in rare:  # one of them cannot be said in JSON: the others are kept
+                try:
+                    data.append(self._sink.line([record]))
+                except (TypeError, ValueError):
+                    self.live.errors += 1
+            return b"".join(data)
+
+    def _write_events(self, events):
+        """Events, in pieces: those that were written are taken from the list."""
+        sink = self._sink
         while events:
-            event = events.popleft()
-            if event[0] in ALWAYS:
-                kept.append(event)
-            else:
-                self.live.lost += 1
-        self._encoder.forget()
-        self.live.events.extendleft(reversed(kept))
+            count, numbers = 0, 0
+            for event in events[:EVENTS_AT_ONCE]:
+                numbers += len(event)
+                count += 1
+                if numbers > NUMBERS_AT_ONCE:
+                    break
+            piece = events[:count]
+            try:
+                data = line(piece)
+            except (struct.error, TypeError, OverflowError):
+                # one of them holds something that is no number of 64 bits: the others are kept
+                good = [event for event in piece if _all_integers(event)]
+                self.live.errors += len(piece) - len(good)
+                data = line(good)
+            if not sink.write(data):
+                return False
+            self._lost_before = False
+            del events[:count]
+            time.sleep(0)  # lets go of the interpreter lock
+        return True
+
+    def _write_ended(self, ended):
+        """Finished requests, with their hashes made short."""
+        while ended:
+            piece = ended[:REQUESTS_AT_ONCE]
+            rows = []
+            for event in piece:
+                hashes = event[-1]
+                try:
+                    text = None if hashes is None or event[2] & self.live.mask else self._hashes.text(hashes)
+                except Exception:
+                    self.live.errors += 1
+                    text = None
+                rows.append(event[:-1] + (text,))
+            if not self._sink.write(self._sink.line(rows)):
+                return False
+            del ended[:REQUESTS_AT_ONCE]
+            time.sleep(0)
+        return True
 
     def close(self):
         """Writes what is left; called at the end of the process."""
@@ -184,8 +219,9 @@ class Recorder(object):
             self.thread.join(2.0)
         try:
             self._queue_totals()
-            self.live.append(("end", time.monotonic_ns()))
-            self._write_events()
+            self._write()
+            self.live.rare.append(("end", time.monotonic_ns()))
+            self._write()
         except Exception:
             pass
 
@@ -194,3 +230,11 @@ def _thread_ns():
     """CPU time of this thread, where the system tells it."""
     clock = getattr(time, "thread_time_ns", None)
     return 0 if clock is None else clock()
+
+
+def _all_integers(event):
+    try:
+        struct.Struct("<%dq" % len(event)).pack(*event)
+    except (struct.error, TypeError, OverflowError):
+        return False
+    return True

@@ -1,7 +1,12 @@
 """Hooks on vLLM's scheduler (`vllm/v1/core/sched/scheduler.py`)."""
 
 from .hooking import now
-from .live import TIMED_EVERY
+from .live import ARRIVED, PREEMPTED, STEP, TIMED_EVERY, head
+
+STEP_MADE = head(STEP, 9)
+ARRIVAL = head(ARRIVED, 6)
+PREEMPTION = head(PREEMPTED, 4)
+NOT_KNOWN = -1
 
 # A gap between two steps that is longer than this is not a step's time, whatever the engine did meanwhile.
 LONGEST_STEP_NS = 5000000000
@@ -11,6 +16,7 @@ def hook_scheduler(probe, module):
     recorder = probe.recorder
     live = probe.live
     append = live.append
+    ended = live.ended.append
     waiting_events = live.events.__len__
     settings = probe.settings
     step_sample = settings.step_sample
@@ -40,8 +46,9 @@ def hook_scheduler(probe, module):
                     if live.open:
                         step = self.__dict__.get("_kvwise_step", 0)
                         limit = getattr(request, "max_tokens", None)
+                        limit = NOT_KNOWN if limit is None else int(limit)
                         priority = int(getattr(request, "priority", 0) or 0)
-                        append(("q", now(), number, step, int(request.num_prompt_tokens), limit, priority))
+                        append((ARRIVAL, now(), number, step, int(request.num_prompt_tokens), limit, priority))
                     else:
                         live.lost += 1
             except Exception as error:
@@ -100,7 +107,7 @@ def hook_scheduler(probe, module):
                 live.preemptions += 1
                 if live.open:
                     number = request.__dict__.get("_kvwise_number", -1)
-                    append(("v", live.t or now(), number, self.__dict__.get("_kvwise_step", 0), computed))
+                    append((PREEMPTION, live.t or now(), number, self.__dict__.get("_kvwise_step", 0), computed))
                 else:
                     live.lost += 1
             except Exception as error:
@@ -119,7 +126,7 @@ def hook_scheduler(probe, module):
                 if settings.requests:
                     if live.open:
                         status = getattr(request.status, "name", str(request.status))
-                        append(
+                        ended(
                             (
                                 "r",
                                 now(),
@@ -171,7 +178,7 @@ def _step_record(scheduler, output, step, start, end, tokens):
                 decode += tokens_of[request]
         prefill = max(0, tokens - decode)
     used = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
-    return ("s", end, step, running, waiting, requests, tokens, prefill, used, (end - start) // 1000)
+    return (STEP_MADE, end, step, running, waiting, requests, tokens, prefill, used, (end - start) // 1000)
 
 
 def _engine_settings(scheduler):

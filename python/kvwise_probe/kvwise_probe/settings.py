@@ -6,12 +6,11 @@ VLLM_PROFILING_DIR          folder in which the probe makes `session_DATE_TIME_P
 VLLM_PROFILING_VERBOSE      1: say on stderr what is hooked and what is skipped
 KVWISE_PROBE                0: off
 KVWISE_PROBE_MAX_PERCENT    most of the engine's step time that the probe may take (default 1; 0: no limit)
-KVWISE_PROBE_BLOCKS         0: no block ids of single allocations (totals stay exact)
+KVWISE_PROBE_BLOCKS         0: no block ids of single allocations, and no lifetimes (totals stay exact)
 KVWISE_PROBE_REQUESTS       0: no record for each request
 KVWISE_PROBE_HASHES         0: no block hashes of requests (then no trace can be exported)
 KVWISE_PROBE_STEP_SAMPLE    record every n-th step (default 1)
-KVWISE_PROBE_LIFETIME_SAMPLE  record every n-th reuse of a block (default 1)
-KVWISE_PROBE_RECORDS_PER_S  most single records a second; more are dropped and counted (default 20000)
+KVWISE_PROBE_RECORDS_PER_S  most single events a second; more are dropped and counted (default 20000)
 KVWISE_PROBE_MAX_MB         size at which a process stops single records (default 256); totals go on
 KVWISE_PROBE_MIN_FREE_MB    free disk space below which nothing is written (default 128)
 ==========================  ===========================================================================================
@@ -34,7 +33,6 @@ class Settings(object):
         self.requests = _number(environ, "KVWISE_PROBE_REQUESTS", 1) != 0
         self.hashes = _number(environ, "KVWISE_PROBE_HASHES", 1) != 0
         self.step_sample = max(1, _number(environ, "KVWISE_PROBE_STEP_SAMPLE", 1))
-        self.lifetime_sample = max(1, _number(environ, "KVWISE_PROBE_LIFETIME_SAMPLE", 1))
         self.records_per_s = max(1, _number(environ, "KVWISE_PROBE_RECORDS_PER_S", 20000))
         self.max_bytes = max(1, _number(environ, "KVWISE_PROBE_MAX_MB", 256)) << 20
         self.min_free_bytes = max(0, _number(environ, "KVWISE_PROBE_MIN_FREE_MB", 128)) << 20

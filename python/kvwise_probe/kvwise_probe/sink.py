@@ -1,7 +1,7 @@
 """The file of one process, `SESSION/probe/PID-N.jsonl`.
 
-Its first line says who writes; each further line is a JSON list of records. A line that a kill cuts off is the only thing
-that can be lost beside what waits for the next write.
+Its first line says who writes; each further line is a JSON list: of records, or of `"b"` and many events as numbers. A line
+that a kill cuts off is the only thing that can be lost beside what waits for the next write.
 """
 
 import json

@@ -3,7 +3,7 @@
 //! Names are data: each row of [`GAUGES`], [`COUNTERS`] and [`HISTOGRAMS`] lists the families of each engine that
 //! carry the same quantity, newest name first. Sources: vLLM 0.32.0 `vllm/v1/metrics/loggers.py` (and the names of
 //! 0.9 to 0.12 that it replaced), SGLang 0.5.23 `srt/observability/metrics_collector.py`, llama.cpp server README
-//! ("GET /metrics").
+//! ("GET /metrics") and the pages of a server b11549.
 
 mod families;
 
@@ -416,6 +416,15 @@ impl Building {
             h.normalise();
         }
         self.snapshot.process_start_s = start;
+        let counters = &mut self.snapshot.counters;
+        // llama.cpp counts computed and reused prompt tokens apart (b11434, tools/server/server-task.cpp); servers that only
+        // publish the first, as those of 2025 do, leave the second unknown
+        if self.snapshot.key.engine == EngineKind::LlamaCpp
+            && let (Some(computed), Some(reused)) = (counters[PROMPT_TOKENS], counters[PREFIX_HITS])
+        {
+            counters[PROMPT_TOKENS] = Some(computed + reused);
+            counters[PREFIX_QUERIES] = Some(computed + reused);
+        }
         self.snapshot
     }
 }

@@ -18,6 +18,7 @@ pub mod counters;
 #[cfg(feature = "parquet")]
 pub mod parquet;
 pub mod probe;
+mod probe_events;
 mod probe_records;
 pub mod record;
 pub mod sampling;

@@ -1,10 +1,13 @@
 //! What each record of the probe becomes in the database. The records are described where they are made:
 //! `python/kvwise_probe/kvwise_probe/vllm_hooks.py`.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kvwise_core::Result;
 use rusqlite::{Transaction, params};
 use serde_json::Value;
 
+use super::probe_events::{Memory, Row};
 use super::store::sql;
 
 /// The process whose file is read.
@@ -21,9 +24,119 @@ pub(super) struct Process {
 
 impl Process {
     /// Monotonic nanoseconds of the process to microseconds since 1970.
-    pub(super) fn time_us(&self, value: Option<&Value>) -> Option<i64> {
-        let mono = value?.as_i64()?;
-        Some((self.unix_ns.checked_add(mono.checked_sub(self.mono_ns)?)?).div_euclid(1000))
+    fn time_us(&self, mono_ns: i64) -> Option<i64> {
+        Some((self.unix_ns.checked_add(mono_ns.checked_sub(self.mono_ns)?)?).div_euclid(1000))
+    }
+}
+
+/// Learns from one record what later events need.
+pub(super) fn remember(memory: &mut Memory, record: &[Value]) {
+    let int = |i: usize| record.get(i).and_then(Value::as_i64);
+    match (record.first().and_then(Value::as_str), int(2)) {
+        (Some("p"), Some(pool)) => memory.pool(pool, int(4).unwrap_or(0) != 0),
+        (Some("B"), Some(every)) => memory.sample(every),
+        (Some("k"), Some(graph)) => {
+            memory.graph(graph, record.get(3).and_then(Value::as_str).unwrap_or_default());
+        }
+        _ => {}
+    }
+}
+
+/// Stores what came of events; `false` if a time is beyond all calendars.
+pub(super) fn store_row(tx: &Transaction<'_>, process: &Process, row: &Row) -> Result<bool> {
+    let id = process.id;
+    let (Row::Blocks { t_ns, .. }
+    | Row::Eviction { t_ns, .. }
+    | Row::Replayed { t_ns, .. }
+    | Row::Step([t_ns, ..])
+    | Row::Arrived([t_ns, ..])
+    | Row::LookedUp([t_ns, ..])
+    | Row::Preempted([t_ns, ..])) = row;
+    let Some(t) = process.time_us(*t_ns) else {
+        return Ok(false);
+    };
+    let run = |sql_text: &str, values: &[&dyn rusqlite::ToSql]| -> Result<bool> {
+        tx.prepare_cached(sql_text)
+            .and_then(|mut s| s.execute(values))
+            .map(|_| true)
+            .map_err(sql)
+    };
+    match row {
+        Row::Blocks {
+            kind, pool, blocks, ..
+        } => {
+            let blocks = serde_json::to_string(blocks).unwrap_or_default();
+            run(
+                "INSERT INTO block_event VALUES (?, ?, ?, ?, ?)",
+                &[&id, pool, &t, kind, &blocks],
+            )
+        }
+        Row::Eviction {
+            pool,
+            block,
+            lifetime_us,
+            idle_us,
+            hits,
+            cached,
+            ..
+        } => run(
+            "INSERT INTO eviction VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            &[&id, pool, &t, block, lifetime_us, idle_us, hits, cached],
+        ),
+        Row::Step(
+            [
+                _,
+                step,
+                running,
+                waiting,
+                requests,
+                tokens,
+                prefill,
+                used,
+                schedule_us,
+            ],
+        ) => run(
+            "INSERT INTO step VALUES (?1, ?2, 0, 1, ?3, ?4, ?4, ?5, ?5, ?6, ?7, ?7, ?8, ?9, ?9, ?10)",
+            &[
+                &id,
+                &t,
+                step,
+                running,
+                waiting,
+                requests,
+                tokens,
+                prefill,
+                used,
+                schedule_us,
+            ],
+        ),
+        Row::Arrived([_, request, step, prompt, limit, priority]) => run(
+            "INSERT OR IGNORE INTO request (process_id, request, arrival_us, arrival_step, prompt_tokens, max_tokens, \
+             priority) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            &[
+                &id,
+                request,
+                &t,
+                step,
+                prompt,
+                &Some(*limit).filter(|n| *n >= 0),
+                priority,
+            ],
+        ),
+        Row::LookedUp([_, request, step, tokens, hit_tokens, resumed]) => run(
+            "INSERT INTO admission VALUES (?, ?, ?, ?, ?, ?, ?)",
+            &[&id, &t, step, request, tokens, hit_tokens, resumed],
+        ),
+        Row::Preempted([_, request, step, computed]) => run(
+            "INSERT INTO preemption VALUES (?, ?, ?, ?, ?)",
+            &[&id, &t, step, request, computed],
+        ),
+        Row::Replayed {
+            graph, duration_us, ..
+        } => run(
+            "INSERT INTO graph_timeline VALUES (?, ?, ?, ?)",
+            &[&id, &t, graph, duration_us],
+        ),
     }
 }
 
@@ -32,7 +145,11 @@ pub(super) fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value
     let Some(kind) = record.first().and_then(Value::as_str) else {
         return Ok(false);
     };
-    let Some(t_us) = process.time_us(record.get(1)) else {
+    let Some(t_us) = record
+        .get(1)
+        .and_then(Value::as_i64)
+        .and_then(|t| process.time_us(t))
+    else {
         return Ok(false);
     };
     let id = process.id;
@@ -46,91 +163,6 @@ pub(super) fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value
             .map_err(sql)
     };
     match kind {
-        "s" => {
-            let Some(step) = int(2) else { return Ok(false) };
-            run(
-                "INSERT INTO step VALUES (?1, ?2, 0, 1, ?3, ?4, ?4, ?5, ?5, ?6, ?7, ?7, ?8, ?9, ?9, ?10)",
-                &[
-                    &id,
-                    &t_us,
-                    &step,
-                    &int(3),
-                    &int(4),
-                    &int(5),
-                    &int(6),
-                    &int(7),
-                    &int(8),
-                    &int(9),
-                ],
-            )
-        }
-        "a" | "f" | "t" | "e" | "c" => {
-            let kind = match kind {
-                "a" => "alloc",
-                "f" => "free",
-                "t" => "hit",
-                "e" => "evict",
-                _ => "clear",
-            };
-            let blocks = match record.get(3) {
-                None => "[]".to_owned(),
-                Some(Value::String(_)) => match numbers(record.get(3), 8) {
-                    Some(list) => format!("{list:?}").replace(' ', ""),
-                    None => return Ok(false),
-                },
-                Some(list) => list.to_string(),
-            };
-            let Some(pool) = int(2) else { return Ok(false) };
-            run(
-                "INSERT INTO block_event VALUES (?, ?, ?, ?, ?)",
-                &[&id, &pool, &t_us, &kind, &blocks],
-            )
-        }
-        "x" => {
-            let (Some(pool), Some(blocks)) = (int(2), numbers(record.get(3), 8)) else {
-                return Ok(false);
-            };
-            let columns =
-                [(4, 16), (5, 16), (6, 8), (7, 8)].map(|(i, digits)| numbers(record.get(i), digits));
-            for (i, block) in blocks.iter().enumerate() {
-                let at = |c: usize| columns[c].as_ref().and_then(|l| l.get(i)).copied();
-                let (Some(life), Some(idle)) = (at(0), at(1)) else {
-                    return Ok(false);
-                };
-                run(
-                    "INSERT INTO eviction VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    &[
-                        &id,
-                        &pool,
-                        &t_us,
-                        &block,
-                        &life,
-                        &idle,
-                        &at(2).unwrap_or(0),
-                        &at(3).unwrap_or(0),
-                    ],
-                )?;
-            }
-            Ok(true)
-        }
-        "q" => {
-            let (Some(request), Some(step), Some(prompt)) = (int(2), int(3), int(4)) else {
-                return Ok(false);
-            };
-            run(
-                "INSERT OR IGNORE INTO request (process_id, request, arrival_us, arrival_step, prompt_tokens, max_tokens, \
-                 priority) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                &[
-                    &id,
-                    &request,
-                    &t_us,
-                    &step,
-                    &prompt,
-                    &int(5),
-                    &int(6).unwrap_or(0),
-                ],
-            )
-        }
         "r" => {
             let hashes = text(7).and_then(decode_hashes);
             run(
@@ -139,28 +171,6 @@ pub(super) fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value
                 &[&id, &int(2), &t_us, &int(3), &int(4), &text(5), &int(6), &hashes],
             )
         }
-        "h" => run(
-            "INSERT INTO admission VALUES (?, ?, ?, ?, ?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &int(3).unwrap_or(-1),
-                &int(2).unwrap_or(-1),
-                &int(4).unwrap_or(0),
-                &int(5).unwrap_or(0),
-                &int(6).unwrap_or(0),
-            ],
-        ),
-        "v" => run(
-            "INSERT INTO preemption VALUES (?, ?, ?, ?, ?)",
-            &[
-                &id,
-                &t_us,
-                &int(3).unwrap_or(-1),
-                &int(2).unwrap_or(-1),
-                &int(4).unwrap_or(-1),
-            ],
-        ),
         "p" => {
             let (Some(pool), Some(blocks)) = (int(2), int(3)) else {
                 return Ok(false);
@@ -209,10 +219,6 @@ pub(super) fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value
             }
             Ok(true)
         }
-        "d" => run(
-            "INSERT INTO graph_timeline VALUES (?, ?, ?, ?)",
-            &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
-        ),
         "m" => run(
             "INSERT INTO memory VALUES (?, ?, ?, ?)",
             &[&id, &t_us, &text(2).unwrap_or(""), &int(3).unwrap_or(0)],
@@ -229,6 +235,7 @@ pub(super) fn store(tx: &Transaction<'_>, process: &mut Process, record: &[Value
             "INSERT INTO note VALUES (?, ?, ?, ?)",
             &[&id, &t_us, &text(2).unwrap_or(""), &text(3).unwrap_or("")],
         ),
+        "k" => Ok(int(2).is_some() && text(3).is_some()),
         "end" => {
             process.ended = true;
             Ok(true)
@@ -279,61 +286,14 @@ fn totals(tx: &Transaction<'_>, id: i64, t_us: i64, values: Option<&Value>) -> R
     .map_err(sql)
 }
 
-/// Numbers as a JSON list, or as hexadecimal text of so many digits each, lowest byte first.
-fn numbers(value: Option<&Value>, digits: usize) -> Option<Vec<i64>> {
-    match value? {
-        Value::Array(list) => list.iter().map(Value::as_i64).collect(),
-        Value::String(text) if text.len().is_multiple_of(digits) => text
-            .as_bytes()
-            .chunks_exact(digits)
-            .map(|one| {
-                let mut number = 0_u64;
-                for byte in one.chunks_exact(2).rev() {
-                    for digit in byte {
-                        number = number << 4 | u64::from(char::from(*digit).to_digit(16)?);
-                    }
-                }
-                i64::try_from(number).ok()
-            })
-            .collect(),
-        _ => None,
-    }
-}
-
 /// Base64 of six bytes for each block, as a JSON list of integers.
 fn decode_hashes(text: &str) -> Option<String> {
-    let bytes = base64(text)?;
+    let bytes = STANDARD.decode(text).ok().filter(|b| b.len().is_multiple_of(6))?;
     let ids: Vec<u64> = bytes
         .chunks_exact(6)
         .map(|c| c.iter().fold(0, |id, b| id << 8 | u64::from(*b)))
         .collect();
     serde_json::to_string(&ids).ok()
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| {
-        Some(match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        })
-    };
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    // six-byte hashes fill whole groups of four digits: there is no padding
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    for group in text.as_bytes().chunks_exact(4) {
-        let mut bits = 0u32;
-        for c in group {
-            bits = bits << 6 | u32::from(digit(*c)?);
-        }
-        out.extend_from_slice(bits.to_be_bytes().get(1..)?);
-    }
-    Some(out)
 }
 
 #[cfg(test)]
@@ -349,25 +309,5 @@ mod tests {
         );
         assert_eq!(decode_hashes(""), Some("[]".to_owned()));
         assert_eq!(decode_hashes("AA=="), None);
-    }
-
-    #[test]
-    fn numbers_come_as_lists_or_as_hexadecimal_text() {
-        let numbers = |text: &str| numbers(Some(&Value::from(text)), 8);
-        assert_eq!(numbers("01000000ff000000"), Some(vec![1, 255]));
-        assert_eq!(numbers(""), Some(Vec::new()));
-        for wrong in ["0100000", "0100000g", "+1000000", "éé0000"] {
-            assert_eq!(numbers(wrong), None, "{wrong}");
-        }
-        assert_eq!(
-            super::numbers(Some(&Value::from("ffffffffffffffff")), 16),
-            None,
-            "no lifetime is that long"
-        );
-        assert_eq!(
-            super::numbers(Some(&serde_json::json!([1, 2])), 8),
-            Some(vec![1, 2])
-        );
-        assert_eq!(super::numbers(Some(&serde_json::json!([1, "a"])), 8), None);
     }
 }

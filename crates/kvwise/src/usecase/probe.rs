@@ -147,6 +147,7 @@ pub fn run(command: &[String], folder: &Path, warn: &mut dyn FnMut(&str)) -> Res
         .env("KVWISE_SESSION_DIR", &folder)
         .spawn()
         .map_err(|e| Error::io(format!("{program}: cannot be started: {e}")))?;
+    let mut ingest = probe::Ingest::default();
     let mut records = 0;
     let mut trouble = false;
     let mut thinned = Instant::now();
@@ -159,7 +160,7 @@ pub fn run(command: &[String], folder: &Path, warn: &mut dyn FnMut(&str)) -> Res
         }
         signals.pass_on(&mut child);
         // trouble with the recording must not end the server
-        match probe::ingest(&mut session.db, &folder) {
+        match ingest.round(&mut session.db, &folder) {
             Ok(progress) => records += progress.records,
             Err(e) if !trouble => {
                 trouble = true;
@@ -173,7 +174,7 @@ pub fn run(command: &[String], folder: &Path, warn: &mut dyn FnMut(&str)) -> Res
         }
         std::thread::sleep(INGEST_INTERVAL);
     };
-    records += probe::ingest_all(&mut session.db, &folder)?.records;
+    records += ingest.all(&mut session.db, &folder)?.records;
     session.finish(clock.now_us())?;
     Ok(Ended {
         success: status.success(),

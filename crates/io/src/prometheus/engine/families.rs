@@ -68,7 +68,8 @@ pub const GENERATION_TOKENS: usize = 4;
 /// Index into [`COUNTERS`]: finished requests.
 pub const FINISHED: usize = 5;
 
-/// Gauges. SGLang rounds `token_usage` to two digits.
+/// Gauges. SGLang rounds `token_usage` to two digits. llama.cpp published its use of the cache until 2025; servers of 2026
+/// (b11434, b11549) do not.
 pub const GAUGES: [Row; NUM_GAUGES] = [
     row(
         "usage_ratio",
@@ -135,7 +136,7 @@ pub const COUNTERS: [Row; NUM_COUNTERS] = [
         "tokens found in the prefix cache",
         &["prefix_cache_hits", "gpu_prefix_cache_hits"],
         &["cached_tokens"],
-        &[],
+        &["prompt_tokens_cached"],
     ),
     row(
         "prompt_tokens",

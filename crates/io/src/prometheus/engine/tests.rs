@@ -62,6 +62,28 @@ fn several_engines_and_models_stay_apart_and_missing_families_are_named() {
     );
 }
 
+/// A server b11549 after 24 requests with 4320 prompt tokens, of which its answers said that 2099 were reused.
+const LLAMACPP: &str = "llamacpp:prompt_tokens_total 2221\nllamacpp:prompt_tokens_cached_total 2099\n\
+    llamacpp:prompt_seconds_total 2.97179\nllamacpp:tokens_predicted_total 748\n\
+    llamacpp:tokens_predicted_seconds_total 14.9351\nllamacpp:n_decode_total 196\nllamacpp:n_tokens_max 324\n\
+    llamacpp:prompt_tokens_seconds 747.361\nllamacpp:predicted_tokens_seconds 48.4766\n\
+    llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\nllamacpp:n_busy_slots_per_decode 3.81633\n";
+
+#[test]
+fn prompt_tokens_of_llama_cpp_are_those_computed_and_those_reused() {
+    let all = snapshots(LLAMACPP);
+    let counters = all[0].counters;
+    assert_eq!(
+        [PROMPT_TOKENS, PREFIX_QUERIES, PREFIX_HITS, GENERATION_TOKENS].map(|i| counters[i]),
+        [Some(4320.0), Some(4320.0), Some(2099.0), Some(748.0)]
+    );
+    assert_eq!(all[0].missing(), ["usage_ratio", "used_tokens"]);
+    let before_2026 = snapshots("llamacpp:prompt_tokens_total 7\nllamacpp:kv_cache_usage_ratio 0.5\n");
+    assert_eq!(before_2026[0].counters[PROMPT_TOKENS], Some(7.0));
+    assert_eq!(before_2026[0].counters[PREFIX_QUERIES], None);
+    assert_eq!(before_2026[0].gauges[USAGE], Some(0.5));
+}
+
 #[test]
 fn the_newest_name_of_a_quantity_wins() {
     let text = "vllm:gpu_cache_usage_perc{engine=\"0\"} 0.9\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.5\n\
