@@ -80,7 +80,7 @@ def write(file, title, uid, all_panels, variables):
 
     def variable(name, label):
         query = "label_values(%s, %s)" % (metric, name)
-        return {"name": label, "type": "query", "datasource": source, "query": query, "definition": query,
+        return {"name": label, "type": "query", "datasource": source, "query": query,
                 "includeAll": True, "multi": True, "allValue": ".*", "refresh": 2,
                 "current": {"text": "All", "value": "$__all"}}
 

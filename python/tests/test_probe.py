@@ -341,6 +341,17 @@ class Encoding(unittest.TestCase):
         self.assertEqual(encoder.Hashes(b"k" * 32).text([b"b" * 32]), first[8:], "the same in every process")
         self.assertNotEqual(encoder.Hashes(b"K" * 32).text([b"b" * 32]), first[8:])
 
+    def test_without_hashes_of_the_engine_tokens_that_begin_alike_are_told_apart_where_they_differ(self):
+        made = encoder.Hashes(b"k" * 32)
+        one = made.of(encoder.Tokens(list(range(40))), 16)
+        two = made.of(encoder.Tokens(list(range(20)) + [7] * 20), 16)
+        self.assertEqual((len(one), len(two)), (16, 16), "two full blocks, eight digits each")
+        self.assertEqual(one[:8], two[:8])
+        self.assertNotEqual(one[8:], two[8:])
+        self.assertIsNone(made.of(encoder.Tokens([1]), None))
+        self.assertIsNone(made.of(None, 16))
+        self.assertEqual(made.of([b"a" * 32], 16), made.text([b"a" * 32]))
+
     def test_hashes_of_older_versions_are_read(self):
         made = encoder.Hashes(b"k" * 32)
         named = types.SimpleNamespace(hash_value=12345)

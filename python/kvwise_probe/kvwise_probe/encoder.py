@@ -1,5 +1,6 @@
 """From events to lines of the file, on the writer's thread: as few operations of Python for each event as can be."""
 
+import array
 import base64
 import binascii
 import hashlib
@@ -18,6 +19,15 @@ def line(events):
     return b'["b","' + binascii.b2a_base64(packed, newline=False) + b'"]\n'
 
 
+class Tokens(object):
+    """Tokens of a finished request, on their way to being hashed."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+
 class Hashes(object):
     """Block hashes as short keyed ones, which cannot be turned back."""
 
@@ -26,8 +36,16 @@ class Hashes(object):
         self._copy = hashlib.blake2b(key, digest_size=6).copy
         self._short = {}
 
+    def of(self, content, block_tokens):
+        """Base64 of six bytes for each full block; `None` where nothing is known of them."""
+        if content is None:
+            return None
+        if type(content) is Tokens:
+            return self.text_of_tokens(content.tokens, block_tokens) if block_tokens else None
+        return self.text(content)
+
     def text(self, hashes):
-        """Base64 of six bytes for each hash."""
+        """The same of the engine's own hashes."""
         short = self._short
         if len(short) > MOST_HASHES:
             short.clear()
@@ -46,6 +64,16 @@ class Hashes(object):
             found[at:] = made
             short.update(zip(rest, made))
         return base64.b64encode(b"".join(found)).decode("ascii")
+
+    def text_of_tokens(self, tokens, block_tokens):
+        """The same of tokens, for an engine that gives blocks no hashes, because its prefix caching is off: each full block stands for
+        all tokens up to its end."""
+        data, width = array.array("q", tokens).tobytes(), 8 * block_tokens
+        running, made = self._copy(), []
+        for start in range(0, len(data) - width + 1, width):
+            running.update(data[start : start + width])
+            made.append(running.digest())
+        return base64.b64encode(b"".join(made)).decode("ascii")
 
 
 def _hash_bytes(block_hash):

@@ -63,17 +63,26 @@ class Recorder(object):
 
     def keep(self, event):
         """An event that is rare and always kept; the first one starts the writer."""
-        self.live.rare.append(event)
         if self.thread is None:
             self.begin()
+        if not self._closed:
+            self.live.rare.append(event)
 
     def begin(self):
         """Starts the writer's thread, once."""
         with self._lock:
             if self.thread is not None or self._closed:
                 return
-            self.thread = threading.Thread(target=self._run, name="kvwise-probe", daemon=True)
-            self.thread.start()
+            thread = threading.Thread(target=self._run, name="kvwise-probe", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # a process that may not start threads goes on without being recorded
+                self._closed = True
+                self.live.room = 0
+                self.live.open = False
+                self.settings.say("no thread can be started: %s" % error)
+                return
+            self.thread = thread
         try:  # children of multiprocessing end without atexit
             from multiprocessing import util
 
@@ -195,9 +204,8 @@ class Recorder(object):
             piece = ended[:REQUESTS_AT_ONCE]
             rows = []
             for event in piece:
-                hashes = event[-1]
                 try:
-                    text = None if hashes is None or event[2] & self.live.mask else self._hashes.text(hashes)
+                    text = None if event[2] & self.live.mask else self._hashes.of(event[-1], event[-2])
                 except Exception:
                     self.live.errors += 1
                     text = None

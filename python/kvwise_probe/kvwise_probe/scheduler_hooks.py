@@ -1,5 +1,6 @@
 """Hooks on vLLM's scheduler (`vllm/v1/core/sched/scheduler.py`)."""
 
+from .encoder import Tokens
 from .hooking import now
 from .live import ARRIVED, PREEMPTED, STEP, TIMED_EVERY, head
 
@@ -135,7 +136,7 @@ def hook_scheduler(probe, module):
                                 int(getattr(request, "num_preemptions", 0)),
                                 status.replace("FINISHED_", "").lower(),
                                 _hash_block_size(self),
-                                getattr(request, "block_hashes", None) if settings.hashes else None,
+                                _content(request) if settings.hashes else None,
                             )
                         )
                     else:
@@ -154,6 +155,15 @@ def hook_scheduler(probe, module):
     probe.wrap(module, "Scheduler", "schedule", schedule)
     probe.wrap(module, "Scheduler", "_preempt_request", preempt)
     probe.wrap(module, "Scheduler", "_free_request", free_request)
+
+
+def _content(request):
+    """The hashes of a request's blocks; its tokens where the engine made none. They are hashed by the writer, and not kept."""
+    hashes = getattr(request, "block_hashes", None)
+    if hashes:
+        return hashes
+    tokens = getattr(request, "_all_token_ids", None)
+    return hashes if tokens is None else Tokens(tokens)
 
 
 def _hash_block_size(scheduler):

@@ -43,10 +43,12 @@ pub struct Finding {
     pub source: &'static str,
     /// How sure it is.
     pub confidence: Confidence,
-    /// What to change, if anything.
+    /// What to change: only where what it brings was computed.
     pub suggestion: Option<Suggestion>,
-    /// What the change brings, only if it was computed.
+    /// What the change brings, and how that was computed.
     pub gain: Option<Gain>,
+    /// What may help but could not be sized, and what would size it.
+    pub not_sized: Option<String>,
 }
 
 /// A change of the engine's flags.

@@ -88,6 +88,9 @@ fn finding_html(f: &Finding) -> String {
             escape(&g.basis)
         );
     }
+    if let Some(text) = &f.not_sized {
+        let _ = write!(out, "<br><span class=\"soft\">not sized: {}</span>", escape(text));
+    }
     out.push_str("</div>");
     out
 }

@@ -312,11 +312,13 @@ pub fn finding_lines(f: &Finding) -> Vec<String> {
     ];
     if let Some(s) = &f.suggestion {
         lines.push(format!("  try:        {}   ({})", flag(s), s.caveat));
-        lines.push(match &f.gain {
-            Some(g) => format!("  gain:       {} ({})", g.text, g.basis),
-            None => "  gain:       not computed for this recording".to_owned(),
-        });
+        lines.extend(
+            f.gain
+                .iter()
+                .map(|g| format!("  gain:       {} ({})", g.text, g.basis)),
+        );
     }
+    lines.extend(f.not_sized.iter().map(|text| format!("  not sized:  {text}")));
     lines
 }
 
@@ -401,11 +403,13 @@ pub fn markdown(report: &SessionReport) -> String {
             confidence(f.confidence)
         );
         if let Some(s) = &f.suggestion {
-            let gain = f.gain.as_ref().map_or_else(
-                || "not computed".to_owned(),
-                |g| format!("{} ({})", g.text, g.basis),
-            );
-            let _ = writeln!(out, "  Try `{}` ({}). Gain: {gain}.", flag(s), s.caveat);
+            let _ = writeln!(out, "  Try `{}` ({}).", flag(s), s.caveat);
+        }
+        if let Some(g) = &f.gain {
+            let _ = writeln!(out, "  Gain: {} ({}).", g.text, g.basis);
+        }
+        if let Some(text) = &f.not_sized {
+            let _ = writeln!(out, "  Not sized: {text}.");
         }
     }
     let mut section = |title: String, rows: Vec<(String, String)>| {

@@ -12,7 +12,7 @@ use kvwise_io::prometheus::histogram::Histogram;
 use kvwise_io::session::series::{self, Eviction, Point, Process, Step};
 use kvwise_io::session::{Session, sampling};
 
-use super::gains::ReplayedGains;
+use super::gains::Gains;
 use super::{blocks, rules};
 use crate::report::session::{
     About, ContentReport, Distribution, EngineReport, EventReport, EvictionReport, GapReport, ProbeReport,
@@ -40,10 +40,7 @@ pub fn report(folder: &Path) -> Result<SessionReport> {
             "it was stopped before the first scrape, or no process of the recorded command imported vLLM's engine",
         ));
     }
-    report.findings = match ReplayedGains::new(&session) {
-        Some(gains) => rules::findings(&report, &gains),
-        None => rules::findings(&report, &rules::NotComputed),
-    };
+    report.findings = rules::findings(&report, &Gains::new(&session));
     Ok(report)
 }
 

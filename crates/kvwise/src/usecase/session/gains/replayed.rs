@@ -12,23 +12,26 @@ use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig, Summary, run};
 use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
 use kvwise_sim::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder, TraceFormat};
 
-use super::rules::GainCalculator;
-use crate::report::session::{Gain, SessionReport, Suggestion};
+use super::measured::room_factor;
+use crate::report::session::{Gain, Suggestion};
+use crate::usecase::session::rules::facts::Facts;
 
 /// Largest difference between the recorded and the replayed share of hit tokens that is trusted.
 const TRUSTED_HIT_DIFFERENCE: f64 = 0.01;
 
 /// Replays one recording.
 #[derive(Debug)]
-pub struct ReplayedGains {
+pub(super) struct ReplayedGains {
     trace: Trace,
     config: SchedulerConfig,
     base: Summary,
+    /// Whether the requests' contents are known: an engine without prefix caching need not have told.
+    contents: bool,
 }
 
 impl ReplayedGains {
     /// Prepares a recording; `None` if it has no usable requests, or its replay does not match it.
-    pub fn new(session: &Session) -> Option<Self> {
+    pub(super) fn new(session: &Session) -> Option<Self> {
         let processes = series::processes(&session.db).ok()?;
         let [process] = processes.as_slice() else {
             return None;
@@ -41,66 +44,127 @@ impl ReplayedGains {
         let trace = recorded_trace(session).ok()?;
         let base = replay(&trace, &config).ok()?;
         let recorded = process.totals;
-        if recorded.query_tokens == 0 || base.requests == 0 {
+        // with caching off nothing is looked up: preemptions alone must agree
+        if (recorded.query_tokens == 0 && process.caching) || base.requests == 0 {
             return None;
         }
-        let recorded_rate = recorded.hit_tokens as f64 / recorded.query_tokens as f64;
-        let trusted = (base.hit_rate - recorded_rate).abs() <= TRUSTED_HIT_DIFFERENCE
+        let recorded_rate = recorded.hit_tokens as f64 / recorded.query_tokens.max(1) as f64;
+        let trusted = recorded.finished_requests > 0
+            && (base.hit_rate - recorded_rate).abs() <= TRUSTED_HIT_DIFFERENCE
             && base
                 .preemptions
                 .abs_diff(u64::try_from(recorded.preemptions).ok()?)
                 <= base.preemptions / 20 + 1;
-        trusted.then_some(Self { trace, config, base })
+        let contents = "SELECT EXISTS (SELECT 1 FROM request WHERE hash_ids <> '[]')";
+        let contents = session.db.query_row(contents, [], |r| r.get(0)).ok()?;
+        trusted.then_some(Self {
+            trace,
+            config,
+            base,
+            contents,
+        })
     }
 
-    fn changed(&self, suggestion: &Suggestion) -> Option<(SchedulerConfig, &'static str)> {
+    /// The changed settings, and what they stand for.
+    fn changed(&self, facts: &Facts, suggestion: &Suggestion) -> Option<(SchedulerConfig, String)> {
         let mut config = self.config.clone();
+        // what is left beside the null block
+        let usable = config.num_blocks.checked_sub(1)?;
         match suggestion.flag.as_str() {
             "--kv-cache-dtype" if suggestion.value == "fp8" => {
-                // a 16-bit cache becomes an 8-bit one: the same bytes hold twice the blocks (beside the null block)
-                config.num_blocks = config.num_blocks.checked_sub(1)?.checked_mul(2)?.checked_add(1)?;
-                Some((config, "twice the blocks in the same memory"))
+                // a 16-bit cache becomes an 8-bit one: the same bytes hold twice the blocks
+                config.num_blocks = usable.checked_mul(2)?.checked_add(1)?;
+                Some((config, "twice the blocks in the same memory".to_owned()))
             }
-            "--enable-prefix-caching" => {
+            "--gpu-memory-utilization" => {
+                let factor = room_factor(facts, suggestion.value.parse().ok()?)?;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "bounded by the check"
+                )]
+                let blocks = Some(f64::from(usable) * factor)
+                    .filter(|b| *b < f64::from(u32::MAX - 1))
+                    .map(|b| b as u32)?;
+                config.num_blocks = blocks + 1;
+                Some((config, format!("{factor:.3} times the blocks")))
+            }
+            "--block-size" => {
+                let block: u32 = suggestion.value.parse().ok().filter(|b| *b > 0)?;
+                let old = config.groups.first()?.block_size;
+                if old % block != 0 {
+                    return None;
+                }
+                // the same bytes; the recorded prompts are told apart no finer than they were
+                config.num_blocks = usable.checked_mul(old / block)?.checked_add(1)?;
+                config.groups = vec![GroupSpec::full(block)];
+                let how = format!(
+                    "blocks of {block} tokens (prompts are told apart by {old} tokens: hits are a lower bound)"
+                );
+                Some((config, how))
+            }
+            "--enable-prefix-caching" if self.contents => {
                 config.prefix_caching = true;
-                Some((config, "prefix caching on"))
+                Some((config, "prefix caching on".to_owned()))
             }
             "--max-num-seqs" => {
                 config.max_num_seqs = suggestion.value.parse().ok()?;
-                Some((config, "a larger batch"))
+                Some((config, "a larger batch".to_owned()))
             }
             _ => None,
         }
     }
-}
 
-impl GainCalculator for ReplayedGains {
-    fn gain(&self, _: &SessionReport, suggestion: &Suggestion) -> Option<Gain> {
-        let (config, what) = self.changed(suggestion)?;
+    /// The gain of a change on the recorded requests, or `None` where the replay has no rule for it.
+    pub(super) fn gain(&self, facts: &Facts, suggestion: &Suggestion) -> Option<Gain> {
+        let (config, what) = self.changed(facts, suggestion)?;
         let after = replay(&self.trace, &config).ok()?;
         let before = &self.base;
-        let tokens = |c: &SchedulerConfig| {
-            let block = c.groups.first().map_or(0, |g| u64::from(g.block_size));
-            u64::from(c.num_blocks.saturating_sub(1)) * block
-        };
-        Some(Gain {
-            text: format!(
-                "pool {} -> {} tokens, hit rate {:.1} -> {:.1} %, preemptions {} -> {}, scheduler steps {} -> {}",
+        let block_of = |c: &SchedulerConfig| c.groups.first().map_or(1, |g| g.block_size);
+        let tokens = |c: &SchedulerConfig| u64::from(c.num_blocks.saturating_sub(1)) * u64::from(block_of(c));
+        let mut parts = Vec::new();
+        if suggestion.flag == "--block-size" {
+            parts.push(format!(
+                "a request holds {:.0} -> {:.0} tokens of blocks",
+                self.mean_held(block_of(&self.config)),
+                self.mean_held(block_of(&config))
+            ));
+        } else {
+            parts.push(format!(
+                "pool {} -> {} tokens",
                 tokens(&self.config),
-                tokens(&config),
-                before.hit_rate * 100.0,
-                after.hit_rate * 100.0,
-                before.preemptions,
-                after.preemptions,
-                before.steps,
-                after.steps
-            ),
+                tokens(&config)
+            ));
+        }
+        parts.push(format!(
+            "hit rate {:.1} -> {:.1} %, preemptions {} -> {}, scheduler steps {} -> {}",
+            before.hit_rate * 100.0,
+            after.hit_rate * 100.0,
+            before.preemptions,
+            after.preemptions,
+            before.steps,
+            after.steps
+        ));
+        Some(Gain {
+            text: parts.join(", "),
             basis: format!(
                 "the recorded {} requests replayed with {what}; arrivals by scheduler step, so a faster server would \
                  have got them later",
                 before.requests
             ),
         })
+    }
+
+    /// Tokens of the blocks that a recorded request held at its end, on average.
+    fn mean_held(&self, block: u32) -> f64 {
+        let count = self.trace.len();
+        let held: u64 = (0..count)
+            .map(|i| {
+                let length = u64::from(self.trace.input_len(i)) + u64::from(self.trace.output_len(i));
+                length.next_multiple_of(u64::from(block.max(1)))
+            })
+            .sum();
+        held as f64 / count.max(1) as f64
     }
 }
 
@@ -237,7 +301,10 @@ mod tests {
         let session = recording(&folder.path().join("s"), SETTINGS, 101);
         let base = count(&session, 0);
         let gains = ReplayedGains::new(&session).unwrap();
-        let (config, _) = gains.changed(&suggestion("--kv-cache-dtype", "fp8")).unwrap();
+        let facts = Facts::default();
+        let (config, _) = gains
+            .changed(&facts, &suggestion("--kv-cache-dtype", "fp8"))
+            .unwrap();
         assert_eq!(config.num_blocks, 201);
         let after = replay(&gains.trace, &config).unwrap();
         assert!(
@@ -246,9 +313,8 @@ mod tests {
             after.hit_rate,
             base.hit_rate
         );
-        let report = super::super::build::measure(&session).unwrap();
         let gain = gains
-            .gain(&report, &suggestion("--kv-cache-dtype", "fp8"))
+            .gain(&facts, &suggestion("--kv-cache-dtype", "fp8"))
             .unwrap();
         let rates = format!(
             "hit rate {:.1} -> {:.1} %",
@@ -264,10 +330,69 @@ mod tests {
         // a flag that the replay has no rule for gets no figure
         for other in ["--gpu-memory-utilization", "--block-size", "--max-num-seqs"] {
             assert!(
-                gains.gain(&report, &suggestion(other, "many")).is_none(),
+                gains.gain(&facts, &suggestion(other, "many")).is_none(),
                 "{other}"
             );
         }
+    }
+
+    #[test]
+    fn smaller_blocks_are_replayed_in_the_same_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = SETTINGS.replace("\"block_size\":16", "\"block_size\":64");
+        let session = recording(&folder.path().join("s"), &settings, 26);
+        // the recording's hashes are those of blocks of 16 tokens; a server with blocks of 64 records its own
+        session
+            .db
+            .execute_batch(
+                "UPDATE request SET hash_block_tokens = 64, hash_ids = (SELECT json_group_array(value) FROM json_each(hash_ids) \
+                 WHERE key < prompt_tokens / 64)",
+            )
+            .unwrap();
+        count(&session, 0);
+        let gains = ReplayedGains::new(&session).unwrap();
+        let facts = Facts::default();
+        let (config, _) = gains.changed(&facts, &suggestion("--block-size", "16")).unwrap();
+        assert_eq!((config.num_blocks, config.groups[0].block_size), (101, 16));
+        let gain = gains.gain(&facts, &suggestion("--block-size", "16")).unwrap();
+        // prompts of 128 to 384 tokens by 64, and 16 generated: 80 and 16 tokens above a multiple of 64
+        assert!(
+            gain.text
+                .starts_with("a request holds 320 -> 272 tokens of blocks, hit rate "),
+            "{}",
+            gain.text
+        );
+        assert!(gains.gain(&facts, &suggestion("--block-size", "48")).is_none());
+    }
+
+    #[test]
+    fn a_recording_without_caching_is_replayed_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let session = recording(&folder.path().join("s"), SETTINGS, 2000);
+        session.db.execute_batch("UPDATE pool SET caching = 0").unwrap();
+        session
+            .db
+            .execute_batch(
+                "INSERT INTO probe_total VALUES (1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40, 100, 0, 0, 0, 0, 0)",
+            )
+            .unwrap();
+        let gains = ReplayedGains::new(&session).unwrap();
+        let gain = gains
+            .gain(&Facts::default(), &suggestion("--enable-prefix-caching", ""))
+            .unwrap();
+        assert!(gain.text.contains("hit rate 0.0 -> "), "{}", gain.text);
+        assert!(!gain.text.contains("hit rate 0.0 -> 0.0"), "{}", gain.text);
+        // without contents every prompt would look like a new one
+        session
+            .db
+            .execute_batch("UPDATE request SET hash_ids = '[]'")
+            .unwrap();
+        let gains = ReplayedGains::new(&session).unwrap();
+        assert!(
+            gains
+                .gain(&Facts::default(), &suggestion("--enable-prefix-caching", ""))
+                .is_none()
+        );
     }
 
     #[test]
