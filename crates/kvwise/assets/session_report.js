@@ -23,11 +23,50 @@
     });
   }
 
+  // all charts show the same stretch of time: what one is zoomed to, the others follow
+  var plots = [], following = false;
+  function follow(u, key) {
+    var x = u.scales.x;
+    if (key !== "x" || following) { return; }
+    if (!u.seen) { u.seen = [x.min, x.max]; return; } // drawn for the first time
+    if (x.min === u.seen[0] && x.max === u.seen[1]) { return; }
+    following = true;
+    plots.forEach(function (other) {
+      if (other !== u) { other.setScale("x", { min: x.min, max: x.max }); }
+      other.seen = [x.min, x.max];
+    });
+    following = false;
+  }
+
+  // + and - zoom about the middle, the arrows move by a quarter, 0 and Escape show everything
+  function keys(plot, time) {
+    var first = time[0], last = time[time.length - 1];
+    return function (event) {
+      var low = plot.scales.x.min, high = plot.scales.x.max, span = high - low, middle = (low + high) / 2, shift = 0;
+      if (event.ctrlKey || event.metaKey || event.altKey) { return; }
+      switch (event.key) {
+        case "+": case "=": span = Math.max(span / 2, (last - first) / 10000, 1e-3); break;
+        case "-": span = Math.min(span * 2, last - first); break;
+        case "ArrowLeft": shift = -span / 4; break;
+        case "ArrowRight": shift = span / 4; break;
+        case "0": case "Escape": span = last - first; middle = (first + last) / 2; break;
+        default: return;
+      }
+      low = Math.min(Math.max(middle + shift - span / 2, first), last - span);
+      plot.setScale("x", { min: low, max: low + span });
+      event.preventDefault();
+    };
+  }
+
   function chart(parent, title, time, lines, percent) {
     var known = lines.filter(function (l) { return l.data && l.data.some(function (v) { return v !== null; }); });
     if (!known.length) { return; }
     var box = document.createElement("div");
     box.className = "chart";
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", title + ", " + known.map(function (l) { return l.label; }).join(" and ") +
+      " over time. Keys: plus and minus zoom, arrows move, 0 shows everything.");
     parent.appendChild(box);
     function show(v) { return v === null || v === undefined ? "–" : percent ? (v * 100).toFixed(1) + " %" : +v.toFixed(2) + ""; }
     var plot = new uPlot({
@@ -40,6 +79,9 @@
           points: { show: !!l.sparse, size: 3 }, spanGaps: !!l.sparse, value: function (u, v) { return show(v); } };
       }))
     }, [time].concat(known.map(function (l) { return l.data; })), box);
+    plot.hooks.setScale = (plot.hooks.setScale || []).concat(follow);
+    plots.push(plot);
+    box.addEventListener("keydown", keys(plot, time));
     window.addEventListener("resize", function () { plot.setSize({ width: parent.clientWidth, height: 190 }); });
   }
 

@@ -337,7 +337,7 @@ mod tests {
         let bytes: Vec<u8> = list
             .iter()
             .flat_map(|event| {
-                let head = event[0] | ((event.len() as i64 - 1) << 8);
+                let head = event[0] | ((event.len().cast_signed() as i64 - 1) << 8);
                 std::iter::once(head).chain(event[1..].iter().copied())
             })
             .flat_map(i64::to_le_bytes)

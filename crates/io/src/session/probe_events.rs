@@ -277,7 +277,7 @@ impl Memory {
 
 impl Pool {
     /// Lifetime and idle time of blocks given to other content, as vLLM's own `kv_block_lifetime_seconds` means them (vLLM
-    /// 0.32.0, vllm/v1/core/kv_cache_metrics.py): with caching on, every block that was allocated before; with caching off, none.
+    /// 0.32.0, `vllm/v1/core/kv_cache_metrics.py`): with caching on, every block that was allocated before; with caching off, none.
     fn allocated(&mut self, run: &mut Run, blocks: &[i64]) {
         let gone: HashSet<i64> = if self.caching {
             run.gone.iter().copied().collect()
@@ -317,7 +317,7 @@ mod tests {
     fn line(events: &[&[i64]]) -> String {
         let mut bytes = Vec::new();
         for event in events {
-            let head = event[0] | ((event.len() as i64 - 1) << 8);
+            let head = event[0] | ((event.len().cast_signed() as i64 - 1) << 8);
             for number in std::iter::once(&head).chain(&event[1..]) {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
@@ -498,7 +498,7 @@ mod tests {
                     block,
                     (t - before[born].1) / 1000,
                     (t - last) / 1000,
-                    hits.len() as i64,
+                    hits.len().cast_signed() as i64,
                 ));
             }
         }

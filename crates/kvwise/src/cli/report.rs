@@ -79,9 +79,7 @@ pub fn run(args: &ReportArgs, printer: Printer) -> Result<ExitStatus> {
             Format::Json => json(&comparison)?,
             Format::Csv => comparison.csv(),
             Format::Table | Format::Markdown => comparison.markdown(),
-            Format::Html => {
-                return Err(Error::unsupported("a comparison has no HTML form").hint("--format markdown"));
-            }
+            Format::Html => comparison.html()?,
         };
         printer.data_to(args.output.as_deref(), &out)?;
         return Ok(ExitStatus::Success);

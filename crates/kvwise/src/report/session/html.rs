@@ -1,4 +1,4 @@
-//! The report as one HTML file: no network, light and dark, charts that zoom (drag) and reset (double click).
+//! The report as one HTML file: no network, light and dark, charts that zoom (drag or keys) and reset (double click or 0).
 
 use std::fmt::Write as _;
 
@@ -6,6 +6,9 @@ use super::{EngineReport, Finding, ProbeReport, SessionReport, text};
 use crate::report::html::{document, escape};
 use kvwise_core::Result;
 
+/// How the charts are used; the keys work in the chart that has the focus.
+const CHART_HINT: &str = "<p class=\"soft\">Drag in a chart to zoom into a stretch of time, double-click to see all of it again. \
+     Keys: + and − zoom, ← and → move, 0 shows everything.</p>";
 const JS: &str = include_str!("../../../assets/session_report.js");
 
 /// Longest name of what was recorded that stands as the heading.
@@ -116,6 +119,7 @@ fn engine_html(out: &mut String, i: usize, e: &EngineReport) {
         escape(&e.target)
     );
     rows(out, &text::engine_rows(e));
+    out.push_str(CHART_HINT);
     let _ = write!(out, "<div id=\"engine-charts-{i}\"></div>");
     if !e.distributions.is_empty() {
         out.push_str(
@@ -143,6 +147,7 @@ fn probe_html(out: &mut String, i: usize, p: &ProbeReport) {
         escape(&p.vllm_version)
     );
     rows(out, &text::probe_rows(p));
+    out.push_str(CHART_HINT);
     let _ = write!(out, "<div id=\"probe-charts-{i}\"></div>");
     let bars: Vec<(String, f64, f64)> = p
         .evictions

@@ -1,5 +1,8 @@
 //! `kvwise simulate` and `kvwise sweep` as a user meets them.
 
+mod apart;
+mod sweep;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -255,133 +258,6 @@ fn the_highest_rate_meets_the_objective_and_a_little_more_does_not() {
     assert!(answer["rate_per_s"].is_null() && answer["alone"]["ttft_p99_ms"].as_f64().unwrap() > 1.0);
 }
 
-fn sweep(more: &[&str]) -> Output {
-    let mut arguments = vec![
-        "sweep",
-        "--model",
-        "llama-3.1-8b",
-        "--input-len",
-        "256",
-        "--output-len",
-        "32",
-        "--vary",
-        "gpu=h100,l40s",
-        "--concurrency",
-        "1,8",
-    ];
-    arguments.extend(more);
-    kvwise(&arguments)
-}
-
-#[test]
-fn a_sweep_for_people_and_for_spreadsheets() {
-    let table = sweep(&["--format", "table", "--slo-tpot-ms", "10"]);
-    assert_eq!(table.status.code(), Some(0), "{}", text(&table.stderr));
-    insta::assert_snapshot!("sweep", text(&table.stdout));
-    let csv = text(&sweep(&["--format", "csv"]).stdout);
-    assert_eq!(csv.lines().count(), 5);
-    let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
-    assert!(csv.lines().all(|l| l.split(',').count() == header.len()), "{csv}");
-}
-
-#[test]
-fn a_sweep_goes_on_where_it_stopped_and_says_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let results = folder.path().join("results.jsonl");
-    let file = results.to_str().unwrap();
-    let whole = sweep(&["--format", "json", "--results", file]);
-    let lines = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
-    assert_eq!(lines(&results), 4);
-    // The last result was cut off in the middle, as by a loss of power.
-    let full = std::fs::read_to_string(&results).unwrap();
-    std::fs::write(&results, &full[..full.len() - 40]).unwrap();
-    let again = sweep(&["--format", "json", "--results", file]);
-    assert_eq!(text(&whole.stdout), text(&again.stdout));
-    assert_eq!(again.status.code(), Some(0));
-    let third = sweep(&["--format", "json", "--results", file]);
-    assert_eq!(text(&whole.stdout), text(&third.stdout));
-    // What is no result is not written over.
-    std::fs::write(&results, "not a result\n{}\n").unwrap();
-    let refused = sweep(&["--format", "json", "--results", file]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(
-        text(&refused.stderr).contains("line 1"),
-        "{}",
-        text(&refused.stderr)
-    );
-}
-
-#[test]
-fn a_sweep_that_was_killed_goes_on_and_says_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let results = folder.path().join("results.jsonl");
-    let file = results.to_str().unwrap();
-    let asked = |results: &[&str]| {
-        let mut arguments = vec![
-            "sweep",
-            "--model",
-            "llama-3.1-8b",
-            "--gpu",
-            "h100",
-            "--format",
-            "json",
-        ];
-        arguments.extend(["--input-len", "256", "--output-len", "64", "--requests", "400"]);
-        arguments.extend(["--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12"]);
-        arguments.extend(results);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvwise"));
-        command.args(arguments);
-        command
-    };
-    let lines = || std::fs::read_to_string(&results).map_or(0, |t| t.lines().count());
-    let mut child = asked(&["--results", file])
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    // Killed as soon as there is something to go on from; a machine that was faster than this has nothing left to do, and
-    // the answers must be the same all the more.
-    while lines() == 0 && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let before = lines();
-    assert!(before >= 1, "the first result was written before the kill");
-    let resumed = asked(&["--results", file]).output().unwrap();
-    let whole = asked(&[]).output().unwrap();
-    assert_eq!(text(&resumed.stdout), text(&whole.stdout));
-    assert_eq!(resumed.status.code(), Some(0));
-    assert_eq!(lines(), 12);
-}
-
-#[test]
-fn a_sweep_becomes_a_page_by_its_format_or_its_files_name() {
-    let page = text(&sweep(&["--format", "html"]).stdout);
-    assert!(
-        page.starts_with("<!doctype html>") && page.contains("<svg"),
-        "{page}"
-    );
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("sweep.html");
-    assert!(sweep(&["-o", file.to_str().unwrap()]).status.success());
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), page);
-    // Builds without Parquet say so and leave no file; no build writes it to the standard output.
-    let table = folder.path().join("sweep.parquet");
-    let output = sweep(&["-o", table.to_str().unwrap()]);
-    if cfg!(feature = "parquet") {
-        assert_eq!(&std::fs::read(&table).unwrap()[..4], b"PAR1");
-    } else {
-        assert_eq!(output.status.code(), Some(2));
-        assert!(
-            text(&output.stderr).contains("does not write Parquet"),
-            "{}",
-            text(&output.stderr)
-        );
-        assert!(!table.exists());
-    }
-    assert_eq!(sweep(&["--format", "parquet"]).status.code(), Some(2));
-}
-
 #[test]
 fn described_traffic_can_use_adapters() {
     let run = |more: &[&str]| {
@@ -441,17 +317,6 @@ fn described_traffic_can_use_adapters() {
 }
 
 #[test]
-fn a_sweep_whose_points_all_miss_says_which_comes_nearest() {
-    let output = sweep(&["--format", "json", "--slo-ttft-ms", "1"]);
-    assert_eq!(output.status.code(), Some(1));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(answer["best"].is_null());
-    let nearest = usize::try_from(answer["nearest"].as_u64().unwrap()).unwrap();
-    let ttft = |i: usize| answer["points"][i]["ttft_ms"]["p99"].as_f64().unwrap();
-    assert!((0..4).all(|i| ttft(nearest) <= ttft(i)));
-}
-
-#[test]
 fn pictures_and_pages_need_no_network() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -470,138 +335,6 @@ fn pictures_and_pages_need_no_network() {
         for loading in ["<link", "src=\"http", "@import", "fetch("] {
             assert!(!html.contains(loading), "{loading}");
         }
-    }
-}
-
-const APART: [&str; 15] = [
-    "simulate",
-    "--model",
-    "llama-3.1-8b",
-    "--gpu",
-    "h100",
-    "--input-len",
-    "2000",
-    "--output-len",
-    "50",
-    "--rate",
-    "8",
-    "--requests",
-    "40",
-    "--disaggregate",
-    "prefill=2,decode=1",
-];
-
-#[test]
-fn prefill_and_decode_apart_for_people() {
-    let output = kvwise(&[&APART[..], &["--format", "table"]].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    insta::assert_snapshot!("apart", text(&output.stdout));
-}
-
-#[test]
-fn prefill_and_decode_apart_move_each_prompt_once_and_a_slow_link_shows() {
-    let fast = json(&[&APART[..], &["--format", "json"]].concat());
-    let slow = json(&[&APART[..], &["--format", "json", "--transfer-bandwidth", "1GB/s"]].concat());
-    let d = &fast["disaggregation"];
-    assert_eq!(
-        (d["prefill_gpus"].as_u64(), d["decode_gpus"].as_u64()),
-        (Some(2), Some(1))
-    );
-    assert_eq!(fast["gpus"].as_u64(), Some(3));
-    // 40 prompts of 125 blocks of 2 MiB.
-    assert_eq!(d["blocks"].as_u64(), Some(40 * 125));
-    assert_eq!(d["bytes"].as_u64(), Some(40 * 125 * (2 << 20)));
-    let handed = |a: &Value| a["disaggregation"]["transfer_ms"]["p50"].as_f64().unwrap();
-    assert!(
-        handed(&slow) > handed(&fast) + 200.0,
-        "{} {}",
-        handed(&slow),
-        handed(&fast)
-    );
-    assert_ne!(fast["inputs_hash"], slow["inputs_hash"]);
-}
-
-#[test]
-fn tiers_find_what_a_small_pool_lost() {
-    let sessions = [
-        "simulate",
-        "--model",
-        "llama-3.1-8b",
-        "--gpu",
-        "h100",
-        "--input-len",
-        "500",
-        "--output-len",
-        "50",
-        "--concurrency",
-        "8",
-        "--turns",
-        "5",
-        "--think-time",
-        "5",
-        "--requests",
-        "16",
-        "--max-model-len",
-        "4096",
-        "--kv-cache-memory-bytes",
-        "1GiB",
-        "--format",
-        "json",
-    ];
-    let without = json(&sessions);
-    let with = json(&[&sessions[..], &["--tiers", "host=2GiB,disk=50GiB"]].concat());
-    assert!(without.get("tiers").is_none());
-    let found = |i: usize| with["tiers"][i]["hit_tokens"].as_u64().unwrap();
-    assert!(found(0) > 0 && found(1) > 0, "{}", with["tiers"]);
-    assert!(with["ttft_ms"]["mean"].as_f64() < without["ttft_ms"]["mean"].as_f64());
-}
-
-#[test]
-fn what_cannot_be_apart_or_behind_the_pool_is_refused_in_one_sentence() {
-    for (more, word) in [
-        (&["--disaggregate", "prefill=2"][..], "both sides"),
-        (
-            &["--disaggregate", "prefill=1,decode=1", "--replicas", "2"],
-            "--replicas",
-        ),
-        (
-            &["--disaggregate", "prefill=1,decode=1", "--engine", "sglang"],
-            "vLLM only",
-        ),
-        (
-            &[
-                "--disaggregate",
-                "prefill=1,decode=1",
-                "--decode-flags",
-                "kv-cache-dtype=fp8",
-            ],
-            "blocks cannot move",
-        ),
-        (
-            &["--disaggregate", "prefill=1,decode=1", "--prefill-flags", "tpp=2"],
-            "tpp",
-        ),
-        (
-            &["--disaggregate", "prefill=1,decode=1", "--tiers", "host=5GiB"],
-            "--tiers",
-        ),
-        (&["--tiers", "gpu=50GiB"], "gpu"),
-        (&["--tiers", "attic=50GiB"], "attic"),
-        (&["--tiers", "host=1GiB,host=2GiB"], "twice"),
-        (
-            &["--tiers", "host=50GiB", "--no-enable-prefix-caching"],
-            "prefix caching",
-        ),
-        (
-            &["--tiers", "host=50GiB", "--tier-bandwidth", "disk=4GB/s"],
-            "--tier-bandwidth",
-        ),
-        (&["--tiers", "host=50GiB", "--engine", "sglang"], "vLLM only"),
-    ] {
-        let output = kvwise(&with(&[&["--concurrency", "2"], more].concat()));
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
-        assert!(said.contains(word), "{more:?}: {said}");
     }
 }
 

@@ -1,0 +1,135 @@
+//! Prefill apart from decode, and memory behind the pool.
+
+use super::*;
+
+const APART: [&str; 15] = [
+    "simulate",
+    "--model",
+    "llama-3.1-8b",
+    "--gpu",
+    "h100",
+    "--input-len",
+    "2000",
+    "--output-len",
+    "50",
+    "--rate",
+    "8",
+    "--requests",
+    "40",
+    "--disaggregate",
+    "prefill=2,decode=1",
+];
+
+#[test]
+fn prefill_and_decode_apart_for_people() {
+    let output = kvwise(&[&APART[..], &["--format", "table"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    insta::assert_snapshot!("apart", text(&output.stdout));
+}
+
+#[test]
+fn prefill_and_decode_apart_move_each_prompt_once_and_a_slow_link_shows() {
+    let fast = json(&[&APART[..], &["--format", "json"]].concat());
+    let slow = json(&[&APART[..], &["--format", "json", "--transfer-bandwidth", "1GB/s"]].concat());
+    let d = &fast["disaggregation"];
+    assert_eq!(
+        (d["prefill_gpus"].as_u64(), d["decode_gpus"].as_u64()),
+        (Some(2), Some(1))
+    );
+    assert_eq!(fast["gpus"].as_u64(), Some(3));
+    // 40 prompts of 125 blocks of 2 MiB.
+    assert_eq!(d["blocks"].as_u64(), Some(40 * 125));
+    assert_eq!(d["bytes"].as_u64(), Some(40 * 125 * (2 << 20)));
+    let handed = |a: &Value| a["disaggregation"]["transfer_ms"]["p50"].as_f64().unwrap();
+    assert!(
+        handed(&slow) > handed(&fast) + 200.0,
+        "{} {}",
+        handed(&slow),
+        handed(&fast)
+    );
+    assert_ne!(fast["inputs_hash"], slow["inputs_hash"]);
+}
+
+#[test]
+fn tiers_find_what_a_small_pool_lost() {
+    let sessions = [
+        "simulate",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--input-len",
+        "500",
+        "--output-len",
+        "50",
+        "--concurrency",
+        "8",
+        "--turns",
+        "5",
+        "--think-time",
+        "5",
+        "--requests",
+        "16",
+        "--max-model-len",
+        "4096",
+        "--kv-cache-memory-bytes",
+        "1GiB",
+        "--format",
+        "json",
+    ];
+    let without = json(&sessions);
+    let with = json(&[&sessions[..], &["--tiers", "host=2GiB,disk=50GiB"]].concat());
+    assert!(without.get("tiers").is_none());
+    let found = |i: usize| with["tiers"][i]["hit_tokens"].as_u64().unwrap();
+    assert!(found(0) > 0 && found(1) > 0, "{}", with["tiers"]);
+    assert!(with["ttft_ms"]["mean"].as_f64() < without["ttft_ms"]["mean"].as_f64());
+}
+
+#[test]
+fn what_cannot_be_apart_or_behind_the_pool_is_refused_in_one_sentence() {
+    for (more, word) in [
+        (&["--disaggregate", "prefill=2"][..], "both sides"),
+        (
+            &["--disaggregate", "prefill=1,decode=1", "--replicas", "2"],
+            "--replicas",
+        ),
+        (
+            &["--disaggregate", "prefill=1,decode=1", "--engine", "sglang"],
+            "vLLM only",
+        ),
+        (
+            &[
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--decode-flags",
+                "kv-cache-dtype=fp8",
+            ],
+            "blocks cannot move",
+        ),
+        (
+            &["--disaggregate", "prefill=1,decode=1", "--prefill-flags", "tpp=2"],
+            "tpp",
+        ),
+        (
+            &["--disaggregate", "prefill=1,decode=1", "--tiers", "host=5GiB"],
+            "--tiers",
+        ),
+        (&["--tiers", "gpu=50GiB"], "gpu"),
+        (&["--tiers", "attic=50GiB"], "attic"),
+        (&["--tiers", "host=1GiB,host=2GiB"], "twice"),
+        (
+            &["--tiers", "host=50GiB", "--no-enable-prefix-caching"],
+            "prefix caching",
+        ),
+        (
+            &["--tiers", "host=50GiB", "--tier-bandwidth", "disk=4GB/s"],
+            "--tier-bandwidth",
+        ),
+        (&["--tiers", "host=50GiB", "--engine", "sglang"], "vLLM only"),
+    ] {
+        let output = kvwise(&with(&[&["--concurrency", "2"], more].concat()));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+        assert!(said.contains(word), "{more:?}: {said}");
+    }
+}
