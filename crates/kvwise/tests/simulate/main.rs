@@ -44,6 +44,25 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     LLAMA.iter().copied().chain(more.iter().copied()).collect()
 }
 
+/// `kvwise sweep` of two GPUs at two concurrencies.
+fn swept(more: &[&str]) -> Output {
+    let mut arguments = vec![
+        "sweep",
+        "--model",
+        "llama-3.1-8b",
+        "--input-len",
+        "256",
+        "--output-len",
+        "32",
+        "--vary",
+        "gpu=h100,l40s",
+        "--concurrency",
+        "1,8",
+    ];
+    arguments.extend(more);
+    kvwise(&arguments)
+}
+
 #[test]
 fn a_simulation_for_people() {
     let output = kvwise(&[
@@ -321,7 +340,7 @@ fn pictures_and_pages_need_no_network() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (svg, page, report) = (path("a.svg"), path("sweep.html"), path("simulation.html"));
-    let output = sweep(&["--format", "json", "--svg", &svg, "--html", &page]);
+    let output = swept(&["--format", "json", "--svg", &svg, "--html", &page]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(
         kvwise(&with(&["--concurrency", "4", "--html", &report]))

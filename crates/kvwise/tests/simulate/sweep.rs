@@ -2,30 +2,12 @@
 
 use super::*;
 
-fn sweep(more: &[&str]) -> Output {
-    let mut arguments = vec![
-        "sweep",
-        "--model",
-        "llama-3.1-8b",
-        "--input-len",
-        "256",
-        "--output-len",
-        "32",
-        "--vary",
-        "gpu=h100,l40s",
-        "--concurrency",
-        "1,8",
-    ];
-    arguments.extend(more);
-    kvwise(&arguments)
-}
-
 #[test]
 fn a_sweep_for_people_and_for_spreadsheets() {
-    let table = sweep(&["--format", "table", "--slo-tpot-ms", "10"]);
+    let table = swept(&["--format", "table", "--slo-tpot-ms", "10"]);
     assert_eq!(table.status.code(), Some(0), "{}", text(&table.stderr));
     insta::assert_snapshot!("sweep", text(&table.stdout));
-    let csv = text(&sweep(&["--format", "csv"]).stdout);
+    let csv = text(&swept(&["--format", "csv"]).stdout);
     assert_eq!(csv.lines().count(), 5);
     let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
     assert!(csv.lines().all(|l| l.split(',').count() == header.len()), "{csv}");
@@ -36,20 +18,20 @@ fn a_sweep_goes_on_where_it_stopped_and_says_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let results = folder.path().join("results.jsonl");
     let file = results.to_str().unwrap();
-    let whole = sweep(&["--format", "json", "--results", file]);
+    let whole = swept(&["--format", "json", "--results", file]);
     let lines = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
     assert_eq!(lines(&results), 4);
     // The last result was cut off in the middle, as by a loss of power.
     let full = std::fs::read_to_string(&results).unwrap();
     std::fs::write(&results, &full[..full.len() - 40]).unwrap();
-    let again = sweep(&["--format", "json", "--results", file]);
+    let again = swept(&["--format", "json", "--results", file]);
     assert_eq!(text(&whole.stdout), text(&again.stdout));
     assert_eq!(again.status.code(), Some(0));
-    let third = sweep(&["--format", "json", "--results", file]);
+    let third = swept(&["--format", "json", "--results", file]);
     assert_eq!(text(&whole.stdout), text(&third.stdout));
     // What is no result is not written over.
     std::fs::write(&results, "not a result\n{}\n").unwrap();
-    let refused = sweep(&["--format", "json", "--results", file]);
+    let refused = swept(&["--format", "json", "--results", file]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(
         text(&refused.stderr).contains("line 1"),
@@ -103,18 +85,18 @@ fn a_sweep_that_was_killed_goes_on_and_says_the_same() {
 
 #[test]
 fn a_sweep_becomes_a_page_by_its_format_or_its_files_name() {
-    let page = text(&sweep(&["--format", "html"]).stdout);
+    let page = text(&swept(&["--format", "html"]).stdout);
     assert!(
         page.starts_with("<!doctype html>") && page.contains("<svg"),
         "{page}"
     );
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sweep.html");
-    assert!(sweep(&["-o", file.to_str().unwrap()]).status.success());
+    assert!(swept(&["-o", file.to_str().unwrap()]).status.success());
     assert_eq!(std::fs::read_to_string(&file).unwrap(), page);
     // Builds without Parquet say so and leave no file; no build writes it to the standard output.
     let table = folder.path().join("sweep.parquet");
-    let output = sweep(&["-o", table.to_str().unwrap()]);
+    let output = swept(&["-o", table.to_str().unwrap()]);
     if cfg!(feature = "parquet") {
         assert_eq!(&std::fs::read(&table).unwrap()[..4], b"PAR1");
     } else {
@@ -126,12 +108,12 @@ fn a_sweep_becomes_a_page_by_its_format_or_its_files_name() {
         );
         assert!(!table.exists());
     }
-    assert_eq!(sweep(&["--format", "parquet"]).status.code(), Some(2));
+    assert_eq!(swept(&["--format", "parquet"]).status.code(), Some(2));
 }
 
 #[test]
 fn a_sweep_whose_points_all_miss_says_which_comes_nearest() {
-    let output = sweep(&["--format", "json", "--slo-ttft-ms", "1"]);
+    let output = swept(&["--format", "json", "--slo-ttft-ms", "1"]);
     assert_eq!(output.status.code(), Some(1));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(answer["best"].is_null());
