@@ -80,7 +80,7 @@ fn mean_length(facts: &Facts) -> Option<f64> {
 
 fn lengths_basis(facts: &Facts) -> String {
     format!(
-        "arithmetic on the recorded mean of {:.0} prompt and {:.0} generated tokens",
+        "arithmetic on the recorded mean of {:.0} prompt and {:.0} generated tokens; requests that share prefixes need less",
         facts.prompt_mean.unwrap_or(0.0),
         facts.output_mean.unwrap_or(0.0)
     )
