@@ -4,7 +4,7 @@
 #   cargo build --release && packaging/deb.sh target/release/kvwise target/debian
 #
 # Needs dpkg-deb, gzip and strip. Man pages and completions are written by the program itself. The same binary and
-# SOURCE_DATE_EPOCH (else the time of the last commit) give the same package. tests/e2e/packages.sh puts it before lintian.
+# SOURCE_DATE_EPOCH (else the time of the last commit) give the same package. tests/e2e/packages.py puts it before lintian.
 set -eu
 cd "$(dirname "$0")/.."
 binary="${1:-target/release/kvwise}"

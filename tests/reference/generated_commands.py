@@ -34,6 +34,11 @@ SETTINGS = {
         ["--gpu", "b200", "--tp", "8", "--dp", "2", "--enable-expert-parallel", "--mem-fraction-static", "0.85"],
         ["--gpu", "l40s", "--tp", "2", "--max-model-len", "8k", "--enforce-eager", "--no-enable-prefix-caching"],
         ["--gpu", "h100", "--tp", "8", "--pp", "2", "--max-model-len", "16k"],
+        ["--gpu", "h200", "--tp", "8", "--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"],
+        [
+            "--gpu", "h200", "--tp", "8", "--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", "Qwen/Qwen3-0.6B",
+            "--speculative-num-steps", "3", "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4",
+        ],
     ],
     "llamacpp": [
         ["--gpu", "rtx-4090", "--context", "4k"],

