@@ -300,8 +300,9 @@ impl Config {
     }
 }
 
-/// The text with Python's `NaN`, `Infinity` and `-Infinity` outside of strings replaced by `null`, as published
-/// files of state-space models have them (`time_step_limit`); `None` if there are none.
+/// The text with Python's `NaN`, `Infinity` and `-Infinity` outside of strings put into quotes, as published files of
+/// state-space models have them (`time_step_limit`); `None` if there are none. A field that is read then says what it
+/// holds instead of counting as missing.
 fn without_non_finite(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut cleaned = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -311,7 +312,9 @@ fn without_non_finite(bytes: &[u8]) -> Option<Vec<u8>> {
             .into_iter()
             .find(|word| !in_string && rest.starts_with(word));
         if let Some(word) = word {
-            cleaned.extend_from_slice(b"null");
+            cleaned.push(b'"');
+            cleaned.extend_from_slice(word);
+            cleaned.push(b'"');
             rest = &rest[word.len()..];
             replaced = true;
             continue;
@@ -335,11 +338,17 @@ mod non_finite {
     use super::Config;
 
     #[test]
-    fn infinity_as_python_writes_it_counts_as_missing_outside_of_strings() {
+    fn infinity_as_python_writes_it_is_no_number_where_one_is_read() {
         let text = r#"{"time_step_limit": [0.0, Infinity], "x": -Infinity, "y": NaN, "name": "Infinity \" NaN", "n": 3}"#;
         let config = Config::parse(text.as_bytes()).unwrap();
-        assert_eq!(config.f64("x").unwrap(), None);
-        assert_eq!(config.f64("y").unwrap(), None);
+        assert!(
+            config
+                .f64("x")
+                .unwrap_err()
+                .to_string()
+                .contains("x is \"-Infinity\"")
+        );
+        assert!(config.u64("y").unwrap_err().to_string().contains("y is \"NaN\""));
         assert_eq!(config.str("name").unwrap(), Some("Infinity \" NaN"));
         assert_eq!(config.u64("n").unwrap(), Some(3));
         assert!(Config::parse(b"{\"a\": Infinit}").is_err());

@@ -60,6 +60,13 @@ fn values_that_mean_nothing_name_their_flag() {
         (&["--context", "100", "--prompt-tokens", "5"], "give one of them"),
         (&["--gpus", "1", "--tp", "2"], "--gpus is 1"),
         (&["--quantization", "q9"], "--quantization"),
+        (&["--attention-backend", "FLASHBANANA"], "FLASH_ATTN"),
+        (&["--engine", "llamacpp", "--tp", "2"], "--tensor-split"),
+        (&["--max-model-len", "99999999999999999999"], "--max-model-len"),
+        (
+            &["--kv-cache-memory-bytes", "99999999999999999999999"],
+            "--kv-cache-memory-bytes",
+        ),
     ] {
         let args: Vec<&str> = base.iter().chain(more).copied().collect();
         refuses(&args, says);
@@ -97,6 +104,127 @@ fn files_that_are_no_models_are_named() {
         &["plan", dir.path().to_str().unwrap(), "--gpu", "h100"],
         "config.json: no such file",
     );
+}
+
+/// A small Llama with one piece of its text exchanged.
+fn llama_but(what: &str, instead: &str) -> String {
+    let whole = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":4096,"num_attention_heads":32,"num_key_value_heads":8,"num_hidden_layers":2,"intermediate_size":11008,"vocab_size":32000,"max_position_embeddings":4096}"#;
+    assert!(whole.contains(what), "{what}");
+    whole.replace(what, instead)
+}
+
+#[test]
+fn numbers_that_are_no_sizes_are_named_with_their_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    for (what, instead, says) in [
+        (
+            r#""num_hidden_layers":2"#,
+            r#""num_hidden_layers":0"#,
+            "num_hidden_layers is 0",
+        ),
+        (
+            r#""num_attention_heads":32"#,
+            r#""num_attention_heads":0"#,
+            "num_attention_heads is 0",
+        ),
+        (
+            r#""num_key_value_heads":8"#,
+            r#""num_key_value_heads":-8"#,
+            "num_key_value_heads is -8",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":NaN"#,
+            "hidden_size is \"NaN\"",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":-Infinity"#,
+            "hidden_size is \"-Infinity\"",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":1e400"#,
+            "number out of range",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":99999999999999999999999999"#,
+            "hidden_size is 1e+26",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":4096.5"#,
+            "hidden_size is 4096.5",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":"4096""#,
+            "hidden_size is \"4096\"",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":true"#,
+            "hidden_size is true",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":null"#,
+            "hidden_size is missing",
+        ),
+        (
+            r#""model_type":"llama","hidden_size":4096,"#,
+            "",
+            "hidden_size is missing",
+        ),
+        (r#"["LlamaForCausalLM"]"#, "7", "architectures"),
+    ] {
+        fs::write(&file, llama_but(what, instead)).unwrap();
+        refuses(&["plan", file.to_str().unwrap(), "--gpu", "h100"], says);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_text_or_a_gigabyte_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    let name = file.to_str().unwrap();
+    fs::write(&file, b"\xff\xfe{\"architectures\": [\"LlamaForCausalLM\"]}").unwrap();
+    refuses(&["plan", name, "--gpu", "h100"], "not valid JSON");
+    fs::write(&file, b"{\"architectures\": [\"Llama\xff\"]}").unwrap();
+    refuses(&["plan", name, "--gpu", "h100"], "invalid unicode");
+    // A file with a hole: nothing is written, and nothing of it is read.
+    fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    refuses(&["plan", name, "--gpu", "h100"], "longer than the 67108864 bytes");
+}
+
+#[test]
+fn a_tensor_header_that_lies_about_its_length_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = llama_but("4096}", "4096}");
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    let mut header = (1_u64 << 62).to_le_bytes().to_vec();
+    header.extend_from_slice(b"{}");
+    fs::write(dir.path().join("model.safetensors"), header).unwrap();
+    refuses(
+        &["plan", dir.path().to_str().unwrap(), "--gpu", "h100"],
+        "it claims a header of 4611686018427387904 bytes",
+    );
+}
+
+#[test]
+fn drafters_and_classes_without_a_description_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    for (class, says) in [
+        ("Eagle3LlamaForCausalLM", "drafts for another model"),
+        ("Terratorch", "says nothing of layers"),
+        ("NoSuchForCausalLM", "is not described here yet"),
+    ] {
+        fs::write(&file, llama_but("LlamaForCausalLM", class)).unwrap();
+        refuses(&["plan", file.to_str().unwrap(), "--gpu", "h100"], says);
+    }
 }
 
 #[test]
