@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{Cache, Parallel, State, Weight};
+use super::{Cache, Heads, Parallel, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -43,6 +43,11 @@ pub struct Model {
     pub attention_scales: AttentionScales,
     /// A state for which the engine sizes its pages whether a layer keeps one or not (Qwen4-Exp).
     pub sized_for: Option<State>,
+    /// Whether the tokens of an image see each other, unless it is served without images.
+    pub sees_whole_images: bool,
+    /// Attention that keeps nothing between steps and is aligned with the states beside it all the same (hybrids that
+    /// see both ways).
+    pub encoder_heads: Option<Heads>,
 }
 
 /// Whether a class gives its attention layers the checkpoint's quantisation, and in which type these keep the scales

@@ -19,8 +19,10 @@ const TABLE: &str = include_str!("../../../data/model_types.tsv");
 const MAX_DEPTH: u32 = 8;
 
 /// Nested configurations that a class does without where the file has none: `model_type` and key.
-const OPTIONAL: [(&str, &str); 4] = [
+const OPTIONAL: [(&str, &str); 6] = [
     ("diffusion_gemma", "vision_config"),
+    ("embedding_gemma2", "audio_config"),
+    ("embedding_gemma2", "vision_config"),
     ("gemma4", "audio_config"),
     ("gemma4_unified", "audio_config"),
     ("gemma4_unified", "vision_config"),

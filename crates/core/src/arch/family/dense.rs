@@ -27,6 +27,8 @@ pub struct Decoder {
     pub attention_scales: AttentionScales,
     /// A state for which the engine sizes its pages whether a layer keeps one or not.
     pub sized_for: Option<State>,
+    /// Attention that keeps nothing between steps and is aligned with the states beside it all the same.
+    pub encoder_heads: Option<Heads>,
 }
 
 /// A norm's parameters.

@@ -89,6 +89,8 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,
+        encoder_heads: None,
+        sees_whole_images: false,
     })
 }
 

@@ -2,7 +2,7 @@
 //! engine gives them no KV cache (vLLM 0.32.0, `EncoderOnlyAttention`).
 
 use super::dense::{Decoder, Norm, part};
-use super::pooling::labels;
+use super::pooling::{LATE_WIDTHS, given, labels};
 use super::text::Text;
 use crate::arch::{Layer, Place, Role, Weight};
 use crate::dtype::Dtype;
@@ -28,6 +28,15 @@ const EITHER_WAY: &[&str] = &[
     "TeleChat2ForCausalLM",
     "TeleChat3ForCausalLM",
     "TeleFLMForCausalLM",
+];
+
+/// Classes that build Jina's rotary encoder where the file asks for it (vLLM 0.32.0, `roberta.py`, `colbert.py`).
+const TAKES_ROTARY: &[&str] = &[
+    "BgeM3EmbeddingModel",
+    "ColBERTJinaRobertaModel",
+    "RobertaForMaskedLM",
+    "RobertaModel",
+    "XLMRobertaModel",
 ];
 
 /// Takes the caches off a decoder whose file turns it into an encoder.
@@ -95,16 +104,32 @@ pub(crate) fn bert(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let hidden = t.hidden()?;
     let inner = t.intermediate()?;
-    if let Some(kind) = c
-        .str("position_embedding_type")?
-        .filter(|kind| *kind != "absolute")
-    {
-        return Err(Error::not_found(format!(
-            "{} is {kind:?}: of encoders named {} only those with absolute positions are described here",
-            c.name("position_embedding_type"),
-            t.class
-        ))
-        .hint("--engine generic with --params-b plans without knowing the layers"));
+    let late = t.class.starts_with("ColBERT") || t.class == "HF_ColBERT";
+    let kind = c.str("position_embedding_type")?.unwrap_or("absolute");
+    if kind != "absolute" || t.class == "ColBERTJinaRobertaModel" {
+        if !TAKES_ROTARY.contains(&t.class.as_str()) {
+            return Err(Error::unsupported(
+                "Only 'absolute' position_embedding_type is supported",
+            ));
+        }
+        if !["rope", "rotary"].contains(&kind) {
+            return Err(Error::unsupported(
+                "Only 'rotary'('rope') position_embedding_type is supported",
+            ));
+        }
+        let mut decoder = bert_with_rope(t)?;
+        if late {
+            decoder
+                .outside
+                .push(part(Place::Every, projection(t)?.into_iter().collect()));
+        }
+        return Ok(decoder);
+    }
+    if late && projection(t)?.is_some() {
+        // The class makes its projection before the module that should hold it.
+        return Err(Error::unsupported(
+            "cannot assign module before Module.__init__() call",
+        ));
     }
     let attention = queries("attention.self.qkv_proj", t)?.bias(true);
     let layers = layers(t, |_| {
@@ -210,13 +235,9 @@ pub(crate) fn modern_bert(t: &Text) -> Result<Decoder> {
 
 /// The projection of late-interaction models; without a size in the file it comes with the checkpoint.
 fn projection(t: &Text) -> Result<Option<Weight>> {
-    for key in ["colbert_dim", "dim", "projection_dim"] {
-        if t.config.get(key).is_some() {
-            let outputs = t.config.dim(key)?;
-            return Ok(Some(head("colbert_linear", t.hidden()?, outputs, false)));
-        }
-    }
-    Ok(None)
+    let outputs = given(&t.config, &LATE_WIDTHS)?;
+    let hidden = t.hidden()?;
+    Ok(outputs.map(|outputs| head("colbert_linear", hidden, outputs, false)))
 }
 
 /// BERT with rotary positions (vLLM 0.32.0, `bert_with_rope.py`): Nomic's, with experts in some layers, and GTE's.
@@ -224,11 +245,12 @@ pub(crate) fn bert_with_rope(t: &Text) -> Result<Decoder> {
     let c = &t.config;
     let hidden = t.hidden()?;
     let nomic = t.class.starts_with("Nomic");
+    let jina = TAKES_ROTARY.contains(&t.class.as_str());
     let (inner, bias, gated) = if nomic {
         let gated = c.str("activation_function")? == Some("swiglu");
         (c.dim("n_inner")?, c.flag("qkv_proj_bias", true)?, gated)
     } else {
-        (t.intermediate()?, true, true)
+        (t.intermediate()?, true, !jina)
     };
     let every = if nomic {
         c.dim_or("moe_every_n_layers", 0)?

@@ -165,7 +165,14 @@ pub(crate) fn orion(t: &Text) -> Result<Decoder> {
 
 /// InternLM2 (vLLM 0.32.0, `internlm2.py`), which ignores bias options.
 pub(crate) fn plain(t: &Text) -> Result<Decoder> {
-    Dense::llama(t)?.build()
+    let mut decoder = Dense::llama(t)?.build()?;
+    // Exceptions from a quantisation that name an lm_head do not mean this head.
+    for weight in decoder.outside.iter_mut().flat_map(|part| &mut part.weights) {
+        if weight.name == "lm_head" {
+            "output".clone_into(&mut weight.name);
+        }
+    }
+    Ok(decoder)
 }
 
 /// EXAONE 4 (vLLM 0.32.0, `exaone4.py`): norms after both parts, norms of queries and keys.

@@ -11,6 +11,7 @@ mod delta;
 pub mod dense;
 mod dots3;
 mod eagle;
+mod embedder;
 mod encoder;
 mod ernie_vl;
 mod gemma;
@@ -46,6 +47,7 @@ mod rotary;
 mod shared_moe;
 mod special;
 mod stages;
+mod standing;
 mod step;
 pub mod text;
 mod tower;
@@ -57,6 +59,7 @@ pub use dense::Decoder;
 pub use eagle::{Eagle, read_eagle};
 pub use refusal::Refusal;
 pub use rotary::rotary_elements;
+pub use standing::{Standing, standing};
 pub use text::Text;
 
 use super::{AttentionScales, Config, Model};
@@ -146,7 +149,24 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         pooling,
         attention_scales: decoder.attention_scales,
         sized_for: decoder.sized_for,
+        encoder_heads: decoder.encoder_heads,
+        sees_whole_images: sees_whole_images(&text)?,
     })))
+}
+
+/// Kinds of models whose image tokens see each other whatever their file says (vLLM 0.32.0, `is_mm_prefix_lm` in
+/// `transformers_utils/model_arch_config_convertor.py`).
+const SEE_WHOLE_IMAGES: [&str; 5] = ["bagel", "gemma3", "molmo2", "moondream3", "paligemma"];
+
+/// Whether the tokens of an image see each other.
+fn sees_whole_images(text: &Text) -> Result<bool> {
+    let kind = text.top.str("model_type")?.unwrap_or_default();
+    if kind.starts_with("gemma4") || kind.starts_with("diffusion_gemma") {
+        // A boolean elsewhere.
+        let both_ways = text.config.get("use_bidirectional_attention");
+        return Ok(both_ways.and_then(serde_json::Value::as_str) == Some("vision"));
+    }
+    text.top.flag("is_mm_prefix_lm", SEE_WHOLE_IMAGES.contains(&kind))
 }
 
 /// The class that a file asks for: the first of `architectures`, else the one of its `model_type`.
@@ -191,22 +211,52 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             };
             decoder(&text.inner(&inner)?, depth + 1)
         }
-        _ => Err(match refusal::reason(&text.class) {
-            Some(reason) => Error::unsupported(reason),
-            // Not the engine's refusal: it may well serve what this program cannot describe.
-            None => Error::not_found(format!(
-                "the architecture {} is not described here yet",
-                text.class
-            ))
-            .hint("--engine generic with --params-b plans without knowing the layers")
-            .hint("CONTRIBUTING.md shows how to describe one"),
-        }),
+        _ => Err(undescribed(&text.class)),
     }
+}
+
+/// Why a class has no description. Only the engine's own refusals count as such: it may well serve what this program
+/// cannot describe.
+fn undescribed(class: &str) -> Error {
+    let unknown = match standing(class) {
+        Standing::Refused(reason) => return Error::unsupported(reason),
+        Standing::Drafter(how) => {
+            return Error::not_found(format!(
+                "{class} drafts for another model and serves no text alone: {how}"
+            ))
+            .hint("plan the model it drafts for, and name this one in --speculative-config");
+        }
+        Standing::Undescribed(why) => {
+            Error::not_found(format!("the architecture {class} is not described here: {why}"))
+        }
+        Standing::Described(_) | Standing::Unknown => {
+            Error::not_found(format!("the architecture {class} is not described here yet"))
+        }
+    };
+    unknown
+        .hint("--engine generic with --params-b plans without knowing the layers")
+        .hint("CONTRIBUTING.md shows how to describe one")
 }
 
 /// The decoder of a wrapper's language model, for wrappers that add something to it.
 pub(crate) fn language_model(text: &Text) -> Result<Decoder> {
     decoder(&text.inner(&inner_class(text)?)?, 1)
+}
+
+/// The decoder of a class that may pool, as a part of another class.
+pub(crate) fn pooled_decoder(text: &Text) -> Result<Decoder> {
+    let (built, pooled) = pooling::resolve(&text.class);
+    let mut decoder = decoder(
+        &Text {
+            class: built,
+            ..text.clone()
+        },
+        1,
+    )?;
+    if let Some(pooled) = pooled {
+        pooled.finish(text, &mut decoder)?;
+    }
+    Ok(decoder)
 }
 
 /// The class of a wrapper's language model (vLLM 0.32.0, `with_hf_config` in `vllm/config/vllm.py`).

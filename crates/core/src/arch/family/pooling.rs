@@ -5,9 +5,10 @@
 //! files of their own.
 
 use super::dense::{Decoder, part};
+use super::embedder::joint_schema_head;
 use super::registry;
 use super::text::Text;
-use crate::arch::{Config, Place, Pooling, Role, Weight};
+use crate::arch::{CacheKind, Config, Place, Pooling, Role, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -40,6 +41,12 @@ enum Head {
     BiasedLabels,
     /// One matrix down to the elements of an embedding of each token (late interaction).
     Tokens,
+    /// The same with a bias, and 128 elements where the file names no width (ColQwen-3.5).
+    BiasedTokens,
+    /// The same of a `ColBERT` made of a decoder: the file's keys in their order, nothing where there are none.
+    Late,
+    /// Layers that answer a list of questions (Clef-Omni).
+    JointSchema,
     /// One matrix to the times that a forced aligner tells apart, in the model's own element type.
     Times,
 }
@@ -51,7 +58,18 @@ const OWN: &[(&str, &str, Head)] = &[
         "PaliGemmaForConditionalGeneration",
         Head::Tokens,
     ),
+    ("ColBERTLfm2Model", "Lfm2ForCausalLM", Head::Late),
     ("ColQwen3", "Qwen3VLForConditionalGeneration", Head::Tokens),
+    (
+        "ColQwen3_5",
+        "Qwen3_5ForConditionalGeneration",
+        Head::BiasedTokens,
+    ),
+    (
+        "ClefOmniForJointSchema",
+        "Qwen3OmniMoeForConditionalGeneration",
+        Head::JointSchema,
+    ),
     ("Gemma3TextModel", "Gemma3ForCausalLM", Head::None),
     ("GPT2ForSequenceClassification", "GPT2LMHeadModel", Head::Labels),
     ("InternLM2ForRewardModel", "InternLM2ForCausalLM", Head::Value),
@@ -106,10 +124,17 @@ const ENCODERS: &[&str] = &[
     "BertModel",
     "BertSpladeSparseEmbeddingModel",
     "BgeM3EmbeddingModel",
+    "CLIPModel",
+    "ColBERTJinaRobertaModel",
     "ColBERTModernBertModel",
+    "ColModernVBertForRetrieval",
+    "EmbeddingGemma2Model",
     "GteModel",
     "GteNewForSequenceClassification",
     "GteNewModel",
+    "HF_ColBERT",
+    "LlamaNemotronVLForSequenceClassification",
+    "LlamaNemotronVLModel",
     "ModernBertForSequenceClassification",
     "ModernBertForTokenClassification",
     "ModernBertModel",
@@ -118,6 +143,7 @@ const ENCODERS: &[&str] = &[
     "RobertaForSequenceClassification",
     "RobertaForTokenClassification",
     "RobertaModel",
+    "SiglipModel",
     "XLMRobertaForSequenceClassification",
     "XLMRobertaForTokenClassification",
     "XLMRobertaModel",
@@ -127,6 +153,8 @@ const ENCODERS: &[&str] = &[
 const KEEPS_HEAD: &[&str] = &[
     "ColPaliForRetrieval",
     "ColQwen3",
+    "ColQwen3_5",
+    "ClefOmniForJointSchema",
     "JambaForSequenceClassification",
     "JinaVLForRanking",
     "OpsColQwen3Model",
@@ -142,6 +170,9 @@ const TOKEN_WIDTHS: [&str; 6] = [
     "projection_dim",
     "colbert_dim",
 ];
+
+/// The same for `ColBERT`.
+pub(super) const LATE_WIDTHS: [&str; 3] = ["colbert_dim", "dim", "projection_dim"];
 
 /// Endings of class names in the engine's order, and what a class that ends so is turned into
 /// (`_SUFFIX_TO_DEFAULTS` in `vllm/config/model.py`); the first four generate text.
@@ -236,8 +267,20 @@ impl Pooled {
                 layer.caches.clear();
             }
         }
+        if self.declared_both_ways(t)? {
+            for layer in &mut decoder.layers {
+                layer.caches.retain(|cache| match &cache.kind {
+                    CacheKind::Full(heads) => {
+                        decoder.encoder_heads.get_or_insert(*heads);
+                        false
+                    }
+                    _ => true,
+                });
+            }
+        }
         // Pooling that needs a whole prompt at once: the first token's, a mean, or at steps.
-        let whole = self.head == Head::Tokens || self.class == "Qwen2ForProcessRewardModel";
+        let whole = matches!(self.head, Head::Tokens | Head::BiasedTokens | Head::Late)
+            || self.class == "Qwen2ForProcessRewardModel";
         Ok(Pooling {
             splits_prompts: !both_ways && !whole,
         })
@@ -260,6 +303,19 @@ impl Pooled {
                 // Its width comes with the checkpoint then.
                 None => Vec::new(),
             },
+            Head::BiasedTokens => {
+                let width = given(&t.top, &TOKEN_WIDTHS[1..])?.unwrap_or(128);
+                let proj = Weight::replicated("custom_text_proj", Role::Head, hidden, &[width]);
+                vec![proj.bias(true).of(f32).unquantized()]
+            }
+            Head::Late => match given(&t.config, &LATE_WIDTHS)? {
+                Some(width) => {
+                    let linear = Weight::replicated("colbert_linear", Role::Head, hidden, &[width]);
+                    vec![linear.of(f32).unquantized()]
+                }
+                None => Vec::new(),
+            },
+            Head::JointSchema => joint_schema_head(&t.top)?,
             Head::Labels => {
                 let bias = t.config.flag("score_bias", false)? && KEEPS_HEAD.contains(&self.class.as_str());
                 let score = Weight::replicated("score", Role::Head, hidden, &[labels(t)?]);
@@ -289,16 +345,56 @@ impl Pooled {
         })
     }
 
+    /// Whether only the attention of a hybrid sees both ways, as the file declares (`ColQwen3_5Config` in
+    /// `model_executor/models/config.py`).
+    fn declared_both_ways(&self, t: &Text) -> Result<bool> {
+        if self.head != Head::BiasedTokens {
+            return Ok(false);
+        }
+        let key = "retrieval_attention_contract";
+        let mut declared = None;
+        for config in [&t.top, &t.config] {
+            if let Some(contract) = config.str(key)? {
+                if !["causal", "bidirectional"].contains(&contract)
+                    || declared.is_some_and(|other| other != contract)
+                {
+                    return Err(Error::unsupported(format!(
+                        "unsupported or conflicting ColQwen3.5 {key} declarations: {contract:?}"
+                    )));
+                }
+                declared = Some(contract);
+            }
+        }
+        match declared {
+            Some(contract) => Ok(contract == "bidirectional"),
+            None => Err(Error::unsupported(format!(
+                "ColQwen3.5 checkpoints must declare {key} as 'causal' or 'bidirectional'"
+            ))),
+        }
+    }
+
     /// Whether every token sees every other, for which the engine builds encoder layers.
     fn attends_both_ways(&self, t: &Text) -> Result<bool> {
         Ok(match self.class.as_str() {
             "Gemma3TextModel" => t.config.flag("use_bidirectional_attention", false)?,
             "JinaEmbeddingsV5Model" => !t.config.flag("is_decoder", true)?,
             "VoyageQwen3BidirectionalEmbedModel" | "OpenAIPrivacyFilterForTokenClassification" => true,
+            "CLIPModel" => false,
             _ if self.head == Head::Read => true,
             name => name.starts_with("LlamaBidirectional"),
         })
     }
+}
+
+/// The first of the keys that has a value other than 0, as such a class looks a width up.
+pub(super) fn given(config: &Config, keys: &[&str]) -> Result<Option<u64>> {
+    for key in keys {
+        match config.dim_or(key, 0)? {
+            0 => {}
+            width => return Ok(Some(width)),
+        }
+    }
+    Ok(None)
 }
 
 /// Labels of a classifier (`num_labels` of transformers' configurations): entries of `id2label`, else `num_labels`,

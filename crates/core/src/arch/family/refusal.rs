@@ -53,6 +53,7 @@ const REMOVED: &[(&str, &str)] = &[
     ("Phi4FlashForCausalLM", "0.10.2"),
     ("Phi4MultimodalForCausalLM", "0.12.0"),
     ("Plamo2ForCausalLM", "0.26.0"),
+    ("PrithviGeoSpatialMAE", "0.28.0"),
     ("QWenLMHeadModel", "0.23.0"),
     ("QwenVLForConditionalGeneration", "0.23.0"),
     ("RWForCausalLM", "0.28.0"),
@@ -65,6 +66,7 @@ const REMOVED: &[(&str, &str)] = &[
 
 /// Classes that moved to a plug-in (vLLM 0.32.0, `_OOT_SUPPORTED_MODELS`).
 const PLUGIN: &[(&str, &str)] = &[
+    ("BartModel", "https://github.com/vllm-project/bart-plugin"),
     (
         "BartForConditionalGeneration",
         "https://github.com/vllm-project/bart-plugin",

@@ -5,9 +5,10 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    crossing, deepseek, deepseek_v4, delta, dots3, encoder, ernie_vl, gemma, generic, generic_moe, glm5_next,
-    gpt, hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax, mixtral, molmo,
-    moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step, whisper, zamba,
+    crossing, deepseek, deepseek_v4, delta, dots3, embedder, encoder, ernie_vl, gemma, generic, generic_moe,
+    glm5_next, gpt, hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax,
+    mixtral, molmo, moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step,
+    whisper, zamba,
 };
 use crate::Result;
 
@@ -199,6 +200,8 @@ const ROWS: &[(&[&str], Reader)] = &[
             "BertForTokenClassification",
             "BertSpladeSparseEmbeddingModel",
             "BgeM3EmbeddingModel",
+            "HF_ColBERT",
+            "ColBERTJinaRobertaModel",
             "RobertaModel",
             "RobertaForMaskedLM",
             "RobertaForSequenceClassification",
@@ -226,6 +229,14 @@ const ROWS: &[(&[&str], Reader)] = &[
             "GteNewForSequenceClassification",
         ],
         Own(encoder::bert_with_rope),
+    ),
+    (&["CLIPModel"], Own(embedder::clip)),
+    (&["SiglipModel"], Own(embedder::siglip)),
+    (&["EmbeddingGemma2Model"], Own(embedder::embedding_gemma2)),
+    (&["ColModernVBertForRetrieval"], Own(embedder::col_modern_vbert)),
+    (
+        &["LlamaNemotronVLModel", "LlamaNemotronVLForSequenceClassification"],
+        Own(embedder::llama_nemotron_vl),
     ),
     (&["WhisperForConditionalGeneration"], Own(whisper::whisper)),
     (

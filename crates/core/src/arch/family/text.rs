@@ -12,10 +12,10 @@ pub const MAX_LAYERS: u64 = 10_000;
 
 /// Where configurations keep the language model's part, in the order that is tried.
 const TEXT_KEYS: [&str; 5] = [
+    "thinker_config",
     "text_config",
     "llm_config",
     "language_config",
-    "thinker_config",
     "vlm_config",
 ];
 
@@ -82,6 +82,14 @@ impl Text {
         let top = defaults::fill(file, None)?;
         if matches!(class, "Moondream3ForCausalLM" | "HfMoondream") {
             let config = super::moondream::text(&top)?;
+            return Ok(Self {
+                class: class.to_owned(),
+                top,
+                config,
+            });
+        }
+        if class == "ColModernVBertForRetrieval" {
+            let config = super::embedder::modern_bert(&top)?;
             return Ok(Self {
                 class: class.to_owned(),
                 top,

@@ -456,6 +456,8 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,
+        encoder_heads: None,
+        sees_whole_images: false,
     })
 }
 

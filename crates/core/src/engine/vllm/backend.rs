@@ -28,6 +28,10 @@ pub enum Backend {
     FlashInferMlaSparse,
     FlashInferMlaSparseSm90,
     FlashInferMlaSparseSm120,
+    /// Triton where images see both ways, FlashAttention elsewhere.
+    TritonFlashAttn,
+    /// Triton where images see both ways, FlashInfer elsewhere.
+    TritonFlashInfer,
     /// Storage of the sparse indexer; cannot be selected.
     Indexer,
     /// Storage of an indexer over pools of tokens (GLM-5-Next); cannot be selected.
@@ -56,6 +60,20 @@ impl KernelBlock {
     }
 }
 
+/// What a layer sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Earlier tokens.
+    Earlier,
+    /// An encoder's output.
+    Encoder,
+    /// Earlier tokens, and all of an image where one stands (`is_mm_prefix_lm`).
+    WholeImages {
+        /// Whether text may have another backend than images.
+        pairs: bool,
+    },
+}
+
 /// What the choice of a backend depends on for one kind of layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
@@ -73,8 +91,8 @@ pub struct Demand {
     pub query_heads: u64,
     /// Key/value heads on this rank.
     pub kv_heads: u64,
-    /// Whether it attends to an encoder's output.
-    pub cross: bool,
+    /// What it attends to.
+    pub sees: Sight,
     /// `--kv-cache-dtype` after `auto` is resolved.
     pub kv_dtype: KvDtype,
     /// `--block-size`, if the user gave one.
@@ -85,12 +103,14 @@ pub struct Demand {
     pub pool: u64,
 }
 
-const NAMES: [(&str, Backend); 18] = [
+const NAMES: [(&str, Backend); 20] = [
     ("FLASH_ATTN", Backend::FlashAttn),
     ("FLASHINFER", Backend::FlashInfer),
     ("TRITON_ATTN", Backend::TritonAttn),
     ("FLEX_ATTENTION", Backend::FlexAttention),
     ("TURBOQUANT", Backend::TurboQuant),
+    ("TRITON_FLASH_ATTN", Backend::TritonFlashAttn),
+    ("TRITON_FLASHINFER", Backend::TritonFlashInfer),
     ("CPU_ATTN", Backend::CpuAttn),
     ("CPU_MLA", Backend::CpuMla),
     ("FLASH_ATTN_MLA", Backend::FlashAttnMla),
@@ -189,6 +209,8 @@ impl Backend {
                 | Self::FlexAttention
                 | Self::TurboQuant
                 | Self::CpuAttn
+                | Self::TritonFlashAttn
+                | Self::TritonFlashInfer
         )
     }
 
@@ -208,11 +230,15 @@ impl Backend {
     /// under `v1/attention/backends`, vLLM 0.32.0).
     pub fn kernel_blocks(self, gpu: Gpu, demand: &Demand) -> &'static [KernelBlock] {
         match self {
-            Self::FlashAttn if flash_attn_page(gpu, demand) == 64 => &[KernelBlock::Exactly(64)],
+            // Both of a pair take Triton's blocks, or those that FlashAttention 4 fixes.
+            Self::FlashAttn | Self::TritonFlashAttn if flash_attn_page(gpu, demand) == 64 => {
+                &[KernelBlock::Exactly(64)]
+            }
             Self::FlashAttn if flash_attn_page(gpu, demand) == 128 => &[KernelBlock::Exactly(128)],
             Self::FlashAttn
             | Self::TritonAttn
             | Self::FlexAttention
+            | Self::TritonFlashAttn
             | Self::FlashAttnMla
             | Self::TritonMla => &[KernelBlock::MultipleOf(16)],
             // trtllm-gen kernels of grouped-query attention take large pages.
@@ -224,7 +250,7 @@ impl Backend {
             Self::FlashInfer => &FLASHINFER_SMALL,
             Self::TurboQuant => &TURBOQUANT,
             Self::CpuMla => &[KernelBlock::Exactly(16)],
-            Self::FlashMla | Self::Indexer => &[KernelBlock::Exactly(64)],
+            Self::FlashMla | Self::Indexer | Self::TritonFlashInfer => &[KernelBlock::Exactly(64)],
             Self::FlashInferMla | Self::TokenspeedMla => {
                 &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)]
             }
@@ -295,8 +321,16 @@ impl Backend {
         {
             return Some("block_size not supported");
         }
-        if demand.cross && !matches!(self, Self::FlashAttn | Self::TritonAttn) {
-            return Some("attention type encoder_decoder not supported");
+        match demand.sees {
+            Sight::Encoder if !matches!(self, Self::FlashAttn | Self::TritonAttn) => {
+                return Some("attention type encoder_decoder not supported");
+            }
+            Sight::WholeImages { .. } => {
+                if let Some(reason) = self.blind_to_images(gpu, demand) {
+                    return Some(reason);
+                }
+            }
+            Sight::Earlier | Sight::Encoder => {}
         }
         match self {
             Self::TokenspeedMla => Some("tokenspeed_mla package is not installed"),
@@ -316,6 +350,38 @@ impl Backend {
         }
     }
 
+    /// Why it cannot let the tokens of an image see each other (`supports_mm_prefix` and `supports_combination` of each
+    /// file under `v1/attention/backends`, vLLM 0.32.0).
+    fn blind_to_images(self, gpu: Gpu, demand: &Demand) -> Option<&'static str> {
+        match self {
+            // A CPU has one backend, and no other question is asked.
+            Self::TritonAttn
+            | Self::FlexAttention
+            | Self::TritonFlashAttn
+            | Self::TritonFlashInfer
+            | Self::CpuAttn => None,
+            // FlashAttention 4 alone can.
+            Self::FlashAttn if !(9..=11).contains(&gpu.major) => {
+                Some("partial multimodal token full attention not supported")
+            }
+            Self::FlashAttn if gpu.major == 9 && !demand.kv_dtype.is_16_bit() => {
+                Some("SM90 FP8 KV with mm_prefix requires Triton")
+            }
+            Self::FlashAttn => {
+                let four = if gpu.major == 9 {
+                    demand.head_size > 256
+                } else {
+                    demand.head_size <= 128
+                };
+                (!four).then_some(
+                    "mm_prefix (PrefixLM bidirectional attention) requires FlashAttention v4, which does not resolve for \
+                     this head_size",
+                )
+            }
+            _ => Some("partial multimodal token full attention not supported"),
+        }
+    }
+
     fn supports_capability(self, gpu: Gpu) -> bool {
         match self {
             Self::CpuAttn | Self::CpuMla => gpu.is_cpu(),
@@ -330,10 +396,13 @@ impl Backend {
             Self::FlashAttnMla
             | Self::FlashMla
             | Self::FlashAttnMlaSparse
-            | Self::FlashInferMlaSparseSm90 => gpu.major == 9,
-            Self::FlashInferMla | Self::TokenspeedMla | Self::CutlassMla | Self::FlashInferMlaSparse => {
-                gpu.major == 10
-            }
+            | Self::FlashInferMlaSparseSm90
+            | Self::TritonFlashAttn => gpu.major == 9,
+            Self::FlashInferMla
+            | Self::TokenspeedMla
+            | Self::CutlassMla
+            | Self::FlashInferMlaSparse
+            | Self::TritonFlashInfer => gpu.major == 10,
             Self::FlashMlaSparse | Self::DeepseekV4 => gpu.major == 9 || gpu.major == 10,
             Self::FlashInferMlaSparseSm120 => gpu.major == 12,
         }
@@ -347,6 +416,7 @@ impl Backend {
                 size.is_multiple_of(8) && size <= if (9..=11).contains(&gpu.major) { 512 } else { 256 }
             }
             Self::FlashInfer => [64, 128, 256, 512].contains(&size),
+            Self::TritonFlashAttn | Self::TritonFlashInfer => [256, 512].contains(&size),
             Self::TritonAttn => size >= 32,
             Self::CpuAttn => [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512].contains(&size),
             Self::FlashAttnMla
@@ -389,7 +459,8 @@ impl Backend {
                     || (dtype == KvDtype::Nvfp4 && (gpu.major == 10 || demand.head_size != 64))
                     || (dtype == KvDtype::Nvfp4FourOverSix && gpu.major == 10)
             }
-            Self::CpuAttn => dtype.is_16_bit() || fp8,
+            // A pair takes what both of its kernels take.
+            Self::CpuAttn | Self::TritonFlashInfer => dtype.is_16_bit() || fp8,
             Self::TritonAttn => dtype.is_16_bit() || fp8 || dtype.is_per_token_head(),
             Self::FlexAttention | Self::FlashAttnMla | Self::FlashAttnMlaSparse | Self::CpuMla => {
                 dtype.is_16_bit()
@@ -399,6 +470,7 @@ impl Backend {
             | Self::FlashInferMla
             | Self::CutlassMla
             | Self::TritonMla
+            | Self::TritonFlashAttn
             | Self::FlashInferMlaSparse => dtype.is_16_bit() || fp8_e4m3,
             Self::TokenspeedMla => fp8_e4m3,
             Self::FlashMlaSparse => {
@@ -454,12 +526,28 @@ fn priorities(gpu: Gpu, demand: &Demand) -> &'static [Backend] {
     use Backend::{
         CutlassMla, FlashAttn, FlashAttnMla, FlashAttnMlaSparse, FlashInfer, FlashInferMla,
         FlashInferMlaSparse, FlashInferMlaSparseSm90, FlashInferMlaSparseSm120, FlashMla, FlashMlaSparse,
-        FlexAttention, TokenspeedMla, TritonAttn, TritonMla, TurboQuant,
+        FlexAttention, TokenspeedMla, TritonAttn, TritonFlashAttn, TritonFlashInfer, TritonMla, TurboQuant,
     };
     match (demand.latent, demand.sparse, gpu.major) {
         // Without AMX tiles (platforms/cpu.py, get_attn_backend_cls).
         (false, _, 0) => &[Backend::CpuAttn],
         (true, _, 0) => &[Backend::CpuMla],
+        (false, _, 9) if demand.sees == (Sight::WholeImages { pairs: true }) => &[
+            TritonFlashAttn,
+            FlashAttn,
+            FlashInfer,
+            TritonAttn,
+            FlexAttention,
+            TurboQuant,
+        ],
+        (false, _, 10) if demand.sees == (Sight::WholeImages { pairs: true }) => &[
+            TritonFlashInfer,
+            FlashInfer,
+            FlashAttn,
+            TritonAttn,
+            FlexAttention,
+            TurboQuant,
+        ],
         (false, _, 10) => &[FlashInfer, FlashAttn, TritonAttn, FlexAttention, TurboQuant],
         (false, _, _) => &[FlashAttn, FlashInfer, TritonAttn, FlexAttention, TurboQuant],
         (true, false, 10) => &[

@@ -54,6 +54,8 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,
+        encoder_heads: None,
+        sees_whole_images: false,
     }
 }
 

@@ -17,6 +17,7 @@ pub mod backend;
 pub mod block_size;
 #[cfg(test)]
 mod cases;
+mod class_backend;
 mod deepseek_v4;
 #[cfg(test)]
 mod golden;

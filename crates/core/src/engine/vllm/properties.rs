@@ -90,6 +90,8 @@ fn model() -> impl Strategy<Value = Model> {
             pooling: None,
             attention_scales: AttentionScales::default(),
             sized_for: None,
+            encoder_heads: None,
+            sees_whole_images: false,
         })
 }
 
@@ -207,6 +209,8 @@ proptest! {
                 pooling: None,
                 attention_scales: AttentionScales::default(),
                 sized_for: None,
+                encoder_heads: None,
+                sees_whole_images: false,
             };
             let _ = layout(&model, &Settings::default(), H100, &[other]);
         }

@@ -4,14 +4,16 @@ mod specs;
 
 pub(crate) use specs::latent;
 
-use super::backend::{Backend, Demand, select};
+use super::backend::{Backend, Demand, Sight, select};
 use super::block_size::{BlockSizes, block_sizes};
+use super::class_backend;
 use super::gpu::Gpu;
 use super::kv_dtype::KvDtype;
 use super::refusal::{Refusal, RefusalKind};
 use super::settings::Settings;
 use super::spec::{Spec, SpecKind};
 use super::state::{StateContext, StateShape};
+use super::version::Rules;
 use crate::Result;
 use crate::arch::{AttentionScales, Cache, CacheKind, Heads, Layer, Model};
 use crate::dtype::Dtype;
@@ -125,7 +127,16 @@ pub(crate) fn publish(
             }
         }
     }
+    let encoder = model
+        .encoder_heads
+        .map(|heads| publisher.dense(heads, full_attention(), 0));
+    let encoder = match encoder {
+        Some(Ok(Part::Attention { heads, .. })) => Some((heads.kv_heads, heads.head_dim)),
+        Some(Err(refusal)) => return Ok(Err(refusal)),
+        None | Some(Ok(_)) => None,
+    };
     let mut alignment = publisher.alignment(&parts, align_states, max_model_len)?;
+    alignment.attention = alignment.attention.or(encoder);
     if let Some(state) = &model.sized_for {
         match StateShape::of(state, &publisher.state_context())? {
             Ok(shape) => alignment.state_bytes = alignment.state_bytes.max(shape.bytes()?),
@@ -167,6 +178,10 @@ pub(crate) fn publish(
 
 struct Publisher<'a> {
     settings: &'a Settings,
+    /// The backend of all layers, where the user or the model's class names one.
+    forced: Option<Backend>,
+    /// What its layers attend to.
+    sees: Sight,
     gpu: Gpu,
     tp: u64,
     query_heads: u64,
@@ -213,8 +228,13 @@ impl<'a> Publisher<'a> {
         let boundary = 2.min(count / 2);
         let skip_boundary = (requested.is_packed() && !model.layers.iter().any(states))
             .then_some((boundary, count - boundary));
+        let rules = Rules::of(settings.version);
         Self {
             settings,
+            forced: settings
+                .attention_backend
+                .or_else(|| class_backend::forced(model, gpu, rules.wide_heads, requested)),
+            sees: class_backend::sight(model, settings, rules.images),
             gpu,
             tp: settings.tensor_parallel_size,
             query_heads: (model.num_attention_heads / settings.tensor_parallel_size).max(1),
@@ -240,7 +260,7 @@ impl<'a> Publisher<'a> {
         if let Some(known) = self.served.iter().position(|served| served.demand == demand) {
             return Ok(known);
         }
-        let forced = self.settings.attention_backend;
+        let forced = self.forced;
         let backend = match select(self.gpu, &demand, forced) {
             Ok(backend) => backend,
             Err(reason) => {
@@ -311,7 +331,10 @@ impl<'a> Publisher<'a> {
             rope: 0,
             query_heads: self.query_heads,
             kv_heads: heads.kv_heads,
-            cross: kind == SpecKind::Cross,
+            sees: match kind {
+                SpecKind::Cross => Sight::Encoder,
+                _ => self.sees,
+            },
             kv_dtype,
             block_size: self.settings.block_size,
             dcp: self.settings.decode_context_parallel_size,
@@ -327,10 +350,7 @@ impl<'a> Publisher<'a> {
     }
 
     fn part(&mut self, cache: &Cache, layer: u64) -> Result<Result<Part, Refusal>> {
-        let full = SpecKind::Full {
-            window: None,
-            chunk: None,
-        };
+        let full = full_attention();
         Ok(match &cache.kind {
             CacheKind::Full(heads) => self.dense(*heads, full, layer),
             CacheKind::Sliding { heads, window } => self.dense(
@@ -364,7 +384,7 @@ impl<'a> Publisher<'a> {
                     rope: *rope,
                     query_heads: self.query_heads,
                     kv_heads: 1,
-                    cross: false,
+                    sees: Sight::Earlier,
                     kv_dtype: requested,
                     block_size: self.settings.block_size,
                     dcp: self.settings.decode_context_parallel_size,
@@ -399,7 +419,7 @@ impl<'a> Publisher<'a> {
                     rope: 0,
                     query_heads: 1,
                     kv_heads: 1,
-                    cross: false,
+                    sees: Sight::Earlier,
                     kv_dtype: KvDtype::Auto,
                     block_size: None,
                     dcp: 1,
@@ -425,7 +445,7 @@ impl<'a> Publisher<'a> {
                     rope: 0,
                     query_heads: self.query_heads,
                     kv_heads: 1,
-                    cross: false,
+                    sees: Sight::Earlier,
                     kv_dtype,
                     block_size: self.settings.block_size,
                     dcp: self.settings.decode_context_parallel_size,
@@ -451,7 +471,7 @@ impl<'a> Publisher<'a> {
                     rope: 0,
                     query_heads: 1,
                     kv_heads: 1,
-                    cross: false,
+                    sees: Sight::Earlier,
                     kv_dtype: KvDtype::Auto,
                     block_size: None,
                     dcp: 1,
@@ -504,7 +524,7 @@ impl<'a> Publisher<'a> {
                     rope: 0,
                     query_heads: self.query_heads,
                     kv_heads: 1,
-                    cross: false,
+                    sees: Sight::Earlier,
                     kv_dtype: KvDtype::Fp8DsMla,
                     block_size: self.settings.block_size,
                     dcp: self.settings.decode_context_parallel_size,
@@ -602,6 +622,14 @@ fn ring_tokens(pool: u64, draft_tokens: u64, doubling: bool) -> Result<u64> {
         pools
     };
     pool.checked_mul(pools).ok_or_else(overflow)
+}
+
+/// Attention over all tokens.
+const fn full_attention() -> SpecKind {
+    SpecKind::Full {
+        window: None,
+        chunk: None,
+    }
 }
 
 /// The model's element type as the engine runs it: 32-bit floats become 16-bit ones.

@@ -114,6 +114,28 @@ pub enum JunctionRule {
     IsRetained,
 }
 
+/// How backends are chosen for models whose image tokens see each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageRule {
+    /// As for all others, as far as is known.
+    NotAsked,
+    /// One that lets them: FlashAttention 4 or Triton.
+    One,
+    /// A pair, one for images and one for text, where there is one.
+    Pair,
+}
+
+/// What serves a model whose heads are of two sizes, one of them above 256 elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WideHeads {
+    /// Triton, all layers.
+    Triton,
+    /// FlashAttention 4 where it runs, with a 16-bit cache.
+    FlashAttention4,
+    /// With an 8-bit cache too.
+    FlashAttention4AlsoIn8Bits,
+}
+
 /// How a version chooses the tokens and sequences of one step where the user names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchRule {
@@ -163,6 +185,10 @@ pub struct Rules {
     pub groups_windows: bool,
     /// Whether `--max-model-len auto` is understood.
     pub fits_length: bool,
+    /// How backends are chosen where the tokens of an image see each other.
+    pub images: ImageRule,
+    /// What serves Gemma-4, whose heads are 256 and 512 elements wide.
+    pub wide_heads: WideHeads,
 }
 
 /// One change: from `since` on, `apply` holds.
@@ -192,13 +218,15 @@ const OLDEST: Rules = Rules {
     caches_prefixes_by_default: false,
     groups_windows: false,
     fits_length: false,
+    images: ImageRule::NotAsked,
+    wide_heads: WideHeads::Triton,
     freed_blocks: FreedBlocks::AllLast,
     retention: RetentionRule::None,
     junctions: JunctionRule::None,
 };
 
 /// In the order of the releases.
-const CHANGES: [Change; 25] = [
+const CHANGES: [Change; 29] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -304,6 +332,18 @@ const CHANGES: [Change; 25] = [
         apply: |rules| rules.retention = RetentionRule::Windows,
     },
     Change {
+        since: Version::new(0, 23, 0),
+        source: "vllm-project/vllm pull request 42175 of May 2026, which says what was before; the release is not certain",
+        what: "FlashAttention 4 serves Gemma-4 where it runs; until then Triton does, everywhere",
+        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4,
+    },
+    Change {
+        since: Version::new(0, 23, 0),
+        source: "vllm-project/vllm pull request 42175 of May 2026; the release is not certain",
+        what: "models whose images see both ways take FlashAttention 4 or Triton",
+        apply: |rules| rules.images = ImageRule::One,
+    },
+    Change {
         since: Version::new(0, 24, 0),
         source: "v1/core/block_pool.py (free_blocks) of 0.23.0 and 0.24.0; vllm-project/vllm pull request 42656",
         what: "all freed blocks without a hash go to the head of the free queue",
@@ -346,10 +386,22 @@ const CHANGES: [Change; 25] = [
         apply: |rules| rules.batch = BatchRule::ByMemoryAndLarger,
     },
     Change {
+        since: Version::new(0, 28, 0),
+        source: "vllm-project/vllm pull request 48666, merged between 15 July and 20 August 2026; the release is not certain",
+        what: "FlashAttention 4 reads an 8-bit cache of heads of 512 elements on Hopper, from pages of 64 tokens",
+        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4AlsoIn8Bits,
+    },
+    Change {
         since: Version::new(0, 29, 0),
         source: "vllm-project/vllm pull request 52216, merged in August 2026 and not in 0.28.0 (issues 48435, 57610); read in 0.32.0",
         what: "the retention interval is 0 unless set",
         apply: |rules| rules.retention = RetentionRule::ZeroByDefault,
+    },
+    Change {
+        since: Version::new(0, 32, 0),
+        source: "vllm-project/vllm pull request 56305 of September 2026; platforms/cuda.py of 0.32.0; the release is not certain",
+        what: "text and images of one model can have a backend each",
+        apply: |rules| rules.images = ImageRule::Pair,
     },
 ];
 

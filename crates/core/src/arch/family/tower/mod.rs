@@ -26,6 +26,8 @@ mod single;
 mod speech;
 mod step;
 
+pub(crate) use siglip::text_blocks;
+
 use super::text::Text;
 use crate::Result;
 use crate::arch::{Config, Outside, Place, Weight};
@@ -52,6 +54,13 @@ const ROWS: &[Row] = &[
             "InternS2MobiusForConditionalGeneration",
         ],
         &[("vision_config", qwen::qwen3_vl)],
+    ),
+    (&["CLIPModel"], &[("vision_config", siglip::clip_embedding)]),
+    (&["SiglipModel"], &[("vision_config", siglip::siglip_embedding)]),
+    (&["ColModernVBertForRetrieval"], &[("", siglip::col_modern_vbert)]),
+    (
+        &["LlamaNemotronVLModel", "LlamaNemotronVLForSequenceClassification"],
+        &[("vision_config", siglip::llama_nemotron_vl)],
     ),
     (
         &["Qwen3OmniMoeForConditionalGeneration"],
@@ -235,7 +244,7 @@ const ROWS: &[Row] = &[
         &[("vision_config", other::llama4)],
     ),
     (
-        &["Gemma4ForConditionalGeneration"],
+        &["Gemma4ForConditionalGeneration", "EmbeddingGemma2Model"],
         &[("vision_config", other::gemma4), ("audio_config", audio::gemma4)],
     ),
     (
@@ -425,7 +434,8 @@ const ROWS: &[Row] = &[
 
 /// Classes whose towers the engine builds with `--language-model-only` too (vLLM 0.32.0: their model files mark no
 /// module as a tower, nor does the generic backend find one in them).
-const BUILT_ALWAYS: [&str; 5] = [
+const BUILT_ALWAYS: [&str; 6] = [
+    "ColModernVBertForRetrieval",
     "Emu3ForConditionalGeneration",
     "FunASRForConditionalGeneration",
     "Gemma4UnifiedForConditionalGeneration",

@@ -439,6 +439,105 @@ pub(super) fn clip(vision: &Config, top: &Config) -> Result<Vec<Weight>> {
     Ok(all)
 }
 
+/// One block of a text model that is built like CLIP's.
+pub(crate) fn text_blocks(hidden: u64, heads: u64, width: u64) -> Vec<Weight> {
+    let mut weights = clip_layers("", 1, hidden, heads, width);
+    for weight in &mut weights {
+        // Names are below the layer, as those of a decoder.
+        weight.name = weight.name.trim_start_matches(".0.").to_owned();
+        weight.role = if weight.name.starts_with("mlp") {
+            Role::Mlp
+        } else {
+            Role::Attention
+        };
+    }
+    weights
+}
+
+/// CLIP's image model beside its text model (vLLM 0.32.0, `clip.py`): all layers, and a projection.
+pub(super) fn clip_embedding(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let mut map = serde_json::Map::new();
+    map.insert("vision_feature_layer".to_owned(), serde_json::Value::from(-1));
+    let mut all = clip(vision, &Config::from_map(map))?;
+    let shared = t.top.dim_or("projection_dim", 512)?;
+    all.push(whole("visual_projection", vision.dim("hidden_size")?, shared).bias(false));
+    Ok(all)
+}
+
+/// `SigLIP`'s image model beside its text model (vLLM 0.32.0, `siglip.py`), with the head that pools patches unless
+/// the file says there is none.
+pub(super) fn siglip_embedding(_: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let mut all = Siglip::whole("vision_model.encoder.layers").weights(vision)?;
+    if vision.flag("vision_use_head", true)? {
+        let hidden = vision.dim("hidden_size")?;
+        let width = vision.dim("intermediate_size")?;
+        let whole = |name: &str, inputs, outputs| whole(name, inputs, outputs).unquantized();
+        all.extend([
+            plain("vision_model.head.probe", &[hidden]),
+            whole("vision_model.head.attention.in_proj", hidden, 3 * hidden),
+            whole("vision_model.head.attention.out_proj", hidden, hidden),
+            layer_norm("vision_model.head.layernorm", hidden),
+            column("vision_model.head.mlp.fc1", hidden, width),
+            row("vision_model.head.mlp.fc2", width, hidden),
+        ]);
+    }
+    Ok(all)
+}
+
+/// `ColModernVBERT`'s `SigLIP` and its projection of shuffled patches (vLLM 0.32.0, `colmodernvbert.py`), with the
+/// defaults of the class's own configuration.
+pub(super) fn col_modern_vbert(t: &Text, file: &Config) -> Result<Vec<Weight>> {
+    let given = file
+        .sub("vision_config")?
+        .unwrap_or_else(|| file.child("vision_config", serde_json::Map::new()));
+    let mut map = serde_json::Map::new();
+    for (key, otherwise) in [
+        ("hidden_size", 768),
+        ("image_size", 512),
+        ("patch_size", 16),
+        ("num_hidden_layers", 12),
+        ("intermediate_size", 3072),
+        ("num_attention_heads", 12),
+    ] {
+        map.insert(
+            key.to_owned(),
+            serde_json::Value::from(given.dim_or(key, otherwise)?),
+        );
+    }
+    let vision = file.child("vision_config", map);
+    let side = factor_or(file, "pixel_shuffle_factor", 4)?;
+    let joined = vision.dim("hidden_size")? * side * side;
+    let text = match t.top.sub("text_config")? {
+        Some(text) => text.dim_or("hidden_size", 768)?,
+        None => 768,
+    };
+    let mut all = Siglip::whole("vision_model.vision_model.encoder.layers").weights(&vision)?;
+    all.push(whole("connector.proj", joined, text).bias(false));
+    Ok(all)
+}
+
+/// Llama-Nemotron-VL's `SigLIP` and two projections of joined patches (vLLM 0.32.0, `nemotron_vl.py`).
+pub(super) fn llama_nemotron_vl(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let ratio = t.top.f64("downsample_ratio")?.unwrap_or(0.5);
+    // Shuffling joins whole squares of patches.
+    let side = [1_u64, 2, 4, 8, 16]
+        .into_iter()
+        .find(|&side| (ratio * side as f64 - 1.0).abs() < 1e-9);
+    let Some(side) = side else {
+        return Err(crate::Error::input(format!(
+            "{} is {ratio}, expected 1, 0.5, 0.25, 0.125 or 0.0625",
+            t.top.name("downsample_ratio")
+        )));
+    };
+    let text = t.hidden()?;
+    let joined = vision.dim("hidden_size")? * side * side;
+    let mut all = Siglip::whole("vision_model.vision_model.encoder.layers").weights(vision)?;
+    all.push(layer_norm("mlp1.0", joined));
+    all.push(whole("mlp1.1", joined, text).unquantized());
+    all.push(whole("mlp1.3", text, text).unquantized());
+    Ok(all)
+}
+
 /// CLIP's layers.
 pub(super) fn clip_layers(
     path: &'static str,

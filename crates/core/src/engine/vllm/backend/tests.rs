@@ -42,7 +42,7 @@ fn latent(kv_dtype: KvDtype, sparse: bool, query_heads: u64) -> Demand {
         rope: 64,
         query_heads,
         kv_heads: 1,
-        cross: false,
+        sees: Sight::Earlier,
         kv_dtype,
         block_size: None,
         dcp: 1,
@@ -59,7 +59,7 @@ fn dense(kv_dtype: KvDtype, head_size: u64) -> Demand {
         rope: 0,
         query_heads: 32,
         kv_heads: 8,
-        cross: false,
+        sees: Sight::Earlier,
         kv_dtype,
         block_size: None,
         dcp: 1,
@@ -144,4 +144,38 @@ fn dense_attention_falls_back_where_a_cache_type_is_not_supported() {
     );
     assert!(select(H100, &dense(KvDtype::Ultraquant4bit, 128), None).is_err());
     assert!(select(H100, &dense(KvDtype::Auto, 128), Some(Backend::FlashMla)).is_err());
+}
+
+#[test]
+fn models_whose_images_see_both_ways_take_backends_that_let_them() {
+    let chosen = |gpu, kv_dtype, head_size| {
+        let demand = Demand {
+            sees: Sight::WholeImages { pairs: true },
+            ..dense(kv_dtype, head_size)
+        };
+        let backend = select(gpu, &demand, None).unwrap();
+        (backend, backend.preferred_block_size(gpu, &demand, 16))
+    };
+    // Gemma-4's two sizes of heads on Hopper: FlashAttention 4 fixes the pages of the larger one in 8 bits.
+    assert_eq!(chosen(H100, KvDtype::Fp8, 256), (Backend::TritonFlashAttn, 16));
+    assert_eq!(chosen(H100, KvDtype::Fp8, 512), (Backend::TritonFlashAttn, 64));
+    assert_eq!(chosen(H100, KvDtype::Auto, 512), (Backend::TritonFlashAttn, 16));
+    // Gemma-3's heads of 128 resolve to FlashAttention 3 there, which cannot.
+    assert_eq!(chosen(H100, KvDtype::Auto, 128), (Backend::TritonAttn, 16));
+    assert_eq!(chosen(B200, KvDtype::Auto, 128), (Backend::FlashAttn, 16));
+    assert_eq!(chosen(B200, KvDtype::Auto, 256), (Backend::TritonFlashInfer, 64));
+    assert_eq!(chosen(A100, KvDtype::Fp8, 128), (Backend::TritonAttn, 16));
+    let forced = select(
+        H100,
+        &Demand {
+            sees: Sight::WholeImages { pairs: true },
+            ..dense(KvDtype::Fp8, 128)
+        },
+        Some(Backend::FlashAttn),
+    );
+    assert!(
+        forced
+            .unwrap_err()
+            .contains("SM90 FP8 KV with mm_prefix requires Triton")
+    );
 }
