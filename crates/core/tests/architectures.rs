@@ -3,7 +3,7 @@
 //! `data/architectures.jsonl` holds, one line a configuration, what vLLM 0.32.0's model classes published when the
 //! reference scripts built them on the meta device: each cache's specification with the number of layers that have
 //! it, the derived maximum length, and the bytes of parameters on the first of one and of two tensor-parallel
-//! ranks (language model only, no quantisation). Configurations are class defaults of transformers 5.19.0, and
+//! ranks (no quantisation; language model only unless `towers`). Configurations are class defaults of transformers 5.19.0, and
 //! geometries written after published models; a name says `model_type--class--variant`.
 
 use std::collections::BTreeMap;
@@ -198,8 +198,9 @@ fn a_rank_holds_the_bytes_of_weights_that_vllm_allocates() {
                 continue;
             }
         };
+        let towers = row["towers"] == true;
         for (bytes, tp) in expected.iter().zip([1, 2]) {
-            let ours = model.weight_bytes(0, &Parallel::tensor(tp), Dtype::Bf16, false);
+            let ours = model.weight_bytes(0, &Parallel::tensor(tp), Dtype::Bf16, towers);
             if ours.as_ref().ok().copied() != bytes.as_u64() {
                 wrong.push(format!("{} at TP {tp}: {ours:?}, vLLM {bytes}", name(&row)));
             }

@@ -537,6 +537,15 @@ fn page(report: &Report) -> String {
     for (setting, (rows, exact)) in &report.rare {
         let _ = writeln!(text, "| {setting} | {exact}/{rows} |");
     }
+    text.push_str(
+        "\n## What only a GPU shows\n\n\
+         The reference's stand-in for `FLASH_ATTN` takes blocks of any multiple of 16, so rows are compared with the blocks\n\
+         that an A100 takes. On Hopper, Gemma-4 with an 8-bit cache has others: its full layers have heads of 512 elements,\n\
+         which FlashAttention 4 alone serves, from pages of 64 tokens (vLLM 0.32.0, `_get_sm90_fa4_fp8_kv_block_size` in\n\
+         `v1/attention/backends/flash_attn.py`; `Gemma4Config` in `model_executor/models/config.py` leaves the choice to each\n\
+         layer there). With images the layers are served by `TRITON_FLASH_ATTN`, which takes the blocks that both of its\n\
+         kernels take: 64 again. A plan for an H100 says 64, the reference 16.\n",
+    );
     if !report.unread.is_empty() {
         text.push_str("\n## Not read\n\n");
         for (reason, names) in &report.unread {
