@@ -303,8 +303,8 @@ pub(crate) fn lfm2(t: &Text) -> Result<Decoder> {
             layer
         })
         .collect();
-    let tied = c.flag("tie_embedding", c.flag("tie_word_embeddings", true)?)?;
-    finish(t, layers, tied)
+    // The classes tie embedding and head whatever the file says.
+    finish(t, layers, true)
 }
 
 /// The feed-forward width that LFM2 derives from `block_ff_dim`.

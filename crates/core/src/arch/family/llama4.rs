@@ -11,6 +11,12 @@ use crate::Result;
 /// # Errors
 /// If a size is missing or out of range.
 pub(crate) fn llama4(t: &Text) -> Result<Decoder> {
+    // The wrapper's word on tying counts, as for all others.
+    let t = &if t.class.ends_with("ForConditionalGeneration") {
+        t.inner(&t.class)?
+    } else {
+        t.clone()
+    };
     let width = t.intermediate()?;
     let mlp = Mlp {
         path: "feed_forward",
