@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::gpu::Gpu;
 use super::kv_dtype::KvDtype;
+use super::version::ImageRule;
 use crate::{Error, Result};
 
 /// An attention backend by the name that `--attention-backend` takes.
@@ -68,10 +69,7 @@ pub enum Sight {
     /// An encoder's output.
     Encoder,
     /// Earlier tokens, and all of an image where one stands (`is_mm_prefix_lm`).
-    WholeImages {
-        /// Whether text may have another backend than images.
-        pairs: bool,
-    },
+    WholeImages(ImageRule),
 }
 
 /// What the choice of a backend depends on for one kind of layer.
@@ -325,7 +323,7 @@ impl Backend {
             Sight::Encoder if !matches!(self, Self::FlashAttn | Self::TritonAttn) => {
                 return Some("attention type encoder_decoder not supported");
             }
-            Sight::WholeImages { .. } => {
+            Sight::WholeImages(_) => {
                 if let Some(reason) = self.blind_to_images(gpu, demand) {
                     return Some(reason);
                 }
@@ -361,7 +359,9 @@ impl Backend {
             | Self::TritonFlashInfer
             | Self::CpuAttn => None,
             // FlashAttention 4 alone can.
-            Self::FlashAttn if !(9..=11).contains(&gpu.major) => {
+            Self::FlashAttn
+                if !(9..=11).contains(&gpu.major) || demand.sees == Sight::WholeImages(ImageRule::Triton) =>
+            {
                 Some("partial multimodal token full attention not supported")
             }
             Self::FlashAttn if gpu.major == 9 && !demand.kv_dtype.is_16_bit() => {
@@ -532,7 +532,7 @@ fn priorities(gpu: Gpu, demand: &Demand) -> &'static [Backend] {
         // Without AMX tiles (platforms/cpu.py, get_attn_backend_cls).
         (false, _, 0) => &[Backend::CpuAttn],
         (true, _, 0) => &[Backend::CpuMla],
-        (false, _, 9) if demand.sees == (Sight::WholeImages { pairs: true }) => &[
+        (false, _, 9) if demand.sees == Sight::WholeImages(ImageRule::Pair) => &[
             TritonFlashAttn,
             FlashAttn,
             FlashInfer,
@@ -540,7 +540,7 @@ fn priorities(gpu: Gpu, demand: &Demand) -> &'static [Backend] {
             FlexAttention,
             TurboQuant,
         ],
-        (false, _, 10) if demand.sees == (Sight::WholeImages { pairs: true }) => &[
+        (false, _, 10) if demand.sees == Sight::WholeImages(ImageRule::Pair) => &[
             TritonFlashInfer,
             FlashInfer,
             FlashAttn,

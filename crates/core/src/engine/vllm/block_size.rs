@@ -43,6 +43,9 @@ pub(crate) fn block_sizes(
         _ if gpu.is_cpu() && alignment.latent_width.is_some() => 16,
         Some(block_size) => block_size,
         None if gpu.is_cpu() => CPU_BLOCK_SIZE,
+        None if alignment.platform_block.is_some() && alignment.state_bytes == 0 => {
+            alignment.platform_block.unwrap_or(DEFAULT_BLOCK_SIZE)
+        }
         None => match preferred_block_size(alignment.served, &kernels, gpu)? {
             Ok(block_size) => block_size,
             Err(refusal) => return Ok(Err(refusal)),

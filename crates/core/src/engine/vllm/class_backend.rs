@@ -1,10 +1,12 @@
 //! What a model asks of attention backends beside the sizes of its heads.
 
 use super::backend::{Backend, Sight};
+use super::block_size::DEFAULT_BLOCK_SIZE;
 use super::gpu::Gpu;
 use super::kv_dtype::KvDtype;
+use super::publish::Served;
 use super::settings::Settings;
-use super::version::{ImageRule, WideHeads};
+use super::version::{ImageRule, LatentBlocks, WideHeads};
 use crate::arch::{CacheKind, Model};
 
 /// What the decoder layers of a model attend to.
@@ -12,9 +14,7 @@ pub(crate) fn sight(model: &Model, settings: &Settings, rule: ImageRule) -> Sigh
     if !model.sees_whole_images || settings.language_model_only || rule == ImageRule::NotAsked {
         return Sight::Earlier;
     }
-    Sight::WholeImages {
-        pairs: rule == ImageRule::Pair,
-    }
+    Sight::WholeImages(rule)
 }
 
 /// The backend that a class of Gemma-4's insists on: its heads of two sizes need FlashAttention 4, and Triton serves them
@@ -42,6 +42,22 @@ pub(crate) fn forced(model: &Model, gpu: Gpu, rule: WideHeads, kv_dtype: KvDtype
         });
     let first = sizes.next()?;
     sizes.any(|size| size != first).then_some(Backend::TritonAttn)
+}
+
+/// The block size that the platform forces on latent attention, as releases did before the backends chose it.
+pub(crate) fn platform_block(rule: LatentBlocks, gpu: Gpu, served: &[Served]) -> Option<u64> {
+    let latent = |one: &&Served| one.demand.latent && !matches!(one.backend, Backend::Indexer);
+    let first = served.iter().find(latent)?;
+    let sparse = served.iter().filter(latent).any(|one| one.demand.sparse);
+    match (rule, gpu.major) {
+        (LatentBlocks::Backends, _) => None,
+        (LatentBlocks::Default, _) => Some(DEFAULT_BLOCK_SIZE),
+        (_, 9) => Some(64),
+        (_, 10) if sparse => Some(64),
+        (LatentBlocks::FlashMlaOrCutlass, 10) => Some(128),
+        (LatentBlocks::FlashMlaOrFlashInfer, 10) => Some(if first.demand.nope == 128 { 64 } else { 128 }),
+        _ => Some(DEFAULT_BLOCK_SIZE),
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +91,38 @@ mod tests {
         let outcome = layout(&model, &settings, gpu, &[40 << 30]).unwrap();
         let layout = outcome.layout.unwrap();
         (layout.block_size, layout.backends)
+    }
+
+    #[test]
+    fn releases_before_0_18_force_a_block_size_on_latent_attention() {
+        let file = r#"{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 4}"#;
+        let family::Reading::Model(model) =
+            family::read("deepseek", &Config::parse(file.as_bytes()).unwrap()).unwrap()
+        else {
+            panic!("refused")
+        };
+        let block = |minor: u32, major: u32| {
+            let gpu = Gpu {
+                major,
+                minor: 0,
+                memory_bytes: 80 << 30,
+                a100: false,
+                hopper: major == 9,
+            };
+            let settings = Settings {
+                version: Version::new(0, minor, 0),
+                max_model_len: MaxModelLen::Tokens(8192),
+                ..Settings::default()
+            };
+            layout(&model, &settings, gpu, &[40 << 30])
+                .unwrap()
+                .layout
+                .unwrap()
+                .block_size
+        };
+        assert_eq!([9, 10, 8].map(|major| block(12, major)), [64, 128, 16]);
+        assert_eq!([9, 10, 8].map(|major| block(17, major)), [64, 64, 16]);
+        assert_eq!(block(32, 9), 16);
     }
 
     #[test]

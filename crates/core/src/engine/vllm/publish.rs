@@ -98,6 +98,8 @@ pub(crate) struct Alignment<'a> {
     /// Largest state in bytes.
     pub(crate) state_bytes: u64,
     pub(crate) kv_dtype: KvDtype,
+    /// Block size that the platform forces on latent attention.
+    pub(crate) platform_block: Option<u64>,
     /// Whether some layers stay at 16 bits beside quantised ones.
     pub(crate) skips: bool,
     pub(crate) align_states: bool,
@@ -581,6 +583,11 @@ impl<'a> Publisher<'a> {
             latent_width: None,
             state_bytes: 0,
             kv_dtype: self.stored,
+            platform_block: class_backend::platform_block(
+                Rules::of(self.settings.version).latent_blocks,
+                self.gpu,
+                &self.served,
+            ),
             skips: false,
             align_states,
             max_model_len,

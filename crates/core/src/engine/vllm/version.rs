@@ -119,10 +119,27 @@ pub enum JunctionRule {
 pub enum ImageRule {
     /// As for all others, as far as is known.
     NotAsked,
+    /// Triton alone lets them.
+    Triton,
     /// One that lets them: FlashAttention 4 or Triton.
     One,
     /// A pair, one for images and one for text, where there is one.
     Pair,
+}
+
+/// Who chooses the block size of latent attention where the user names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LatentBlocks {
+    /// Nobody: it stays at 16.
+    Default,
+    /// The platform: 64 where FlashMLA runs.
+    FlashMla,
+    /// The platform: 64 where FlashMLA runs, 128 for CUTLASS on Blackwell.
+    FlashMlaOrCutlass,
+    /// The platform: on Blackwell 64 for FlashInfer where its kernel takes the heads.
+    FlashMlaOrFlashInfer,
+    /// The backends that serve the layers.
+    Backends,
 }
 
 /// What serves a model whose heads are of two sizes, one of them above 256 elements.
@@ -189,6 +206,8 @@ pub struct Rules {
     pub images: ImageRule,
     /// What serves Gemma-4, whose heads are 256 and 512 elements wide.
     pub wide_heads: WideHeads,
+    /// Who chooses the block size of latent attention.
+    pub latent_blocks: LatentBlocks,
 }
 
 /// One change: from `since` on, `apply` holds.
@@ -220,13 +239,14 @@ const OLDEST: Rules = Rules {
     fits_length: false,
     images: ImageRule::NotAsked,
     wide_heads: WideHeads::Triton,
+    latent_blocks: LatentBlocks::Default,
     freed_blocks: FreedBlocks::AllLast,
     retention: RetentionRule::None,
     junctions: JunctionRule::None,
 };
 
 /// In the order of the releases.
-const CHANGES: [Change; 29] = [
+const CHANGES: [Change; 34] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -258,6 +278,12 @@ const CHANGES: [Change; 29] = [
         apply: |rules| rules.v0_below_capability = 8,
     },
     Change {
+        since: Version::new(0, 8, 0),
+        source: "platforms/cuda.py of 0.8.5 and 0.6.6",
+        what: "blocks of latent attention are 64 tokens where FlashMLA runs",
+        apply: |rules| rules.latent_blocks = LatentBlocks::FlashMla,
+    },
+    Change {
         since: Version::new(0, 9, 0),
         source: "start-up logs of 0.10.2 and 0.11.0 on H100 and H200, of 0.10.1 on A100; the release is not certain",
         what: "8192 tokens and 1024 sequences from 70 GiB on, but for the A100",
@@ -268,6 +294,12 @@ const CHANGES: [Change; 29] = [
         source: "vllm-project/vllm, docs/design/hybrid_kv_cache_manager.md describes 0.10.1; merged in June and July 2025",
         what: "windows and full attention have groups of their own",
         apply: |rules| rules.groups_windows = true,
+    },
+    Change {
+        since: Version::new(0, 10, 0),
+        source: "platforms/cuda.py of 0.10.2 and 0.8.5; the release between is not certain",
+        what: "latent attention takes CUTLASS on Blackwell, with blocks of 128 tokens",
+        apply: |rules| rules.latent_blocks = LatentBlocks::FlashMlaOrCutlass,
     },
     Change {
         since: Version::new(0, 10, 2),
@@ -295,11 +327,29 @@ const CHANGES: [Change; 29] = [
         apply: |rules| rules.fits_length = true,
     },
     Change {
+        since: Version::new(0, 14, 0),
+        source: "v1/attention/backend.py of 0.14.1; 0.12.0 has nothing of it; the release between is not certain",
+        what: "models whose images see both ways take Triton",
+        apply: |rules| rules.images = ImageRule::Triton,
+    },
+    Change {
+        since: Version::new(0, 16, 0),
+        source: "platforms/cuda.py of 0.16.0 and 0.14.1; the release between is not certain",
+        what: "latent attention takes FlashInfer on Blackwell where its kernel takes the heads, with blocks of 64 tokens",
+        apply: |rules| rules.latent_blocks = LatentBlocks::FlashMlaOrFlashInfer,
+    },
+    Change {
         since: Version::new(0, 17, 0),
         source: "vllm-project/vllm pull request 33538 (February 2026: top-k and top-p without sorting); start-up logs of 0.19 to \
                  0.25 (A100, RTX 5090, GB10): fitted",
         what: "the sampler holds 12 bytes a logit",
         apply: |rules| rules.sampler_decibytes_per_logit = 120,
+    },
+    Change {
+        since: Version::new(0, 18, 0),
+        source: "platforms/interface.py of 0.18.0 (update_block_size_for_backend); 0.17.1 has none",
+        what: "the backends of the layers choose the block size",
+        apply: |rules| rules.latent_blocks = LatentBlocks::Backends,
     },
     Change {
         since: Version::new(0, 20, 0),
@@ -332,18 +382,6 @@ const CHANGES: [Change; 29] = [
         apply: |rules| rules.retention = RetentionRule::Windows,
     },
     Change {
-        since: Version::new(0, 23, 0),
-        source: "vllm-project/vllm pull request 42175 of May 2026, which says what was before; the release is not certain",
-        what: "FlashAttention 4 serves Gemma-4 where it runs; until then Triton does, everywhere",
-        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4,
-    },
-    Change {
-        since: Version::new(0, 23, 0),
-        source: "vllm-project/vllm pull request 42175 of May 2026; the release is not certain",
-        what: "models whose images see both ways take FlashAttention 4 or Triton",
-        apply: |rules| rules.images = ImageRule::One,
-    },
-    Change {
         since: Version::new(0, 24, 0),
         source: "v1/core/block_pool.py (free_blocks) of 0.23.0 and 0.24.0; vllm-project/vllm pull request 42656",
         what: "all freed blocks without a hash go to the head of the free queue",
@@ -360,6 +398,18 @@ const CHANGES: [Change; 29] = [
         source: "v1/core/kv_cache_coordinator.py of 0.23.0 and 0.24.0; vllm-project/vllm pull request 45845",
         what: "a retention interval holds for Mamba states too",
         apply: |rules| rules.retention = RetentionRule::WindowsAndStates,
+    },
+    Change {
+        since: Version::new(0, 24, 0),
+        source: "v1/attention/backends/flash_attn.py of 0.24.0 and 0.23.0",
+        what: "models whose images see both ways take FlashAttention 4 too",
+        apply: |rules| rules.images = ImageRule::One,
+    },
+    Change {
+        since: Version::new(0, 24, 0),
+        source: "model_executor/models/config.py of 0.24.0 and 0.23.0 (Gemma4Config)",
+        what: "FlashAttention 4 serves Gemma-4 where it runs; until then Triton does, everywhere",
+        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4,
     },
     Change {
         since: Version::new(0, 26, 0),
@@ -386,22 +436,22 @@ const CHANGES: [Change; 29] = [
         apply: |rules| rules.batch = BatchRule::ByMemoryAndLarger,
     },
     Change {
-        since: Version::new(0, 28, 0),
-        source: "vllm-project/vllm pull request 48666, merged between 15 July and 20 August 2026; the release is not certain",
-        what: "FlashAttention 4 reads an 8-bit cache of heads of 512 elements on Hopper, from pages of 64 tokens",
-        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4AlsoIn8Bits,
-    },
-    Change {
         since: Version::new(0, 29, 0),
         source: "vllm-project/vllm pull request 52216, merged in August 2026 and not in 0.28.0 (issues 48435, 57610); read in 0.32.0",
         what: "the retention interval is 0 unless set",
         apply: |rules| rules.retention = RetentionRule::ZeroByDefault,
     },
     Change {
-        since: Version::new(0, 32, 0),
-        source: "vllm-project/vllm pull request 56305 of September 2026; platforms/cuda.py of 0.32.0; the release is not certain",
+        since: Version::new(0, 30, 0),
+        source: "platforms/cuda.py of 0.30.0 and 0.29.0",
         what: "text and images of one model can have a backend each",
         apply: |rules| rules.images = ImageRule::Pair,
+    },
+    Change {
+        since: Version::new(0, 31, 0),
+        source: "v1/attention/backends/flash_attn.py of 0.31.0 and 0.30.0",
+        what: "FlashAttention 4 reads an 8-bit cache of heads of 512 elements on Hopper, from pages of 64 tokens",
+        apply: |rules| rules.wide_heads = WideHeads::FlashAttention4AlsoIn8Bits,
     },
 ];
 

@@ -150,7 +150,7 @@ fn dense_attention_falls_back_where_a_cache_type_is_not_supported() {
 fn models_whose_images_see_both_ways_take_backends_that_let_them() {
     let chosen = |gpu, kv_dtype, head_size| {
         let demand = Demand {
-            sees: Sight::WholeImages { pairs: true },
+            sees: Sight::WholeImages(ImageRule::Pair),
             ..dense(kv_dtype, head_size)
         };
         let backend = select(gpu, &demand, None).unwrap();
@@ -168,7 +168,7 @@ fn models_whose_images_see_both_ways_take_backends_that_let_them() {
     let forced = select(
         H100,
         &Demand {
-            sees: Sight::WholeImages { pairs: true },
+            sees: Sight::WholeImages(ImageRule::Pair),
             ..dense(KvDtype::Fp8, 128)
         },
         Some(Backend::FlashAttn),
