@@ -78,6 +78,7 @@ mod tests {
             major,
             minor: 0,
             memory_bytes: 80 << 30,
+            memory_unknown: false,
             a100: false,
             hopper: major == 9,
         };
@@ -106,6 +107,7 @@ mod tests {
                 major,
                 minor: 0,
                 memory_bytes: 80 << 30,
+                memory_unknown: false,
                 a100: false,
                 hopper: major == 9,
             };
