@@ -11,7 +11,8 @@ Written against sglang 0.5.23 (see `sglang_ops.py` for what must be installed).
     python sglang_scheduler.py < jobs.jsonl > answers.jsonl
 
 A job is one line: {"capacity", "page", "schedule", "conservativeness", "chunk" (null: off), "max_prefill", "max_running",
-"context", "radix", "overlap", "steps", "requests": [{"prompt": [...], "output": n, "step", "priority"}]}. A request arrives before its step.
+"context", "radix", "overlap", "recv_interval", "steps", "requests": [{"prompt": [...], "output": n, "step", "priority"}]}. A
+request arrives before its step, and is seen when the loop looks for new ones next.
 The answer is one line: a list with, for each step that ran something (with overlap requests finish one step after their last
 token), {"step", "kind": "prefill" | "decode",
 "batch": [[id, new, past], ...] (prefill) or [id, ...] (decode), "finished", "retracted", "aborted", "ratio", "free", "evictable",
@@ -50,7 +51,7 @@ def load():
         sys.modules[module.__name__] = module
     modules = {}
     for name in """managers.scheduler managers.schedule_policy managers.schedule_batch mem_cache.common mem_cache.allocation
-            managers.scheduler_components.new_token_ratio_tracker mem_cache.base_prefix_cache mem_cache.cache_init_params
+            managers.scheduler_components.new_token_ratio_tracker managers.scheduler_components.recv_skipper mem_cache.base_prefix_cache mem_cache.cache_init_params
             mem_cache.memory_pool mem_cache.unified_radix_cache mem_cache.allocator.paged
             mem_cache.allocator.token""".split():
         modules[name.rpartition(".")[2]] = importlib.import_module("sglang.srt." + name)
@@ -171,20 +172,23 @@ class Engine:
         real, page = sgl.scheduler.Scheduler, job["page"]
         schedule = SimpleNamespace(
             prefill_max_requests=None, schedule_policy=job["schedule"], retraction_policy="length",
-            schedule_conservativeness=job["conservativeness"], schedule_low_priority_values_first=False)
+            schedule_conservativeness=job["conservativeness"], scheduler_recv_interval=job.get("recv_interval", 1), schedule_low_priority_values_first=False)
         settings = dict(
             get_schedule=lambda: schedule,
-            get_parallel=lambda: SimpleNamespace(pp_max_micro_batch_size=job["max_running"], dcp_enabled=False),
+            get_parallel=lambda: SimpleNamespace(
+                pp_max_micro_batch_size=job["max_running"], dcp_enabled=False, attn_dp_enabled=False),
             get_disagg=lambda: SimpleNamespace(disaggregation_mode="null"),
             get_memory=lambda: SimpleNamespace(radix_eviction_policy="lru", enable_hisparse=False),
             get_serving=lambda: SimpleNamespace(strip_thinking_cache=False),
             get_spec=lambda: SimpleNamespace(speculative_algorithm=None),
             get_exec=lambda: SimpleNamespace(features=SimpleNamespace(enable_encoder_swa_bounded_replay=False)))
         for module in (sgl.scheduler, sgl.schedule_policy, sgl.schedule_batch, sgl.common, sgl.allocation,
-                       sgl.new_token_ratio_tracker):
+                       sgl.new_token_ratio_tracker, sgl.recv_skipper):
             for name, value in settings.items():
                 if hasattr(module, name):
                     setattr(module, name, value)
+        sgl.recv_skipper.ForwardMode = SimpleNamespace(DECODE="decode", TARGET_VERIFY="verify")
+        self.skipper = sgl.recv_skipper.SchedulerRecvSkipper.maybe_create()
         sgl.schedule_policy.mamba_prefill_chunk_grid = lambda: 1
         sgl.scheduler.ScheduleBatch = batch_class
         sgl.scheduler.PrefillStats = SimpleNamespace(from_adder=lambda *_, **__: None)
@@ -281,7 +285,9 @@ class Engine:
         queue, finished = s.result_queue, []
         waiting = sorted(enumerate(self.job["requests"]), key=lambda pair: (pair[1]["step"], pair[0]))
         for step in range(self.job["steps"]):
-            while waiting and waiting[0][1]["step"] <= step:
+            last = s.last_batch and SimpleNamespace(forward_mode=s.last_batch.forward_mode.kind)
+            looks = self.skipper is None or self.skipper.handle(last)
+            while looks and waiting and waiting[0][1]["step"] <= step:
                 number, given = waiting.pop(0)
                 s.waiting_queue.append(self.request(number, given))
             self.aborted.clear()

@@ -53,6 +53,11 @@ fn workload(seed: u64) -> Workload {
     let radix = random.random_range(0..4) > 0;
     let conservativeness = [0.2, 0.5, 1.0, 1.4][random.random_range(0..4)];
     let overlap = seed % 2 == 1;
+    // A stream of its own, so that the workloads that were compared before stay what they were.
+    let recv_interval = match seed % 4 {
+        2 | 3 => [1, 2, 5, 13, 30, 2500][Pcg64::seed_from_u64(seed ^ 0x5ec_71e7).random_range(0..6)],
+        _ => 1,
+    };
     let (mut requests, mut arrivals) = (Vec::new(), Vec::new());
     let mut builder = TraceBuilder::new("random", 1, IdMeaning::Content);
     let spread = random.random_range(1..120);
@@ -91,12 +96,13 @@ fn workload(seed: u64) -> Workload {
         conservativeness,
         radix_cache: radix,
         overlap,
+        recv_interval,
         ..StepConfig::new(capacity)
     };
     let schedule = serde_json::to_value(schedule).unwrap();
     let job = json!({"capacity": capacity, "page": page, "schedule": schedule, "conservativeness": conservativeness,
         "chunk": chunk, "max_prefill": max_prefill, "max_running": max_running, "context": context, "radix": radix,
-        "overlap": overlap, "steps": STEPS, "requests": requests});
+        "overlap": overlap, "recv_interval": recv_interval, "steps": STEPS, "requests": requests});
     Workload {
         job,
         trace: builder.finish(),

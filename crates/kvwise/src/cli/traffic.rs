@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use kvwise_core::units::parse_count;
 use kvwise_core::{Error, Result};
 use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
@@ -183,6 +184,14 @@ pub struct ServingArgs {
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Serving")]
     schedule_conservativeness: f64,
 
+    /// Turns of the loop between two looks for new requests while others decode (SGLang) [default: 1].
+    #[arg(long, value_name = "TURNS", help_heading = "Serving")]
+    scheduler_recv_interval: Option<u32>,
+
+    /// Prompt tokens that one prefill batch may start (SGLang) [default: 16384].
+    #[arg(long, value_name = "TOKENS", value_parser = parse_count, help_heading = "Serving")]
+    max_prefill_tokens: Option<u64>,
+
     /// Compute prompts on engines of their own, which hand their cache to decode engines: prefill=2,decode=1.
     #[arg(long, value_name = "prefill=N,decode=M", help_heading = "Disaggregation")]
     disaggregate: Option<String>,
@@ -288,6 +297,8 @@ impl ServingArgs {
                 ScheduleName::Lof => SchedulePolicy::Lof,
             },
             conservativeness: self.schedule_conservativeness,
+            recv_interval: self.scheduler_recv_interval,
+            max_prefill_tokens: self.max_prefill_tokens,
             roofline,
             network: self.network.asked(),
             split,

@@ -3,7 +3,7 @@
 use kvwise_cache::pool::BlockId;
 use kvwise_core::{Error, Result};
 
-use super::handoff::{KeepForReaders, ReadFromPrefill};
+use super::handoff::ReadFromPrefill;
 use super::tiers::{TierTotals, Tiers};
 use crate::cost::Prefill;
 use crate::replay::vllm::{Isolation, TraceContent};
@@ -114,8 +114,6 @@ pub(super) trait TimedConnector: KvConnector {
 }
 
 impl TimedConnector for NoConnector {}
-
-impl TimedConnector for KeepForReaders {}
 
 impl TimedConnector for ReadFromPrefill {
     fn drain(&mut self, report: &mut StepReport) {
@@ -379,10 +377,11 @@ impl EngineState for SglangEngine<'_> {
     }
 
     fn step(&mut self, _: u64, report: &mut StepReport) -> Result<u64> {
-        // A turn of the loop in which only results of the batch before become known takes no time.
+        // A turn of the loop in which only results of the batch before become known takes no time, nor do the turns of an
+        // idle loop until it looks for new requests.
         while self.scheduler.step()?.1 == 0
             && self.scheduler.last_step().0.is_empty()
-            && self.scheduler.has_pending()
+            && (self.scheduler.has_pending() || self.scheduler.has_unseen())
         {}
         let (outcome, decoding) = self.scheduler.last_step();
         report.admitted.extend(&outcome.admitted);

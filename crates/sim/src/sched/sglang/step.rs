@@ -14,12 +14,17 @@
 
 mod decode;
 mod gate;
+mod inbox;
 mod queue;
 
 use std::collections::VecDeque;
 
 use kvwise_cache::radix::{RadixCache, RadixCacheConfig, RequestKv, TreePolicy};
 use kvwise_core::{Error, Result};
+
+use inbox::{Inbox, Launched};
+
+pub use inbox::MAX_RECV_INTERVAL;
 
 use super::feed::Feed;
 use super::{CLIP_MAX_NEW_TOKENS, Request, of_cache};
@@ -71,6 +76,8 @@ pub struct StepConfig {
     pub radix_cache: bool,
     /// Whether a batch is composed while the one before is computed (`--disable-overlap-schedule` clears it).
     pub overlap: bool,
+    /// Turns of the loop between two looks for new requests while requests decode (`--scheduler-recv-interval`).
+    pub recv_interval: u32,
 }
 
 impl StepConfig {
@@ -88,6 +95,7 @@ impl StepConfig {
             conservativeness: 1.0,
             radix_cache: true,
             overlap: true,
+            recv_interval: 1,
         }
     }
 
@@ -103,6 +111,12 @@ impl StepConfig {
             if value == 0 {
                 return Err(Error::input(format!("{name} is 0, expected a positive count")));
             }
+        }
+        if !(1..=MAX_RECV_INTERVAL).contains(&self.recv_interval) {
+            return Err(Error::input(format!(
+                "--scheduler-recv-interval is {}, expected 1 to {MAX_RECV_INTERVAL}",
+                self.recv_interval
+            )));
         }
         if !(self.conservativeness.is_finite() && self.conservativeness > 0.0) {
             return Err(Error::input(format!(
@@ -218,6 +232,9 @@ pub struct SteppedScheduler<'a> {
     blank: Vec<i64>,
     cache: RadixCache<i64>,
     waiting: VecDeque<Job>,
+    /// Requests that the loop has not looked for yet.
+    inbox: Inbox,
+    launched: Launched,
     /// Requests that hold memory, by place; `None` where a place is free.
     active: Vec<Option<Active>>,
     vacant: Vec<usize>,
@@ -275,6 +292,8 @@ impl<'a> SteppedScheduler<'a> {
             blank: if radix { Vec::new() } else { vec![0; longest] },
             cache,
             waiting: VecDeque::new(),
+            inbox: Inbox::new(config.recv_interval),
+            launched: Launched::Nothing,
             active: Vec::new(),
             vacant: Vec::new(),
             running: Vec::new(),
@@ -313,14 +332,19 @@ impl<'a> SteppedScheduler<'a> {
         if prompt + INPUT_MARGIN > longest {
             return Ok(false);
         }
-        self.waiting.push_back(Job {
+        let job = Job {
             tag,
             prompt,
             output: output.min(longest - prompt),
             generated: 0,
             retractions: 0,
             content: None,
-        });
+        };
+        if self.config.recv_interval > 1 {
+            self.inbox.add(job);
+        } else {
+            self.waiting.push_back(job);
+        }
         Ok(true)
     }
 
@@ -329,9 +353,14 @@ impl<'a> SteppedScheduler<'a> {
         self.active.len() - self.vacant.len() - self.done
     }
 
-    /// Requests that wait.
+    /// Requests that wait, those among them that the loop has not seen yet.
     pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.inbox.len()
+    }
+
+    /// Whether requests have arrived that the loop has not looked for yet.
+    pub fn has_unseen(&self) -> bool {
+        self.inbox.len() > 0
     }
 
     /// Whether any request has tokens to come.
@@ -425,7 +454,8 @@ impl<'a> SteppedScheduler<'a> {
         let page = self.config.page_size;
         let room = self.cache.slots().available_tokens() / (self.running.len() * page) * page;
         // A page of slack for each request, as pages fill at different times.
-        u32::try_from((left - 1).min(room.saturating_sub(page))).unwrap_or(u32::MAX)
+        let quiet = u32::try_from((left - 1).min(room.saturating_sub(page))).unwrap_or(u32::MAX);
+        quiet.min(self.inbox.unseen_turns())
     }
 
     /// Lets `steps` steps of pure decoding pass, at most [`SteppedScheduler::idle_steps`].
@@ -443,6 +473,7 @@ impl<'a> SteppedScheduler<'a> {
             }
         }
         self.decay(f64::from(steps));
+        self.inbox.skip(steps);
         Ok(())
     }
 
@@ -452,6 +483,7 @@ impl<'a> SteppedScheduler<'a> {
     /// If the cache refuses what the gate let in (it never does).
     pub fn step(&mut self) -> Result<(&StepOutcome, u64)> {
         self.outcome.clear();
+        self.inbox.turn(self.launched, &mut self.waiting);
         self.merge()?;
         let (batch, decoding) = if let Some(batch) = self.prefill()? {
             (Some(batch), 0)
@@ -459,6 +491,11 @@ impl<'a> SteppedScheduler<'a> {
             let batch = self.decode()?;
             let decoding = batch.as_ref().map_or(0, |b| b.batch.len() as u64);
             (batch, decoding)
+        };
+        self.launched = match &batch {
+            None => Launched::Nothing,
+            Some(b) if b.prefill => Launched::Prefill,
+            Some(_) => Launched::Decode,
         };
         if self.config.overlap {
             let before = std::mem::replace(&mut self.pending, batch);
