@@ -26,7 +26,7 @@ use serde_json::Value;
 use super::deployment::Deployment;
 use super::simulate::changed;
 use apart::Split;
-use drafting::{Drafting, speculation};
+use drafting::{Drafting, NOT_TIMED, speculation};
 use kernels::{calibration, confidence, precisions};
 use network::NetworkAsked;
 use scheduler::{parallel, scheduler};
@@ -46,6 +46,12 @@ pub struct Serving {
     pub schedule_policy: SchedulePolicy,
     /// SGLang's `--schedule-conservativeness`.
     pub conservativeness: f64,
+    /// SGLang's `--scheduler-recv-interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recv_interval: Option<u32>,
+    /// SGLang's `--max-prefill-tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_prefill_tokens: Option<u64>,
     /// Whether the first-principles lower bound is computed too.
     pub roofline: bool,
     /// What joins the machines of one engine.
@@ -64,6 +70,8 @@ impl Default for Serving {
             acceptance_rate: None,
             schedule_policy: SchedulePolicy::Fcfs,
             conservativeness: 1.0,
+            recv_interval: None,
+            max_prefill_tokens: None,
             roofline: false,
             network: NetworkAsked::default(),
             split: None,
@@ -185,34 +193,30 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
             "--replicas and --disaggregate both say how many engines there are: leave --replicas out",
         ));
     }
-    if !serving.tiers.rooms.is_empty() {
-        return Err(Error::unsupported(
-            "tiers behind the pools of a disaggregated deployment are not simulated",
-        )
-        .hint("leave --tiers or --disaggregate out"));
-    }
-    if serving.acceptance_rate.is_some() {
-        return Err(
-            Error::unsupported("speculative decoding on disaggregated engines is not simulated")
-                .hint("leave --acceptance-rate or --disaggregate out"),
-        );
-    }
-    let side = |flags: &str, flag: &str, replicas: u32| {
+    let side = |flags: &str, flag: &str, serving: Serving| {
         let changed = changed(deployment, flags).map_err(|e| e.at(flag))?;
-        let serving = Serving {
-            replicas,
-            split: None,
-            ..serving.clone()
-        };
         prepare_whole(&changed, &serving).map_err(|e| e.at(flag))
     };
-    let prefill = match side(&split.prefill_flags, "--prefill-flags", split.prefill)? {
+    // Prompts are computed once and whole: drafts gain nothing there. Prefixes are found there, so tiers are there.
+    let of_prefill = Serving {
+        replicas: split.prefill,
+        split: None,
+        acceptance_rate: None,
+        ..serving.clone()
+    };
+    let of_decode = Serving {
+        replicas: split.decode,
+        split: None,
+        tiers: TiersAsked::default(),
+        ..serving.clone()
+    };
+    let prefill = match side(&split.prefill_flags, "--prefill-flags", of_prefill)? {
         Prepared::Ready(served) => served,
         Prepared::Refused(plan, reason) => {
             return Ok(Prepared::Refused(plan, format!("prefill engines: {reason}")));
         }
     };
-    let mut decode = match side(&split.decode_flags, "--decode-flags", split.decode)? {
+    let mut decode = match side(&split.decode_flags, "--decode-flags", of_decode)? {
         Prepared::Ready(served) => served,
         Prepared::Refused(plan, reason) => {
             return Ok(Prepared::Refused(plan, format!("decode engines: {reason}")));
@@ -231,8 +235,9 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
         split.speed,
         HostTimes::VLLM.request_s,
     )?;
+    decode.tiers.clone_from(&prefill.tiers);
     for warning in &prefill.warnings {
-        if !decode.warnings.contains(warning) {
+        if warning != NOT_TIMED && !decode.warnings.contains(warning) {
             decode.warnings.push(warning.clone());
         }
     }
@@ -245,6 +250,15 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         .engine
         .as_deref()
         .is_some_and(|e| e.eq_ignore_ascii_case("sglang"));
+    for (flag, given) in [
+        ("--scheduler-recv-interval", serving.recv_interval.is_some()),
+        ("--max-prefill-tokens", serving.max_prefill_tokens.is_some()),
+    ] {
+        if given && !sglang {
+            return Err(Error::input(format!("{flag} is a flag of SGLang"))
+                .hint(format!("add --engine sglang or leave {flag} out")));
+        }
+    }
     let translated = if sglang {
         Some(adapt::in_words_of_sglang(deployment)?)
     } else {

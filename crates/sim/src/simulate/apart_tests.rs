@@ -57,11 +57,14 @@ proptest! {
     #[test]
     fn every_request_goes_through_both_sides_once_however_small_the_pools(
         requests in requests(), prefill in 1_u32..4, decode in 1_u32..4, p_blocks in 24_u32..60, d_blocks in 24_u32..60,
-        slow in any::<bool>(), closed in any::<bool>(),
+        slow in any::<bool>(), closed in any::<bool>(), host in 0_u32..80,
     ) {
         let trace = trace_of(&requests);
         let model = step_model("h100_sxm");
-        let deployment = apart(&model, (prefill, decode), (p_blocks, d_blocks), if slow { 1e8 } else { 5e10 });
+        let mut deployment = apart(&model, (prefill, decode), (p_blocks, d_blocks), if slow { 1e8 } else { 5e10 });
+        if host > 0 {
+            deployment.tiers.push(tier("host", host, 2e9, TierPolicy::Lru));
+        }
         let arrivals = if closed { Arrivals::Closed { concurrency: 6 } } else { Arrivals::Trace { speed: 4.0 } };
         let result = simulated(&trace, &deployment, arrivals);
         for (i, r) in result.records.iter().enumerate() {

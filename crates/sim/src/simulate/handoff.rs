@@ -6,12 +6,18 @@
 //! what its own prefix cache has, reserves blocks for the rest of the prompt, reads them, computes the last prompt
 //! token again and goes on from there: the client's first token is the decode engine's. A request that the decode
 //! engine preempts is computed again where it is.
+//!
+//! Tiers behind the prefill engines' pools are the same engine's `MultiConnector` (`multi_connector.py`) of NIXL and
+//! offloading: NIXL has nothing for a prompt that is computed here, so the tiers are asked, and what they have is loaded;
+//! computed blocks go to the tiers as ever, and all of them stay until they were read.
 
 use rustc_hash::FxHashSet;
 
+use super::engine::{StepReport, TimedConnector};
 use super::link::LinkSpeed;
 use super::record::HostTimes;
 use super::run::{EngineConfig, StepClock};
+use super::tiers::TierTotals;
 use crate::sched::vllm::{KvConnector, Load, Matched, Query};
 
 /// The prefill side of a disaggregated deployment; the deployment itself is the decode side.
@@ -55,15 +61,51 @@ pub struct Transfers {
     pub receiving_s: f64,
 }
 
-/// The prefill side: blocks of finished requests stay until they have been read.
+/// The prefill side: blocks of finished requests stay until they have been read. What is behind the pool besides is
+/// another connector's.
 #[derive(Debug, Default)]
-pub(super) struct KeepForReaders;
+pub(super) struct KeepForReaders<K>(pub(super) K);
 
-impl KvConnector for KeepForReaders {
+impl<K: KvConnector> KvConnector for KeepForReaders<K> {
     const ENABLED: bool = true;
 
-    fn finished(&mut self, _: u32, _: &[u32], _: u32) -> bool {
+    fn matched(&mut self, query: &Query<'_>) -> Matched {
+        self.0.matched(query)
+    }
+
+    fn load(&mut self, load: &Load<'_>) {
+        self.0.load(load);
+    }
+
+    fn arrived(&mut self, tag: u32) -> bool {
+        self.0.arrived(tag)
+    }
+
+    fn computed(&mut self, tag: u32, keys: &[u32], tokens: u32) {
+        self.0.computed(tag, keys, tokens);
+    }
+
+    fn finished(&mut self, tag: u32, keys: &[u32], tokens: u32) -> bool {
+        self.0.finished(tag, keys, tokens);
         true
+    }
+}
+
+impl<K: TimedConnector> TimedConnector for KeepForReaders<K> {
+    fn advance(&mut self, now_s: f64) -> bool {
+        self.0.advance(now_s)
+    }
+
+    fn next_event_s(&self) -> Option<f64> {
+        self.0.next_event_s()
+    }
+
+    fn drain(&mut self, report: &mut StepReport) {
+        self.0.drain(report);
+    }
+
+    fn tiers(&self) -> Vec<TierTotals> {
+        self.0.tiers()
     }
 }
 

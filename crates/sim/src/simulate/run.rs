@@ -57,7 +57,7 @@ pub struct Deployment<'a> {
     pub bounds: bool,
     /// Engines that compute prompts for these ones.
     pub disaggregation: Option<Disaggregation<'a>>,
-    /// Tiers behind each engine's pool, nearest first.
+    /// Tiers behind each engine's pool, nearest first; of the prefill engines' where those are apart.
     pub tiers: Vec<TierConfig>,
 }
 
@@ -153,26 +153,20 @@ fn drive<E: SchedulerEvents>(
             deployment.replicas, deployment.ranks
         )));
     }
-    if apart.is_some() && !deployment.tiers.is_empty() {
-        return Err(Error::unsupported(
-            "tiers behind the pools of a disaggregated deployment are not simulated",
-        )
-        .hint("leave --tiers or --disaggregate out"));
-    }
     let mut relay = Some(Relay(events));
     let mut replicas = Vec::new();
     if let Some(d) = apart {
         for _ in 0..d.replicas {
             let mut ranks: Vec<Box<dyn EngineState + '_>> = Vec::new();
             for _ in 0..d.ranks {
-                let engine = VllmEngine::new(
-                    trace,
-                    vllm_of(&d.engine)?,
-                    deployment.isolation,
-                    (),
-                    KeepForReaders,
-                )?;
-                ranks.push(Box::new(engine.of_prefill()));
+                let (config, isolation) = (vllm_of(&d.engine)?, deployment.isolation);
+                ranks.push(if deployment.tiers.is_empty() {
+                    let connector = KeepForReaders(NoConnector);
+                    Box::new(VllmEngine::new(trace, config, isolation, (), connector)?.of_prefill())
+                } else {
+                    let connector = KeepForReaders(tiers_behind(config, &deployment.tiers)?);
+                    Box::new(VllmEngine::new(trace, config, isolation, (), connector)?.of_prefill())
+                });
             }
             replicas.push(Replica::new(
                 ranks,
@@ -225,13 +219,7 @@ fn engine<'a, E: SchedulerEvents + 'a>(
         let EngineConfig::Vllm(config) = &deployment.engine else {
             return Err(Error::unsupported("KV tiers are simulated for vLLM only"));
         };
-        if !config.prefix_caching {
-            return Err(Error::input(
-                "--tiers keep blocks for requests with the same prefix, but prefix caching is off",
-            )
-            .hint("leave --no-enable-prefix-caching out"));
-        }
-        let connector = Tiers::new(&deployment.tiers, &config.groups, hash_block_size(config)?)?;
+        let connector = tiers_behind(config, &deployment.tiers)?;
         return Ok(Box::new(VllmEngine::new(
             trace, config, isolation, events, connector,
         )?));
@@ -242,6 +230,17 @@ fn engine<'a, E: SchedulerEvents + 'a>(
         }
         EngineConfig::Sglang(config) => Box::new(SglangEngine::new(trace, *config)?),
     })
+}
+
+/// The tiers behind a pool of vLLM's.
+fn tiers_behind(config: &SchedulerConfig, tiers: &[TierConfig]) -> Result<Tiers> {
+    if !config.prefix_caching {
+        return Err(Error::input(
+            "--tiers keep blocks for requests with the same prefix, but prefix caching is off",
+        )
+        .hint("leave --no-enable-prefix-caching out"));
+    }
+    Tiers::new(tiers, &config.groups, hash_block_size(config)?)
 }
 
 fn vllm_of(engine: &EngineConfig) -> Result<&SchedulerConfig> {

@@ -136,6 +136,10 @@ impl<'a> Drafting<'a> {
     }
 }
 
+/// What is said of drafts that are planned and not timed.
+pub(super) const NOT_TIMED: &str =
+    "speculative decoding is planned for memory but not simulated in time: give --acceptance-rate";
+
 /// The scheduler's view of what is drafted, if an acceptance rate is given.
 ///
 /// # Errors
@@ -159,10 +163,7 @@ pub(super) fn speculation(
         };
     };
     let Some(acceptance) = serving.acceptance_rate else {
-        warnings.push(
-            "speculative decoding is planned for memory but not simulated in time: give --acceptance-rate"
-                .to_owned(),
-        );
+        warnings.push(NOT_TIMED.to_owned());
         return Ok(None);
     };
     if !(0.0..=1.0).contains(&acceptance) {

@@ -153,7 +153,13 @@ pub(super) fn scheduler(
         (None, Some(n)) => usize::try_from(n).unwrap_or(usize::MAX) / groups,
         (None, None) => (capacity / context.max(1) * 512).clamp(2048, 4096),
     };
+    let prefill = match serving.max_prefill_tokens {
+        Some(n) => usize::try_from(n).map_err(|_| Error::overflow("--max-prefill-tokens"))?,
+        None => StepConfig::new(capacity).max_prefill_tokens,
+    };
     Ok(StepConfig {
+        max_prefill_tokens: prefill,
+        recv_interval: serving.recv_interval.unwrap_or(1),
         max_running: running.min(capacity / 2).clamp(1, 1 << 20),
         max_context_tokens: context,
         chunked_prefill_tokens: chunk.map(|tokens| (tokens / groups).max(1)),
