@@ -86,6 +86,50 @@ fn tiers_find_what_a_small_pool_lost() {
 }
 
 #[test]
+fn tiers_behind_prefill_engines_find_what_their_pool_lost_and_drafts_speed_the_decode_side_up() {
+    let sessions = [
+        "simulate",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--input-len",
+        "500",
+        "--output-len",
+        "50",
+        "--concurrency",
+        "8",
+        "--turns",
+        "5",
+        "--think-time",
+        "5",
+        "--requests",
+        "16",
+        "--max-model-len",
+        "4096",
+        "--kv-cache-memory-bytes",
+        "1GiB",
+        "--disaggregate",
+        "prefill=1,decode=1",
+        "--format",
+        "json",
+    ];
+    let ask = |more: &[&str]| json(&[&sessions[..], more].concat());
+    let number = |a: &Value, path: &str| a.pointer(path).and_then(Value::as_f64).unwrap();
+    let plain = ask(&[]);
+    let tiers = ask(&["--tiers", "host=20GiB"]);
+    assert!(number(&tiers, "/tiers/0/hit_tokens") > 0.0);
+    assert!(number(&tiers, "/ttft_ms/mean") < number(&plain, "/ttft_ms/mean"));
+    let drafts = ask(&[
+        "--speculative-config",
+        "{\"method\":\"ngram\",\"num_speculative_tokens\":3}",
+        "--acceptance-rate",
+        "0.7",
+    ]);
+    assert!(number(&drafts, "/tpot_ms/mean") < 0.8 * number(&plain, "/tpot_ms/mean"));
+}
+
+#[test]
 fn what_cannot_be_apart_or_behind_the_pool_is_refused_in_one_sentence() {
     for (more, word) in [
         (&["--disaggregate", "prefill=2"][..], "both sides"),
@@ -111,8 +155,29 @@ fn what_cannot_be_apart_or_behind_the_pool_is_refused_in_one_sentence() {
             "tpp",
         ),
         (
-            &["--disaggregate", "prefill=1,decode=1", "--tiers", "host=5GiB"],
-            "--tiers",
+            &[
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--tiers",
+                "host=5GiB",
+                "--prefill-flags",
+                "no-enable-prefix-caching",
+            ],
+            "prefix caching",
+        ),
+        (
+            &["--disaggregate", "prefill=1,decode=1", "--acceptance-rate", "0.5"],
+            "--acceptance-rate",
+        ),
+        (&["--scheduler-recv-interval", "10"], "--engine sglang"),
+        (&["--max-prefill-tokens", "10k"], "--engine sglang"),
+        (
+            &["--engine", "sglang", "--scheduler-recv-interval", "0"],
+            "--scheduler-recv-interval is 0",
+        ),
+        (
+            &["--engine", "sglang", "--max-prefill-tokens", "0"],
+            "--max-prefill-tokens is 0",
         ),
         (&["--tiers", "gpu=50GiB"], "gpu"),
         (&["--tiers", "attic=50GiB"], "attic"),
