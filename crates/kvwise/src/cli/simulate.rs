@@ -133,7 +133,7 @@ impl Simulate {
                 printer.warn(warning);
             }
             let found = highest_rate(&served, &traffic, slo)?;
-            let answer = RateAnswer::new(&served, slo, found);
+            let answer = RateAnswer::new(&served, (&deployment, &serving), &traffic, slo, found);
             let text = match self.output.format(printer) {
                 Format::Json => json(&answer)?,
                 Format::Table => answer.text(),
@@ -158,8 +158,7 @@ impl Simulate {
             for warning in &outcome.warnings {
                 printer.warn(warning);
             }
-            let mut simulation =
-                Simulation::new(label, &workload.trace, &deployment, traffic.seed, slo, &outcome);
+            let mut simulation = Simulation::new(label, &workload, &deployment, traffic.seed, slo, &outcome);
             if self.seeds > 1 && outcome.refused.is_none() {
                 let mut seeds = Seeds::default();
                 seeds.add(&simulation);
@@ -170,7 +169,7 @@ impl Simulate {
                     let outcome = usecase::simulate(&deployment, &serving, &workload, slo)?;
                     seeds.add(&Simulation::new(
                         String::new(),
-                        &workload.trace,
+                        &workload,
                         &deployment,
                         other.seed,
                         slo,

@@ -139,7 +139,7 @@ impl Sweep {
         });
         progress.finish();
         let points = points?;
-        let answer = report::SweepAnswer::new(points, slo);
+        let answer = report::SweepAnswer::new(points, slo, question.traffic.seed);
         if let Some(path) = &self.svg {
             printer.data_to(Some(path), &answer.chart().svg(900, 520)?)?;
         }

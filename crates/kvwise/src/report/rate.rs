@@ -6,8 +6,11 @@ use kvwise_sim::simulate::Slo;
 use serde::Serialize;
 
 use super::table::{Align, Grid};
+use crate::usecase::deployment::Deployment;
+use crate::usecase::fingerprint::Fingerprint;
 use crate::usecase::rate::{HighestRate, Probe};
-use crate::usecase::served::Served;
+use crate::usecase::served::{Served, Serving};
+use crate::usecase::traffic::Traffic;
 
 /// The answer of `--find-rate`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -16,6 +19,10 @@ pub struct RateAnswer {
     pub schema: &'static str,
     /// Program version.
     pub version: &'static str,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// Fingerprint of everything that decides the answer.
+    pub inputs_hash: String,
     /// Model.
     pub model: String,
     /// GPU.
@@ -37,11 +44,23 @@ pub struct RateAnswer {
 }
 
 impl RateAnswer {
-    /// The answer of one search.
-    pub fn new(served: &Served, slo: Slo, found: HighestRate) -> Self {
+    /// The answer of one search; `asked` are the deployment and how it is served, `traffic` what was sent.
+    pub fn new(
+        served: &Served,
+        asked: (&Deployment, &Serving),
+        traffic: &Traffic,
+        slo: Slo,
+        found: HighestRate,
+    ) -> Self {
+        let mut inputs = Fingerprint::default();
+        inputs.bytes(&serde_json::to_vec(&asked).unwrap_or_default());
+        inputs.traffic(traffic);
+        inputs.bytes(format!("{slo:?}").as_bytes());
         Self {
             schema: "kvwise.rate/1",
             version: env!("CARGO_PKG_VERSION"),
+            seed: traffic.seed,
+            inputs_hash: inputs.name(),
             model: served.plan.model.name.clone(),
             gpu: served.plan.gpu.name.clone(),
             gpus: served.gpus(),

@@ -12,6 +12,7 @@ use super::html::{document, escape};
 use super::simulation_html::table;
 use super::table::{Align, Grid};
 use crate::plot::{LineChart, Series};
+use crate::usecase::fingerprint::Fingerprint;
 use crate::usecase::sweep::{LoadLevel, Point, pareto};
 
 /// Every point, and which of them nothing beats.
@@ -21,6 +22,10 @@ pub struct SweepAnswer {
     pub schema: &'static str,
     /// Program version.
     pub version: &'static str,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// Fingerprint of everything that decides the answer.
+    pub inputs_hash: String,
     /// Objective for the time to first token.
     pub slo_ttft_ms: Option<f64>,
     /// Objective for the time per output token.
@@ -37,8 +42,12 @@ pub struct SweepAnswer {
 }
 
 impl SweepAnswer {
-    /// The answer for simulated points.
-    pub fn new(points: Vec<Point>, slo: Slo) -> Self {
+    /// The answer for points that were simulated with `seed`.
+    pub fn new(points: Vec<Point>, slo: Slo, seed: u64) -> Self {
+        let mut inputs = Fingerprint::default();
+        for point in &points {
+            inputs.bytes(point.key.as_bytes());
+        }
         let per_gpu = |p: &Point| p.requests_per_s / p.gpus.max(1) as f64;
         let best = (0..points.len())
             .filter(|&i| points[i].slo_met == Some(true))
@@ -62,6 +71,8 @@ impl SweepAnswer {
         Self {
             schema: "kvwise.sweep/1",
             version: env!("CARGO_PKG_VERSION"),
+            seed,
+            inputs_hash: inputs.name(),
             slo_ttft_ms: slo.ttft_ms,
             slo_tpot_ms: slo.tpot_ms,
             pareto: pareto(&points),

@@ -10,6 +10,7 @@ pub mod deployment;
 pub mod effect;
 pub mod export;
 pub mod exporter;
+pub mod fingerprint;
 pub mod generate;
 pub mod gpus;
 pub mod kv_room;

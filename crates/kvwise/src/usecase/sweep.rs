@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::deployment::Deployment;
+use super::fingerprint::Fingerprint;
 use super::served::{Prepared, Serving, prepare};
 use super::simulate::{changed, simulate_served};
 use super::traffic::Traffic;
@@ -122,21 +123,22 @@ impl Question {
             .collect())
     }
 
-    /// Fingerprint of one point.
+    /// Name of the recorded traffic, if there is any.
+    fn traffic_name(&self) -> Fingerprint {
+        let mut name = Fingerprint::default();
+        if let Some(trace) = &self.traffic.trace {
+            name.trace(trace);
+        }
+        name
+    }
+
+    /// Fingerprint of one point; `traffic` is the recorded traffic's.
     ///
     /// # Errors
     /// Never in practice: the parts are plain data.
-    fn key(&self, deployment: &Deployment, load: LoadLevel) -> Result<String> {
+    fn key(&self, traffic: &Fingerprint, deployment: &Deployment, load: LoadLevel) -> Result<String> {
         let t = &self.traffic;
-        let trace = t.trace.as_ref().map(|trace| {
-            (
-                trace.name().to_owned(),
-                trace.len(),
-                trace.input_lens().to_vec(),
-                trace.output_lens().to_vec(),
-            )
-        });
-        let parts = serde_json::to_string(&(
+        let parts = serde_json::to_vec(&(
             env!("CARGO_PKG_VERSION"),
             deployment,
             &self.serving,
@@ -144,21 +146,12 @@ impl Question {
             (t.input_len, t.output_len, t.length_ratio, t.burstiness),
             (t.requests, t.speed, t.turns, t.think_s, &t.adapters, t.seed),
             (self.slo.ttft_ms, self.slo.tpot_ms),
-            trace,
         ))
         .map_err(|e| Error::input(format!("the sweep's point cannot be named: {e}")))?;
-        Ok(fingerprint(parts.as_bytes()))
+        let mut name = traffic.clone();
+        name.bytes(&parts);
+        Ok(name.name())
     }
-}
-
-/// 64-bit FNV-1a, as hexadecimal: names results, keeps no secrets.
-pub fn fingerprint(bytes: &[u8]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in bytes {
-        hash ^= u64::from(*byte);
-        hash = hash.wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x}")
 }
 
 /// Results of an earlier run, by key.
@@ -211,8 +204,9 @@ pub fn sweep(
     let mut keyed = Vec::with_capacity(points.len());
     let mut open = BTreeSet::new();
     let mut todo = Vec::new();
+    let traffic = question.traffic_name();
     for (flags, deployment, load) in points {
-        let key = question.key(&deployment, load)?;
+        let key = question.key(&traffic, &deployment, load)?;
         if !known.contains_key(&key) && open.insert(key.clone()) {
             todo.push((key.clone(), flags.clone(), deployment, load));
         }
