@@ -5,6 +5,9 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "small numbers of an example")]
 
+#[path = "mooncake/mod.rs"]
+mod mooncake;
+
 use std::time::Instant;
 
 use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig, run};
@@ -22,7 +25,7 @@ fn main() -> Result<(), Failure> {
         _ => Clock::Seconds { step_time: 0.05 },
     };
     let trace = match args.first().map(String::as_str) {
-        Some(path) if path != "-" => mooncake(path)?,
+        Some(path) if path != "-" => mooncake::read(path)?,
         _ => generated()?,
     };
     let config = ReplayConfig {
@@ -54,26 +57,6 @@ fn main() -> Result<(), Failure> {
         )?;
     }
     Ok(())
-}
-
-fn mooncake(path: &str) -> Result<Trace, Failure> {
-    let mut builder = TraceBuilder::new(path, 512, IdMeaning::Prefix);
-    for line in std::fs::read_to_string(path)?.lines() {
-        let row: serde_json::Value = serde_json::from_str(line)?;
-        let number = |name: &str| row.get(name).and_then(serde_json::Value::as_u64);
-        let ids: Vec<u64> = row["hash_ids"]
-            .as_array()
-            .map(|a| a.iter().filter_map(serde_json::Value::as_u64).collect())
-            .unwrap_or_default();
-        builder.push(&NewRequest {
-            arrival: number("timestamp").map(|ms| ms as f64 / 1000.0),
-            input_len: number("input_length"),
-            output_len: number("output_length"),
-            prompt: PromptIds::Blocks(&ids),
-            ..NewRequest::default()
-        })?;
-    }
-    Ok(builder.finish())
 }
 
 /// Conversations that grow turn by turn, from a few system prompts.
