@@ -110,12 +110,17 @@ fn stack(
         reductions: 0.0,
         norm_sums: 0.0,
     };
-    // Queries and keys are summed in one go.
-    if layer
-        .weights
-        .iter()
-        .any(|w| w.role == Role::Norm && matches!(w.op, Op::Tensor { split: Some(_), .. }))
-    {
+    // Queries and keys are summed in one go. A norm over all heads is cut as they are.
+    if layer.weights.iter().any(|w| {
+        w.role == Role::Norm
+            && matches!(
+                w.op,
+                Op::Linear {
+                    split: Split::Column,
+                    ..
+                } | Op::Tensor { split: Some(_), .. }
+            )
+    }) {
         s.norm_sums = 1.0;
     }
     let mut query_heads = model.num_attention_heads;
@@ -385,4 +390,43 @@ pub(super) fn attention_time(
         }
     }
     seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use kvwise_core::arch::{Config, family};
+    use kvwise_core::catalogue;
+
+    use super::*;
+    use crate::cost::calibration::Engine;
+
+    fn stacks_of(name: &str) -> Vec<Stack> {
+        let text = catalogue::find(name).unwrap().config_text().unwrap();
+        let family::Reading::Model(model) =
+            family::read(name, &Config::parse(text.as_bytes()).unwrap()).unwrap()
+        else {
+            panic!("{name} is refused");
+        };
+        let calibration = Calibration::embedded("h100_sxm").unwrap();
+        stacks(
+            &model,
+            &calibration,
+            StepOptions::new(Engine::Vllm, 4),
+            &Tuning::default(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn norms_over_all_heads_are_summed_over_the_ranks_and_norms_of_each_head_are_not() {
+        let summed = |name: &str| {
+            stacks_of(name)
+                .iter()
+                .map(|s| s.norm_sums * s.layers)
+                .sum::<f64>()
+        };
+        assert!((summed("MiniMaxAI/MiniMax-M2.5") - 62.0).abs() < 1e-9);
+        assert!(summed("Qwen/Qwen3-32B").abs() < 1e-9);
+        assert!(summed("meta-llama/Llama-3.1-8B").abs() < 1e-9);
+    }
 }

@@ -16,7 +16,7 @@ use kvwise_sim::simulate::{
 };
 
 /// One measured point. The protocol is that of the measured runs: ten requests a concurrent client, lengths uniform
-/// between 0.8 n and n, no prefix caching, 8192 batched tokens.
+/// between 0.8 n and n, no prefix caching, 8192 batched tokens (SGLang: what the runs' own scripts set).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Served {
     /// GPU by the calibration's name.
@@ -41,6 +41,8 @@ pub struct Served {
     pub ttft_ms: f64,
     /// Measured time per output token.
     pub tpot_ms: f64,
+    /// Who published it, where the table says so.
+    pub source: String,
 }
 
 /// The points of a CSV with the columns hardware, model, engine, precision, tp, ep, isl, osl, concurrency, `ttft_ms` and
@@ -71,6 +73,7 @@ pub fn points(csv: &str) -> Result<Vec<Served>> {
         "tpot_ms",
     ];
     let columns = names.iter().map(|n| column(n)).collect::<Result<Vec<_>>>()?;
+    let source = column("source").ok();
     lines
         .filter(|l| !l.is_empty())
         .map(|line| {
@@ -97,6 +100,11 @@ pub fn points(csv: &str) -> Result<Vec<Served>> {
                 concurrency: number(8)? as u32,
                 ttft_ms: text(9).parse().unwrap_or(f64::NAN),
                 tpot_ms: number(10)?,
+                source: source
+                    .and_then(|i| cells.get(i))
+                    .copied()
+                    .unwrap_or_default()
+                    .to_owned(),
             })
         })
         .collect()
@@ -144,6 +152,22 @@ impl Served {
         Calibration::for_gpu("b300", 103, Some(datasheet))
     }
 
+    /// What the scripts of these runs set for SGLang (`benchmarks/single_node/fixed_seq_len/` of SemiAnalysisAI/InferenceX at
+    /// 843c6254): chunked prefill and prefill tokens, and turns between two looks for new requests.
+    fn sglang_settings(&self) -> (usize, u32) {
+        let blackwell = self.hardware.starts_with('b');
+        let often = |from: u32| if self.concurrency >= from { 30 } else { 10 };
+        if self.model.contains("DeepSeek-R1") {
+            return match (blackwell, self.precision.as_str(), self.tp) {
+                (false, ..) => (32_768, 1),
+                (true, "fp4", _) => (16_384, often(16)),
+                (true, _, 4) => (8192, 10),
+                (true, ..) => (32_768, often(16)),
+            };
+        }
+        (16_384, if blackwell { often(5) } else { 1 })
+    }
+
     /// Mean time to first token and mean time per output token as simulated, milliseconds.
     ///
     /// # Errors
@@ -174,6 +198,9 @@ impl Served {
                 ..SchedulerConfig::new(4_000_000, 16)
             }),
             Engine::Sglang => EngineConfig::Sglang(StepConfig {
+                chunked_prefill_tokens: Some(self.sglang_settings().0),
+                max_prefill_tokens: self.sglang_settings().0.max(16_384),
+                recv_interval: self.sglang_settings().1,
                 max_running: self.concurrency as usize,
                 max_context_tokens: longest as usize,
                 radix_cache: false,
