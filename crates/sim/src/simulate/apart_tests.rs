@@ -255,18 +255,19 @@ fn what_cannot_be_apart_is_refused() {
             .unwrap_err()
             .to_string()
     };
-    let both = Deployment {
-        tiers: vec![tier("host", 4, 1e9, TierPolicy::Lru)],
-        ..apart(&model, (1, 1), (64, 64), 1e9)
-    };
-    assert!(refused(&both).contains("tiers"));
     let none = apart(&model, (0, 1), (64, 64), 1e9);
     assert!(refused(&none).contains("prefill engines"));
     let mut uncached = scheduler(64);
     uncached.prefix_caching = false;
     let off = Deployment {
         tiers: vec![tier("host", 4, 1e9, TierPolicy::Lru)],
-        ..Deployment::new(EngineConfig::Vllm(uncached), StepClock::Model(&model))
+        ..Deployment::new(EngineConfig::Vllm(uncached.clone()), StepClock::Model(&model))
     };
     assert!(refused(&off).contains("prefix caching is off"));
+    let mut both = apart(&model, (1, 1), (64, 64), 1e9);
+    both.tiers.push(tier("host", 4, 1e9, TierPolicy::Lru));
+    if let Some(d) = &mut both.disaggregation {
+        d.engine = EngineConfig::Vllm(uncached);
+    }
+    assert!(refused(&both).contains("prefix caching is off"));
 }
