@@ -178,7 +178,7 @@ fn generated(folder: &Path) -> Vec<(PathBuf, bool)> {
     ]);
     assert!(output.status.success());
     let mut azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n".to_owned();
-    for request in 0..600_000_u32 {
+    for request in 0..600_000_u64 {
         let (minute, second) = (request / 60_000, request % 60_000 / 1000);
         let (input, output) = (request * 7919 % 8000 + 1, request * 104_729 % 500 + 1);
         writeln!(

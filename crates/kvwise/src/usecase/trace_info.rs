@@ -73,10 +73,12 @@ pub fn info(loaded: &Loaded, block_tokens: Option<u32>, ttft_s: f64, tpot_s: f64
     })
 }
 
-/// Bytes that [`info`] holds beside the trace: the curve that sharing is told from while it is made, then the uses of each
-/// block, or lengths, times and gaps as they are sorted, whatever is more.
+/// Bytes that [`info`] holds beside the trace: the curve that sharing is told from while it is made, then what is left of it
+/// (a stamp a block, an entry a request) and the uses of each block, or lengths, times and gaps as they are sorted,
+/// whatever is more.
 pub fn working_bytes(size: &TraceSize) -> u64 {
-    let sharing = curve::working_bytes(size).max(8 * size.distinct_blocks);
+    let uses = (4 + 8) * size.distinct_blocks + 8 * size.requests;
+    let sharing = curve::working_bytes(size).max(size.to_blocks_bytes().saturating_add(uses));
     // lengths; order, times, gaps twice; starts and ends for concurrency
     let sorted = (8 + 4 + 8 + 2 * 8 + 2 * 16) * size.requests;
     sharing.max(sorted)
