@@ -4,12 +4,13 @@
 //! lists are asked once for every layer; bytes depend only on shapes, schemes and ranks, so that they are computed once
 //! for every kind.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{CacheScales, Mxfp4Padding, Quantization, Scheme};
 use crate::arch::weight::Shard;
 use crate::arch::{CacheKind, Layer, Model, Parallel, Weight};
 use crate::dtype::Dtype;
+use crate::engine::vllm::Version;
 use crate::{Error, Result};
 
 /// Kinds that a layer is compared with before it becomes one of its own.
@@ -22,6 +23,13 @@ struct Kind {
     layer: usize,
     /// Schemes of its parameters, in their order.
     schemes: Vec<Option<Scheme>>,
+}
+
+/// A kind of layer on a pipeline stage, how many of them, and the number of the first.
+struct Held<'a> {
+    kind: &'a Kind,
+    count: u64,
+    first: u64,
 }
 
 /// The kinds of a model's layers. It belongs to the model that it was made from.
@@ -97,24 +105,8 @@ impl Inventory {
     ) -> Result<u64> {
         let overflow = || Error::overflow("the size of the weights");
         let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
-        let held = || {
-            (0u64..)
-                .zip(&self.of_layer)
-                .filter(|(layer, _)| range.contains(layer))
-        };
-        let mut counts = vec![(0u64, 0u64); self.kinds.len()];
-        for (layer, &kind) in held() {
-            let (count, first) = &mut counts[kind];
-            if *count == 0 {
-                *first = layer;
-            }
-            *count += 1;
-        }
         let mut total = 0u64;
-        for (kind, (count, first)) in self.kinds.iter().zip(counts) {
-            if count == 0 {
-                continue;
-            }
+        for Held { kind, count, first } in self.held(stage, parallel)? {
             let mut one = 0u64;
             for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
                 let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)
@@ -171,49 +163,39 @@ impl Inventory {
         towers: bool,
     ) -> Result<u64> {
         let rest = |weight: &Weight, scheme: Option<Scheme>| -> Result<u64> {
-            let tensors = match (scheme, weight.shard(parallel)?) {
-                (
-                    None,
-                    Shard::Experts {
-                        experts,
-                        hidden,
-                        intermediate,
-                        parts,
-                        ..
-                    },
-                ) => {
-                    let down = experts.saturating_mul(hidden).saturating_mul(intermediate);
-                    vec![down.saturating_mul(parts), down]
-                }
-                (None, Shard::Linear { inputs, outputs, .. }) => {
-                    vec![
-                        outputs
-                            .iter()
-                            .fold(0, |sum: u64, n| sum.saturating_add(*n))
-                            .saturating_mul(inputs),
-                    ]
-                }
-                (None, Shard::Vocab { rows, width, .. }) => vec![rows.saturating_mul(width)],
-                (None, Shard::Plain { elements }) => vec![elements],
+            let one = match (scheme, weight.shard(parallel)?) {
                 (Some(_), _) => {
                     let bytes = shard_bytes(weight, scheme, parallel, dtype, padding)?;
-                    return Ok(allocator_rest(bytes / weight.count.max(1)).saturating_mul(weight.count));
+                    allocator_rest(bytes / weight.count.max(1))
+                }
+                (None, shard) => {
+                    let rest = |elements: u64| allocator_rest(elements.saturating_mul(dtype.bits() / 8));
+                    match shard {
+                        Shard::Experts {
+                            experts,
+                            hidden,
+                            intermediate,
+                            parts,
+                            ..
+                        } => {
+                            let down = experts.saturating_mul(hidden).saturating_mul(intermediate);
+                            rest(down.saturating_mul(parts)).saturating_add(rest(down))
+                        }
+                        Shard::Linear { inputs, outputs, .. } => {
+                            let outputs = outputs.iter().fold(0, |sum: u64, n| sum.saturating_add(*n));
+                            rest(outputs.saturating_mul(inputs))
+                        }
+                        Shard::Vocab { rows, width, .. } => rest(rows.saturating_mul(width)),
+                        Shard::Plain { elements } => rest(elements),
+                    }
                 }
             };
-            let element_bytes = dtype.bits() / 8;
-            let one = tensors.iter().fold(0, |sum: u64, elements| {
-                sum.saturating_add(allocator_rest(elements.saturating_mul(element_bytes)))
-            });
             Ok(one.saturating_mul(weight.count))
         };
-        let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
         let mut total = 0u64;
-        for (layer, &kind) in (0u64..).zip(&self.of_layer) {
-            if range.contains(&layer) {
-                let kind = &self.kinds[kind];
-                for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
-                    total = total.saturating_add(rest(weight, *scheme)?);
-                }
+        for Held { kind, count, .. } in self.held(stage, parallel)? {
+            for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
+                total = total.saturating_add(rest(weight, *scheme)?.saturating_mul(count));
             }
         }
         for (part, schemes) in model.outside.iter().zip(&self.outside) {
@@ -224,6 +206,27 @@ impl Inventory {
             }
         }
         Ok(total)
+    }
+
+    /// The kinds of layers on a pipeline stage.
+    fn held(&self, stage: u64, parallel: &Parallel) -> Result<impl Iterator<Item = Held<'_>>> {
+        let range = parallel.stage_layers(stage, self.of_layer.len() as u64)?;
+        let mut counts = vec![(0u64, 0u64); self.kinds.len()];
+        for (layer, &kind) in (0u64..).zip(&self.of_layer) {
+            if range.contains(&layer) {
+                let (count, first) = &mut counts[kind];
+                if *count == 0 {
+                    *first = layer;
+                }
+                *count += 1;
+            }
+        }
+        Ok(self
+            .kinds
+            .iter()
+            .zip(counts)
+            .filter(|(_, (count, _))| *count > 0)
+            .map(|(kind, (count, first))| Held { kind, count, first }))
     }
 
     /// As [`Model::params`].
@@ -307,7 +310,14 @@ impl CacheScales {
 /// Inventories of one model, made when they are first asked for and shared by all copies: a plan and its variants, and
 /// plans of the same model on other hardware, read its ignore lists once.
 #[derive(Debug, Clone, Default)]
-pub struct Inventories(Arc<Mutex<Vec<Entry>>>);
+pub struct Inventories(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    by_setting: Mutex<Vec<Entry>>,
+    /// Elements of the rotary embedding's tables, by release.
+    rotary_elements: Mutex<Vec<(Version, u64)>>,
+}
 
 /// What `--quantization` says, and the inventory under it.
 type Entry = (Option<String>, Arc<Inventory>);
@@ -319,8 +329,7 @@ impl Inventories {
         setting: Option<&str>,
         make: impl FnOnce() -> Result<Inventory>,
     ) -> Result<Arc<Inventory>> {
-        // A thread that panicked while it held the lock left a list that is whole.
-        let mut list = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut list = whole(&self.0.by_setting);
         if let Some((_, known)) = list.iter().find(|(own, _)| own.as_deref() == setting) {
             return Ok(Arc::clone(known));
         }
@@ -328,6 +337,26 @@ impl Inventories {
         list.push((setting.map(str::to_owned), Arc::clone(&made)));
         Ok(made)
     }
+
+    /// Elements of the model's rotary tables under a release; `count` is called if they are not there yet.
+    pub(crate) fn rotary_elements(
+        &self,
+        version: Version,
+        count: impl FnOnce() -> Result<u64>,
+    ) -> Result<u64> {
+        let mut list = whole(&self.0.rotary_elements);
+        if let Some((_, known)) = list.iter().find(|(own, _)| *own == version) {
+            return Ok(*known);
+        }
+        let elements = count()?;
+        list.push((version, elements));
+        Ok(elements)
+    }
+}
+
+/// The list: a thread that panicked while it held the lock left one that is whole.
+fn whole<T>(list: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

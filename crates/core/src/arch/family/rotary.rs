@@ -63,19 +63,24 @@ pub fn rotary_elements(model: &Model, file: &Config, version: Version) -> Result
     let mut tables: BTreeSet<(bool, Table)> = BTreeSet::new();
     let rope = config.sub("rope_parameters")?.or(config.sub("rope_scaling")?);
     let local_base = config.get("rope_local_base_freq").is_some() || text.model_type()?.starts_with("gemma3");
+    // Layers are many and their kinds few.
+    let mut seen: Vec<(bool, u64, bool)> = Vec::new();
+    let turned_apart = !config.bool("indexer_rope_interleave")?.unwrap_or(false);
     for cache in model.layers.iter().flat_map(|layer| &layer.caches) {
-        let (sliding, head, whole) = match &cache.kind {
+        let kind @ (sliding, head, whole) = match &cache.kind {
             CacheKind::Full(heads) | CacheKind::Chunked { heads, .. } => (false, heads.head_dim, false),
             CacheKind::Sliding { heads, .. } => (true, heads.head_dim, false),
             CacheKind::Latent { rope, .. } => (false, *rope, true),
             // The indexer turns its keys in another order, from a table of its own.
-            CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. }
-                if !config.bool("indexer_rope_interleave")?.unwrap_or(false) =>
-            {
+            CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. } if turned_apart => {
                 (true, config.dim_or("qk_rope_head_dim", 0)?, true)
             }
             _ => continue,
         };
+        if seen.contains(&kind) {
+            continue;
+        }
+        seen.push(kind);
         let (named, own) = match &rope {
             None => (false, None),
             Some(rope) => {

@@ -92,7 +92,12 @@ pub(in crate::plan) fn weights(
     let stages = (0..parallel.pp)
         .map(|stage| bytes(stage, parallel))
         .collect::<Result<Vec<_>>>()?;
-    let rotary_bytes = rotary_elements(model, config, settings.version)?.saturating_mul(dtype.bits() / 8);
+    let rotary_bytes = subject
+        .inventories
+        .rotary_elements(settings.version, || {
+            rotary_elements(model, config, settings.version)
+        })?
+        .saturating_mul(dtype.bits() / 8);
     let beside = (0..parallel.pp)
         .map(|stage| {
             Ok(Beside {
