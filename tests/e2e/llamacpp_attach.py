@@ -58,8 +58,7 @@ def main():
         ("engine", engine["engine"], "llamacpp"),
         ("prompt tokens looked up", engine["prefix_query_tokens"], cached + computed),
         ("prompt tokens found", round(engine["prefix_hit_rate"] * engine["prefix_query_tokens"]), cached),
-        ("prompt tokens", engine["prompt_tokens"], cached + computed),
-        ("generated tokens", engine["generation_tokens"], sum(t["predicted_n"] for t in timings)),
+        ("generated tokens", round(engine["generation_tokens_per_s"] * engine["duration_s"]), sum(t["predicted_n"] for t in timings)),
         ("most requests running", engine["running_requests"]["max"] > 0, True),
         ("watch --once", watched.returncode, 0),
     ):
