@@ -118,15 +118,10 @@ impl Inventory {
                 .and_then(|bytes| total.checked_add(bytes))
                 .ok_or_else(overflow)?;
         }
-        let outside = model.outside.iter().zip(&self.outside);
-        for (part, schemes) in
-            outside.filter(|(part, _)| part.place.on(stage, parallel.pp) && (towers || !part.tower))
-        {
-            for (weight, scheme) in part.weights.iter().zip(schemes) {
-                let bytes =
-                    shard_bytes(weight, *scheme, parallel, dtype, padding).map_err(|e| e.at(&weight.name))?;
-                total = total.checked_add(bytes).ok_or_else(overflow)?;
-            }
+        for (weight, scheme) in self.outside(model, stage, parallel, towers) {
+            let bytes =
+                shard_bytes(weight, scheme, parallel, dtype, padding).map_err(|e| e.at(&weight.name))?;
+            total = total.checked_add(bytes).ok_or_else(overflow)?;
         }
         if let Some(quantization) = self
             .quantization
@@ -198,12 +193,8 @@ impl Inventory {
                 total = total.saturating_add(rest(weight, *scheme)?.saturating_mul(count));
             }
         }
-        for (part, schemes) in model.outside.iter().zip(&self.outside) {
-            if part.place.on(stage, parallel.pp) && (towers || !part.tower) {
-                for (weight, scheme) in part.weights.iter().zip(schemes) {
-                    total = total.saturating_add(rest(weight, *scheme)?);
-                }
-            }
+        for (weight, scheme) in self.outside(model, stage, parallel, towers) {
+            total = total.saturating_add(rest(weight, scheme)?);
         }
         Ok(total)
     }
@@ -227,6 +218,21 @@ impl Inventory {
             .zip(counts)
             .filter(|(_, (count, _))| *count > 0)
             .map(|(kind, (count, first))| Held { kind, count, first }))
+    }
+
+    /// The parameters outside of the layers that a pipeline stage holds.
+    fn outside<'a>(
+        &'a self,
+        model: &'a Model,
+        stage: u64,
+        parallel: &Parallel,
+        towers: bool,
+    ) -> impl Iterator<Item = (&'a Weight, Option<Scheme>)> {
+        let pp = parallel.pp;
+        let parts = model.outside.iter().zip(&self.outside);
+        parts
+            .filter(move |(part, _)| part.place.on(stage, pp) && (towers || !part.tower))
+            .flat_map(|(part, schemes)| part.weights.iter().zip(schemes.iter().copied()))
     }
 
     /// As [`Model::params`].

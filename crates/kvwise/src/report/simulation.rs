@@ -245,6 +245,21 @@ const MAX_WORST: usize = 10;
 const TTFT_FACTOR: f64 = 1.5;
 
 impl Simulation {
+    /// Where the time went, in words, in seconds.
+    pub(super) fn time_kinds(&self) -> [(&'static str, f64); 8] {
+        let t = &self.time;
+        [
+            ("matrix products", t.busy.linear_s),
+            ("experts", t.busy.experts_s),
+            ("attention", t.busy.attention_s),
+            ("states", t.busy.state_s),
+            ("communication", t.busy.communication_s),
+            ("small kernels", t.busy.elementwise_s),
+            ("host", t.host_s),
+            ("idle", t.idle_s),
+        ]
+    }
+
     /// The report of one outcome.
     pub fn new(
         label: String,

@@ -143,17 +143,7 @@ fn section(body: &mut String, i: usize, s: &Simulation) {
     );
     let _ = write!(body, "<p class=\"soft\">{}</p>", escape(&s.basis));
     let _ = write!(body, "<div id=\"charts-{i}\"></div>");
-    let t = &s.time;
-    let kinds = [
-        ("matrix products", t.busy.linear_s),
-        ("experts", t.busy.experts_s),
-        ("attention", t.busy.attention_s),
-        ("states", t.busy.state_s),
-        ("communication", t.busy.communication_s),
-        ("small kernels", t.busy.elementwise_s),
-        ("host", t.host_s),
-        ("idle", t.idle_s),
-    ];
+    let kinds = s.time_kinds();
     let total: f64 = kinds.iter().map(|(_, x)| x).sum();
     body.push_str("<h3>Where the time went</h3>");
     table(

@@ -20,6 +20,33 @@ const APART: [&str; 15] = [
     "prefill=2,decode=1",
 ];
 
+/// Conversations that need more than their pool.
+const SESSIONS: [&str; 23] = [
+    "simulate",
+    "--model",
+    "llama-3.1-8b",
+    "--gpu",
+    "h100",
+    "--input-len",
+    "500",
+    "--output-len",
+    "50",
+    "--concurrency",
+    "8",
+    "--turns",
+    "5",
+    "--think-time",
+    "5",
+    "--requests",
+    "16",
+    "--max-model-len",
+    "4096",
+    "--kv-cache-memory-bytes",
+    "1GiB",
+    "--format",
+    "json",
+];
+
 #[test]
 fn prefill_and_decode_apart_for_people() {
     let output = kvwise(&[&APART[..], &["--format", "table"]].concat());
@@ -52,33 +79,8 @@ fn prefill_and_decode_apart_move_each_prompt_once_and_a_slow_link_shows() {
 
 #[test]
 fn tiers_find_what_a_small_pool_lost() {
-    let sessions = [
-        "simulate",
-        "--model",
-        "llama-3.1-8b",
-        "--gpu",
-        "h100",
-        "--input-len",
-        "500",
-        "--output-len",
-        "50",
-        "--concurrency",
-        "8",
-        "--turns",
-        "5",
-        "--think-time",
-        "5",
-        "--requests",
-        "16",
-        "--max-model-len",
-        "4096",
-        "--kv-cache-memory-bytes",
-        "1GiB",
-        "--format",
-        "json",
-    ];
-    let without = json(&sessions);
-    let with = json(&[&sessions[..], &["--tiers", "host=2GiB,disk=50GiB"]].concat());
+    let without = json(&SESSIONS);
+    let with = json(&[&SESSIONS[..], &["--tiers", "host=2GiB,disk=50GiB"]].concat());
     assert!(without.get("tiers").is_none());
     let found = |i: usize| with["tiers"][i]["hit_tokens"].as_u64().unwrap();
     assert!(found(0) > 0 && found(1) > 0, "{}", with["tiers"]);
@@ -87,34 +89,8 @@ fn tiers_find_what_a_small_pool_lost() {
 
 #[test]
 fn tiers_behind_prefill_engines_find_what_their_pool_lost_and_drafts_speed_the_decode_side_up() {
-    let sessions = [
-        "simulate",
-        "--model",
-        "llama-3.1-8b",
-        "--gpu",
-        "h100",
-        "--input-len",
-        "500",
-        "--output-len",
-        "50",
-        "--concurrency",
-        "8",
-        "--turns",
-        "5",
-        "--think-time",
-        "5",
-        "--requests",
-        "16",
-        "--max-model-len",
-        "4096",
-        "--kv-cache-memory-bytes",
-        "1GiB",
-        "--disaggregate",
-        "prefill=1,decode=1",
-        "--format",
-        "json",
-    ];
-    let ask = |more: &[&str]| json(&[&sessions[..], more].concat());
+    let ask =
+        |more: &[&str]| json(&[&SESSIONS[..], &["--disaggregate", "prefill=1,decode=1"], more].concat());
     let number = |a: &Value, path: &str| a.pointer(path).and_then(Value::as_f64).unwrap();
     let plain = ask(&[]);
     let tiers = ask(&["--tiers", "host=20GiB"]);

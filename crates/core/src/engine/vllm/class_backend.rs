@@ -66,6 +66,18 @@ mod tests {
     use super::*;
     use crate::arch::{Config, family};
 
+    /// A card of this generation.
+    fn gpu(major: u32) -> Gpu {
+        Gpu {
+            major,
+            minor: 0,
+            memory_bytes: 80 << 30,
+            memory_unknown: false,
+            a100: false,
+            hopper: major == 9,
+        }
+    }
+
     fn blocks(version: Version, major: u32, kv_cache_dtype: KvDtype, images: bool) -> (u64, Vec<Backend>) {
         let file = r#"{"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4", "text_config": {
             "model_type": "gemma4_text", "num_hidden_layers": 6, "use_bidirectional_attention": "vision"}}"#;
@@ -74,14 +86,6 @@ mod tests {
         else {
             panic!("refused")
         };
-        let gpu = Gpu {
-            major,
-            minor: 0,
-            memory_bytes: 80 << 30,
-            memory_unknown: false,
-            a100: false,
-            hopper: major == 9,
-        };
         let settings = Settings {
             version,
             kv_cache_dtype,
@@ -89,7 +93,7 @@ mod tests {
             language_model_only: !images,
             ..Settings::default()
         };
-        let outcome = layout(&model, &settings, gpu, &[40 << 30]).unwrap();
+        let outcome = layout(&model, &settings, gpu(major), &[40 << 30]).unwrap();
         let layout = outcome.layout.unwrap();
         (layout.block_size, layout.backends)
     }
@@ -103,20 +107,12 @@ mod tests {
             panic!("refused")
         };
         let block = |minor: u32, major: u32| {
-            let gpu = Gpu {
-                major,
-                minor: 0,
-                memory_bytes: 80 << 30,
-                memory_unknown: false,
-                a100: false,
-                hopper: major == 9,
-            };
             let settings = Settings {
                 version: Version::new(0, minor, 0),
                 max_model_len: MaxModelLen::Tokens(8192),
                 ..Settings::default()
             };
-            layout(&model, &settings, gpu, &[40 << 30])
+            layout(&model, &settings, gpu(major), &[40 << 30])
                 .unwrap()
                 .layout
                 .unwrap()

@@ -114,17 +114,7 @@ pub fn text(simulations: &[Simulation]) -> String {
         s.prefix_hit_rate_tokens * 100.0
     );
     apart_text(&mut out, s);
-    let t = s.time;
-    let kinds = [
-        ("matrix products", t.busy.linear_s),
-        ("experts", t.busy.experts_s),
-        ("attention", t.busy.attention_s),
-        ("states", t.busy.state_s),
-        ("communication", t.busy.communication_s),
-        ("small kernels", t.busy.elementwise_s),
-        ("host", t.host_s),
-        ("idle", t.idle_s),
-    ];
+    let kinds = s.time_kinds();
     let total: f64 = kinds.iter().map(|(_, x)| x).sum();
     let shares: Vec<String> = kinds
         .iter()
