@@ -126,6 +126,10 @@ impl Simulate {
                         "{} on {} x {}: the engine would not start: {reason}",
                         plan.model.name, plan.gpu.count, plan.gpu.name
                     ));
+                    if let Some(fix) = usecase::fix(&deployment, &serving, &traffic.at_rate(1.0)?.workload()?)
+                    {
+                        printer.note(&format!("fix: {fix}"));
+                    }
                     return Ok(ExitStatus::No);
                 }
             };
@@ -200,8 +204,8 @@ impl Simulate {
                 }
                 text
             }
-            Format::Csv => report::grid(&simulations).csv(),
-            Format::Markdown => report::grid(&simulations).markdown(),
+            Format::Csv => report::grid(&simulations, true).csv(),
+            Format::Markdown => report::grid(&simulations, true).markdown(),
         };
         self.output.write(printer, &text)?;
         Ok(status)

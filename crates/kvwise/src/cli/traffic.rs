@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use kvwise_core::units::parse_count;
-use kvwise_core::{Error, Result};
+use kvwise_core::{Error, ErrorKind, Result};
 use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
 
@@ -73,7 +73,12 @@ impl TrafficArgs {
     /// If the trace cannot be read or is too large.
     pub fn traffic(&self, printer: Printer) -> Result<Traffic> {
         let trace = match &self.trace {
-            Some(path) => Some(open_for_simulation(path, printer)?),
+            Some(path) => Some(open_for_simulation(path, printer).map_err(|e| match e.kind() {
+                ErrorKind::NotFound => {
+                    e.hint("TRACE is a file of requests; a model is given with --model, its traffic with --input-len ...")
+                }
+                _ => e,
+            })?),
             None => None,
         };
         Ok(Traffic {

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod quote;
 pub mod rate;
 pub mod recommend;
+pub mod refusal;
 pub mod replay;
 pub mod replay_vllm;
 pub mod session;

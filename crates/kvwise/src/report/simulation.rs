@@ -162,6 +162,9 @@ pub struct Simulation {
     pub replicas: u32,
     /// Why the engine would not start.
     pub refused: Option<String>,
+    /// What would let it start, if one change does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
     /// Requests of the workload.
     pub requests: u64,
     /// Requests that finished.
@@ -288,6 +291,7 @@ impl Simulation {
             engine: outcome.engine,
             replicas: outcome.replicas,
             refused: outcome.refused.clone(),
+            fix: outcome.fix.clone(),
             requests: trace.len() as u64,
             finished: s.finished,
             rejected: s.rejected,

@@ -42,8 +42,11 @@ fn section(body: &mut String, i: usize, s: &Simulation) {
     if let Some(reason) = &s.refused {
         let _ = write!(
             body,
-            "<div class=\"finding problem\"><b>The engine would not start</b>{}</div>",
-            escape(reason)
+            "<div class=\"finding problem\"><b>The engine would not start</b>{}{}</div>",
+            escape(reason),
+            s.fix
+                .as_ref()
+                .map_or_else(String::new, |fix| format!("<br>fix: {}", escape(fix)))
         );
         return;
     }

@@ -9,6 +9,7 @@ use kvwise_sim::simulate::Slo;
 use serde::Serialize;
 
 use super::html::{document, escape};
+use super::refusal::{Refusal, paragraphs};
 use super::simulation_html::table;
 use super::table::{Align, Grid};
 use crate::plot::{LineChart, Series};
@@ -95,6 +96,7 @@ impl SweepAnswer {
     /// For a terminal: the points in a table, the best or nearest in words.
     pub fn text(&self) -> String {
         let mut out = self.grid().text();
+        self.refusals(&mut out);
         out.push_str(
             "\n* nothing beats it in both time per output token and output tokens a second per GPU\n",
         );
@@ -120,9 +122,31 @@ impl SweepAnswer {
         out
     }
 
+    /// Why some deployments do not start, which no load changes.
+    fn refusals(&self, out: &mut String) {
+        let refused: BTreeMap<String, &Point> = self
+            .points
+            .iter()
+            .filter(|p| p.refused.is_some())
+            .map(|p| (flags_of(p), p))
+            .collect();
+        let refusals: Vec<Refusal<'_>> = refused
+            .iter()
+            .map(|(flags, p)| Refusal {
+                name: if flags.is_empty() { "as asked" } else { flags },
+                reason: p.refused.as_deref().unwrap_or_default(),
+                fix: p.fix.as_deref(),
+            })
+            .collect();
+        if !refusals.is_empty() {
+            out.push('\n');
+            paragraphs(out, &refusals);
+        }
+    }
+
     /// One row a point, as wide as a terminal.
     fn grid(&self) -> Grid {
-        let mut grid = Grid::new(&[
+        let columns = [
             ("point", Align::Left),
             ("GPUs", Align::Right),
             ("ttft99", Align::Right),
@@ -132,10 +156,14 @@ impl SweepAnswer {
             ("/GPU", Align::Right),
             ("req/s", Align::Right),
             ("", Align::Left),
-        ]);
+        ];
+        let mut grid = Grid::new(&columns);
         for (i, p) in self.points.iter().enumerate() {
-            if let Some(reason) = &p.refused {
-                grid.row([format!("{}: {reason}", name(p)), p.gpus.to_string()]);
+            if p.refused.is_some() {
+                let named = [name(p), p.gpus.to_string()];
+                // neither a name, GPUs nor a mark
+                let none = std::iter::repeat_n("-".to_owned(), columns.len() - 3);
+                grid.row(named.into_iter().chain(none));
                 continue;
             }
             let mut mark = String::new();

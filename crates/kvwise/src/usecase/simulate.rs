@@ -1,6 +1,6 @@
 //! Simulating: traffic on a planned deployment, several seeds, what-if comparisons.
 
-use kvwise_core::plan::Plan;
+use kvwise_core::plan::{self, Plan};
 use kvwise_core::{Error, Result};
 use kvwise_sim::simulate::{HostTimes, Run, Slo, Summary, run, summarize};
 use serde_json::Value;
@@ -22,6 +22,8 @@ pub struct Outcome {
     pub replicas: u32,
     /// Why nothing could be simulated; then there is no run.
     pub refused: Option<String>,
+    /// What would let the engine start, if one change does.
+    pub fix: Option<String>,
     /// How far the times can be trusted.
     pub confidence: Option<Confidence>,
     /// What happened.
@@ -61,6 +63,7 @@ pub fn simulate(
             gpus: plan.gpu.count,
             plan: *plan,
             replicas: serving.replicas,
+            fix: fix(deployment, serving, workload),
             refused: Some(reason),
             confidence: None,
             run: Run::default(),
@@ -96,6 +99,7 @@ pub fn simulate_served(served: &Served, workload: &Workload<'_>, slo: Slo) -> Re
         gpus: served.gpus(),
         replicas: served.replicas,
         refused: None,
+        fix: None,
         confidence: Some(served.confidence.clone()),
         run,
         summary,
@@ -112,6 +116,25 @@ pub fn simulate_served(served: &Served, workload: &Workload<'_>, slo: Slo) -> Re
         }),
         warnings,
     })
+}
+
+/// What would let the engine start and hold the longest request of the workload: the plan's own fix for that length.
+/// None where prefill and decode are apart, which are two deployments.
+pub fn fix(deployment: &Deployment, serving: &Serving, workload: &Workload<'_>) -> Option<String> {
+    if serving.split.is_some() {
+        return None;
+    }
+    let trace = &*workload.trace;
+    let longest = (0..trace.len())
+        .map(|i| u64::from(trace.input_len(i)) + u64::from(trace.output_len(i)))
+        .max()?;
+    let asked = Deployment {
+        context: vec![longest.to_string()],
+        concurrency: Vec::new(),
+        ..deployment.clone()
+    };
+    let resolved = asked.resolve().ok()?;
+    plan::plan(&resolved.request(false)).ok()?.fix
 }
 
 /// The deployment with the flags of `changes` (`kv-cache-dtype=fp8,tp=2`) set.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::deployment::Deployment;
 use super::fingerprint::Fingerprint;
 use super::served::{Prepared, Serving, prepare};
-use super::simulate::{changed, simulate_served};
+use super::simulate::{changed, fix, simulate_served};
 use super::traffic::Traffic;
 
 /// Most points of one sweep.
@@ -60,6 +60,9 @@ pub struct Point {
     /// Why nothing could be simulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What would let the engine start, if one change does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
     /// Time to first token.
     pub ttft_ms: Percentiles,
     /// Time per output token after the first.
@@ -282,6 +285,7 @@ fn simulate_point(
         load,
         gpus: 0,
         refused: None,
+        fix: None,
         ttft_ms: Percentiles::default(),
         tpot_ms: Percentiles::default(),
         e2e_ms: Percentiles::default(),
@@ -295,14 +299,6 @@ fn simulate_point(
         rejected: 0,
         slo_met: None,
     };
-    let served = match prepare(deployment, &question.serving).map_err(named)? {
-        Prepared::Ready(served) => served,
-        Prepared::Refused(plan, reason) => {
-            point.gpus = plan.gpu.count;
-            point.refused = Some(reason);
-            return Ok(point);
-        }
-    };
     let traffic = match load {
         LoadLevel::Concurrency(n) => Traffic {
             concurrency: Some(n),
@@ -311,7 +307,17 @@ fn simulate_point(
         },
         LoadLevel::Rate(rate) => question.traffic.at_rate(rate)?,
     };
-    let outcome = simulate_served(&served, &traffic.workload()?, question.slo)?;
+    let workload = traffic.workload()?;
+    let served = match prepare(deployment, &question.serving).map_err(named)? {
+        Prepared::Ready(served) => served,
+        Prepared::Refused(plan, reason) => {
+            point.gpus = plan.gpu.count;
+            point.fix = fix(deployment, &question.serving, &workload);
+            point.refused = Some(reason);
+            return Ok(point);
+        }
+    };
+    let outcome = simulate_served(&served, &workload, question.slo)?;
     let (s, run, slo) = (&outcome.summary, &outcome.run, question.slo);
     point.gpus = outcome.gpus;
     point.ttft_ms = shortened(s.ttft_ms);

@@ -1,6 +1,7 @@
 //! `kvwise simulate` and `kvwise sweep` as a user meets them.
 
 mod apart;
+mod refused;
 mod sweep;
 
 use std::path::Path;

@@ -6,12 +6,14 @@ use kvwise_sim::simulate::{Cause, Sample};
 
 use super::Simulation;
 use crate::plot::{LineChart, Series};
+use crate::report::refusal::{Refusal, paragraphs};
 use crate::report::table::{Align, Grid};
+use crate::report::text::wrap;
 
 /// One row a simulation: percentiles in ms, output tokens and requests a second, share of prompt tokens found in the
-/// cache, preemptions, largest share of the pool in use.
-pub fn grid(simulations: &[Simulation]) -> Grid {
-    let mut grid = Grid::new(&[
+/// cache, preemptions, largest share of the pool in use; why it does not start, if one does not and `with_reasons`.
+pub fn grid(simulations: &[Simulation], with_reasons: bool) -> Grid {
+    let mut columns = vec![
         ("changed", Align::Left),
         ("ttft50", Align::Right),
         ("ttft99", Align::Right),
@@ -22,10 +24,17 @@ pub fn grid(simulations: &[Simulation]) -> Grid {
         ("hits", Align::Right),
         ("pre", Align::Right),
         ("kv", Align::Right),
-    ]);
+    ];
+    let figures = columns.len() - 1;
+    if with_reasons && simulations.iter().any(|s| s.refused.is_some()) {
+        columns.push(("does not start", Align::Left));
+    }
+    let mut grid = Grid::new(&columns);
     for s in simulations {
         if let Some(reason) = &s.refused {
-            grid.row([format!("{}: {reason}", s.label)]);
+            let none = if with_reasons { "" } else { "-" };
+            let row = std::iter::once(s.label.clone()).chain(std::iter::repeat_n(none.to_owned(), figures));
+            grid.row(row.chain(with_reasons.then(|| reason.clone())));
             continue;
         }
         grid.row([
@@ -44,25 +53,40 @@ pub fn grid(simulations: &[Simulation]) -> Grid {
     grid
 }
 
+fn refusal(s: &Simulation) -> Option<Refusal<'_>> {
+    s.refused.as_ref().map(|reason| Refusal {
+        name: &s.label,
+        reason,
+        fix: s.fix.as_deref(),
+    })
+}
+
 /// For a terminal: one deployment in words, several as a table.
 pub fn text(simulations: &[Simulation]) -> String {
     let [s] = simulations else {
-        let mut out = grid(simulations).text();
+        let mut out = grid(simulations, false).text();
         out.push('\n');
+        paragraphs(
+            &mut out,
+            &simulations.iter().filter_map(refusal).collect::<Vec<_>>(),
+        );
         for s in simulations.iter().filter(|s| s.refused.is_none()) {
-            let _ = writeln!(out, "{}: {}", s.label, answer(s));
+            wrap(&mut out, &format!("{}: {}", s.label, answer(s)), "  ");
         }
         if let Some(s) = simulations.iter().find(|s| s.refused.is_none()) {
-            let _ = writeln!(out, "basis {}", s.basis.replace("; ", ";\n      "));
+            wrap(&mut out, &format!("basis {}", s.basis), "      ");
         }
         return out;
     };
     let mut out = String::new();
-    if let Some(reason) = &s.refused {
-        let _ = writeln!(
-            out,
-            "{} on {} x {}: the engine would not start: {reason}",
-            s.model, s.gpus, s.gpu
+    if let Some(refusal) = refusal(s) {
+        let name = format!("{} on {} x {}", s.model, s.gpus, s.gpu);
+        paragraphs(
+            &mut out,
+            &[Refusal {
+                name: &name,
+                ..refusal
+            }],
         );
         return out;
     }
@@ -78,7 +102,12 @@ pub fn text(simulations: &[Simulation]) -> String {
             s.goodput_requests_per_s
         ),
     };
-    let _ = writeln!(out, "{} on {} x {}: {verdict}\n", s.model, s.gpus, s.gpu);
+    wrap(
+        &mut out,
+        &format!("{} on {} x {}: {verdict}", s.model, s.gpus, s.gpu),
+        "",
+    );
+    out.push('\n');
     let mut grid = Grid::new(&[
         ("ms", Align::Left),
         ("mean", Align::Right),
@@ -100,9 +129,22 @@ pub fn text(simulations: &[Simulation]) -> String {
         );
     }
     out.push_str(&grid.text());
+    out.push('\n');
+    for line in details(s).lines() {
+        wrap(&mut out, line, NAMES);
+    }
+    out
+}
+
+/// As wide as the names before the details.
+const NAMES: &str = "            ";
+
+/// A line for each thing that happened, its name first.
+fn details(s: &Simulation) -> String {
+    let mut out = String::new();
     let _ = writeln!(
         out,
-        "\nrequests    {} finished of {}, {} rejected, {} preemptions, {:.1} s",
+        "requests    {} finished of {}, {} rejected, {} preemptions, {:.1} s",
         s.finished, s.requests, s.rejected, s.preemptions, s.duration_s
     );
     let _ = writeln!(
@@ -166,7 +208,7 @@ pub fn text(simulations: &[Simulation]) -> String {
             cause(w.cause)
         );
     }
-    let _ = writeln!(out, "basis       {}", s.basis.replace("; ", ";\n            "));
+    let _ = writeln!(out, "basis       {}", s.basis);
     out
 }
 
