@@ -232,6 +232,16 @@ pub struct ServingArgs {
     )]
     transfer_latency_ms: Option<f64>,
 
+    /// Tokens kept free on a decode engine for each request that has room there (SGLang) [default: 512].
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        requires = "disaggregate",
+        value_parser = parse_count,
+        help_heading = "Disaggregation"
+    )]
+    num_reserved_decode_tokens: Option<u64>,
+
     /// Tiers behind the pool of each engine, nearest first: host=200GiB,disk=4TiB (or blocks, or tokens).
     #[arg(long, value_delimiter = ',', value_name = "NAME=ROOM,...", value_parser = parse_tier, help_heading = "Tiers")]
     tiers: Vec<(String, Room)>,
@@ -272,6 +282,7 @@ impl ServingArgs {
             Some(mut split) => {
                 split.prefill_flags = self.prefill_flags.clone().unwrap_or_default();
                 split.decode_flags = self.decode_flags.clone().unwrap_or_default();
+                split.reserved_decode_tokens = self.num_reserved_decode_tokens;
                 if let Some(rate) = self.transfer_bandwidth {
                     split.speed.bytes_per_s = rate;
                 }

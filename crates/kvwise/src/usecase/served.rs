@@ -133,7 +133,10 @@ impl Served {
             disaggregation: self.prefill.as_ref().map(|(prefill, transfer)| Disaggregation {
                 engine: prefill.config.clone(),
                 clock: StepClock::Model(&prefill.step),
-                host: HostTimes::VLLM,
+                host: match prefill.config {
+                    EngineConfig::Vllm(_) => HostTimes::VLLM,
+                    EngineConfig::Sglang(_) => HostTimes::SGLANG,
+                },
                 replicas: prefill.replicas,
                 ranks: prefill.ranks,
                 transfer: *transfer,
@@ -222,19 +225,8 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
             return Ok(Prepared::Refused(plan, format!("decode engines: {reason}")));
         }
     };
-    if decode.engine != "vllm" || prefill.engine != "vllm" {
-        return Err(Error::unsupported(
-            "prefill and decode on different engines are simulated for vLLM only",
-        )
-        .hint("leave --disaggregate or --engine sglang out"));
-    }
-    // The decode side's server tokenises and answers once more.
-    let transfer = apart::transfer(
-        &prefill.plan,
-        &decode.plan,
-        split.speed,
-        HostTimes::VLLM.request_s,
-    )?;
+    let mut prefill = prefill;
+    let transfer = apart::join(&mut prefill, &mut decode, split)?;
     decode.tiers.clone_from(&prefill.tiers);
     for warning in &prefill.warnings {
         if warning != NOT_TIMED && !decode.warnings.contains(warning) {

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::tests::{requests, scheduler, step_model, trace_of};
 use super::*;
 use crate::cost::StepModel;
+use crate::sched::sglang::step::{Side, StepConfig};
 use crate::trace::Trace;
 
 const BLOCK_BYTES: u64 = 2 << 20;
@@ -33,6 +34,47 @@ fn apart(model: &StepModel, sizes: (u32, u32), blocks: (u32, u32), bytes_per_s: 
             },
         }),
         ..Deployment::new(EngineConfig::Vllm(scheduler(blocks.1)), clock)
+    }
+}
+
+/// SGLang's engines apart, with so many tokens on each side.
+fn sglang_apart(
+    model: &StepModel,
+    sizes: (u32, u32),
+    tokens: (usize, usize),
+    page: usize,
+    bytes_per_s: f64,
+) -> Deployment<'_> {
+    let clock = StepClock::Model(model);
+    let engine = |tokens, side| {
+        EngineConfig::Sglang(StepConfig {
+            page_size: page,
+            max_running: 4,
+            max_context_tokens: 2048,
+            chunked_prefill_tokens: Some(128),
+            side,
+            ..StepConfig::new(tokens)
+        })
+    };
+    let decode = Side::Decode {
+        reserved_tokens: 64,
+        extra_rows: 3,
+    };
+    Deployment {
+        replicas: sizes.1,
+        disaggregation: Some(Disaggregation {
+            engine: engine(tokens.0, Side::Prefill),
+            clock,
+            host: HostTimes::SGLANG,
+            replicas: sizes.0,
+            ranks: 1,
+            transfer: Transfer {
+                bytes_per_block: BLOCK_BYTES / 16 * page as u64,
+                speed: speed(bytes_per_s),
+                handoff_s: 0.001,
+            },
+        }),
+        ..Deployment::new(engine(tokens.1, decode), clock)
     }
 }
 
@@ -85,6 +127,42 @@ proptest! {
         // Prompts of at most 18 blocks and 60 more tokens fit into 24 blocks.
         prop_assert!(result.records.iter().all(|r| !r.rejected));
         prop_assert_eq!(result.transfers.requests, trace.len() as u64);
+        let engines = f64::from(prefill + decode);
+        let accounted = result.busy.total_s() + result.host_s + result.idle_s;
+        prop_assert!((accounted - engines * result.end_s).abs() < 1e-6 * (1.0 + engines * result.end_s));
+    }
+
+    #[test]
+    fn sglang_serves_every_request_on_both_sides_once_however_small_the_pools(
+        requests in requests(), prefill in 1_u32..4, decode in 1_u32..4, p_tokens in 500_usize..900,
+        d_tokens in 500_usize..900, page in 0_usize..3, slow in any::<bool>(), closed in any::<bool>(),
+    ) {
+        let trace = trace_of(&requests);
+        let model = step_model("h100_sxm");
+        let page = [1, 4, 16][page];
+        let rate = if slow { 1e8 } else { 5e10 };
+        let deployment = sglang_apart(&model, (prefill, decode), (p_tokens, d_tokens), page, rate);
+        let arrivals = if closed { Arrivals::Closed { concurrency: 6 } } else { Arrivals::Trace { speed: 4.0 } };
+        let result = simulated(&trace, &deployment, arrivals);
+        let mut pages = 0;
+        for (i, r) in result.records.iter().enumerate() {
+            // Prompts of at most 18 blocks of 16, 60 more tokens and what is kept free fit into 500.
+            prop_assert!(!r.rejected, "request {} {:?}", i, r);
+            prop_assert_eq!(r.output_tokens, trace.output_len(i).max(1), "request {} {:?}", i, r);
+            prop_assert!(
+                r.arrival_s + 0.001 <= r.admitted_s
+                    && r.admitted_s < r.prefilled_s
+                    && r.prefilled_s < r.kv_arrived_s
+                    && r.kv_arrived_s <= r.first_token_s
+                    && r.first_token_s <= r.finished_s,
+                "{:?}", r
+            );
+            prop_assert!(r.engine < prefill);
+            pages += u64::from(r.input_tokens).div_ceil(page as u64);
+        }
+        // The decode side keeps no prefixes: every page of every prompt moves once.
+        prop_assert_eq!(result.transfers.requests, trace.len() as u64);
+        prop_assert_eq!(result.transfers.blocks, pages);
         let engines = f64::from(prefill + decode);
         let accounted = result.busy.total_s() + result.host_s + result.idle_s;
         prop_assert!((accounted - engines * result.end_s).abs() < 1e-6 * (1.0 + engines * result.end_s));
@@ -238,6 +316,60 @@ fn a_handed_over_request_pays_for_every_part_of_its_way() {
 }
 
 #[test]
+fn sglang_sends_chunks_while_it_computes_and_its_prefill_engine_gives_the_first_token() {
+    let lengths = Lengths {
+        input_tokens: 300,
+        output_tokens: 10,
+        ratio: 1.0,
+    };
+    let trace = closed_loop(lengths, 1, 1).unwrap();
+    let model = step_model("h100_sxm");
+    let closed = Arrivals::Closed { concurrency: 1 };
+    let r = simulated(&trace, &sglang_apart(&model, (1, 1), (4096, 4096), 1, 1e9), closed).records[0];
+    let step = |prefill: u64, past: u64| {
+        let prefills = [crate::cost::Prefill {
+            new_tokens: prefill,
+            past_tokens: past,
+        }];
+        let prefills = if prefill > 0 { &prefills[..] } else { &[] };
+        let decode = u64::from(prefill == 0);
+        let batch = crate::cost::Batch::new(decode, if decode > 0 { past as f64 } else { 0.0 }, prefills);
+        model.time(&batch).total_s() + HostTimes::SGLANG.step_s
+    };
+    // The decode side has room at once and says so 1 ms later; then three chunks.
+    assert!((r.admitted_s - 0.001).abs() < 1e-12);
+    let (one, two) = (step(128, 0), step(128, 128));
+    let prefilled = 0.001 + one + two + step(44, 256);
+    assert!((r.prefilled_s - prefilled).abs() < 1e-12);
+    // 44 of the 300 tokens, and what of the first two chunks was not yet through.
+    let token_s = BLOCK_BYTES as f64 / 16.0 / 1e9;
+    let chunks = ((0.001 + one + 128.0 * token_s).max(0.001 + one + two) + 128.0 * token_s).max(prefilled);
+    assert!((r.kv_arrived_s - (chunks + 44.0 * token_s + 1e-4)).abs() < 1e-9);
+    // Nothing is computed again: the first token goes out at once, the second after one step.
+    assert!((r.first_token_s - r.kv_arrived_s).abs() < 1e-12);
+    let second = (1..10).map(|n| step(0, 299 + n)).sum::<f64>();
+    assert!((r.finished_s - r.first_token_s - second).abs() < 1e-4, "{r:?}");
+}
+
+#[test]
+fn sglangs_decode_side_makes_room_before_a_prompt_is_computed() {
+    // Two requests of 300 and a pool that has room for one and what is kept free for it.
+    let lengths = Lengths {
+        input_tokens: 300,
+        output_tokens: 40,
+        ratio: 1.0,
+    };
+    let trace = closed_loop(lengths, 2, 1).unwrap();
+    let model = step_model("h100_sxm");
+    let closed = Arrivals::Closed { concurrency: 2 };
+    let of = |tokens| simulated(&trace, &sglang_apart(&model, (1, 1), (4096, tokens), 1, 1e9), closed).records;
+    let small = of(600);
+    assert!(small[1].admitted_s > small[0].finished_s, "{small:?}");
+    let large = of(800);
+    assert!(large[1].admitted_s < large[0].first_token_s, "{large:?}");
+}
+
+#[test]
 fn what_cannot_be_apart_is_refused() {
     let trace = closed_loop(
         Lengths {
@@ -255,6 +387,17 @@ fn what_cannot_be_apart_is_refused() {
             .unwrap_err()
             .to_string()
     };
+    let mut pages = sglang_apart(&model, (1, 1), (4096, 4096), 4, 1e9);
+    if let Some(d) = &mut pages.disaggregation {
+        d.engine = EngineConfig::Sglang(StepConfig {
+            page_size: 8,
+            ..StepConfig::new(4096)
+        });
+    }
+    assert!(refused(&pages).contains("pages of 8 tokens"));
+    let mut mixed = apart(&model, (1, 1), (64, 64), 1e9);
+    mixed.engine = EngineConfig::Sglang(StepConfig::new(4096));
+    assert!(refused(&mixed).contains("neither reads the other's cache"));
     let none = apart(&model, (0, 1), (64, 64), 1e9);
     assert!(refused(&none).contains("prefill engines"));
     let mut uncached = scheduler(64);

@@ -9,9 +9,9 @@ use super::engine::Counters;
 use super::handoff::Transfer;
 use super::link::Link;
 use super::record::{Record, Run, Sample};
-use super::replica::{Ended, Event, Replica};
+use super::replica::{Ended, Event, Notice, Replica};
 use super::router::{Load, Router, Routing};
-use super::run::Deployment;
+use super::run::{Deployment, EngineConfig};
 use super::source::{Source, Time};
 use super::tiers::TierTotals;
 use crate::trace::Trace;
@@ -29,6 +29,33 @@ struct Apart {
     sending: Vec<Link>,
     /// Port of each decode engine.
     receiving: Vec<Link>,
+    /// Where decode engines make room first and prompts are pushed (SGLang), what is known of them.
+    pushed: Option<Pushed>,
+}
+
+/// Requests that have room on a decode engine, or wait for it, before their prompts are computed.
+struct Pushed {
+    page_tokens: u32,
+    /// Decode engine of each request.
+    engine: Vec<u32>,
+    /// Pages of each request that were sent.
+    pages: Vec<u32>,
+    /// Requests that will come to each prefill engine.
+    coming: Vec<u64>,
+}
+
+impl Pushed {
+    fn of(deployment: &Deployment<'_>, requests: usize, prefill_engines: usize) -> Option<Self> {
+        let EngineConfig::Sglang(config) = &deployment.engine else {
+            return None;
+        };
+        Some(Self {
+            page_tokens: u32::try_from(config.page_size).unwrap_or(u32::MAX).max(1),
+            engine: vec![0; requests],
+            pages: vec![0; requests],
+            coming: vec![0; prefill_engines],
+        })
+    }
 }
 
 pub(super) struct Cluster<'a> {
@@ -74,6 +101,7 @@ impl<'a> Cluster<'a> {
                 handoffs: BinaryHeap::new(),
                 sending: vec![Link::new(d.transfer.speed); (d.replicas * d.ranks) as usize],
                 receiving: vec![Link::new(d.transfer.speed); deployment.replicas as usize * ranks],
+                pushed: Pushed::of(deployment, trace.len(), (d.replicas * d.ranks) as usize),
             }),
             run: Run {
                 records: vec![Record::BLANK; trace.len()],
@@ -148,6 +176,7 @@ impl<'a> Cluster<'a> {
             let at = self.replicas[behind].now_s;
             self.take_ended(behind, at);
             self.take_readings(behind);
+            self.take_notices(behind);
             self.sample(at);
         }
         self.finish();
@@ -168,6 +197,13 @@ impl<'a> Cluster<'a> {
             && outside.is_none_or(|o| at.0 <= o)
         {
             apart.handoffs.pop();
+            if let Some(pushed) = &mut apart.pushed {
+                // It has room: now its prompt may be computed.
+                let engine = self.run.records[row as usize].engine as usize;
+                pushed.coming[engine] = pushed.coming[engine].saturating_sub(1);
+                let (replica, rank) = (engine / self.prefill_ranks, engine % self.prefill_ranks);
+                return self.give(replica, rank, row, now_s);
+            }
             let decode = self.num_prefill..self.replicas.len();
             self.loads.clear();
             self.loads.extend(self.replicas[decode].iter().flat_map(loads_of));
@@ -185,11 +221,29 @@ impl<'a> Cluster<'a> {
         };
         self.loads.clear();
         self.loads.extend(self.replicas[first].iter().flat_map(loads_of));
+        if let Some(pushed) = self.apart.as_ref().and_then(|a| a.pushed.as_ref()) {
+            for (load, coming) in self.loads.iter_mut().zip(&pushed.coming) {
+                load.waiting += coming;
+            }
+        }
         let engine = self.router.choose(self.trace, row, &self.loads);
         let record = &mut self.run.records[row as usize];
         record.arrival_s = at;
         record.input_tokens = self.trace.input_len(row as usize);
         record.engine = u32::try_from(engine).unwrap_or(u32::MAX);
+        if let Some(apart) = &mut self.apart
+            && let Some(pushed) = &mut apart.pushed
+        {
+            // The router sends it to both sides at once; the decode side makes room first.
+            pushed.coming[engine] += 1;
+            self.loads.clear();
+            let decode = self.num_prefill..self.replicas.len();
+            self.loads.extend(self.replicas[decode].iter().flat_map(loads_of));
+            let engine = apart.router.choose(self.trace, row, &self.loads);
+            pushed.engine[row as usize] = u32::try_from(engine).unwrap_or(u32::MAX);
+            let (replica, rank) = (self.num_prefill + engine / self.ranks, engine % self.ranks);
+            return self.give(replica, rank, row, now_s);
+        }
         self.give(engine / ranks, engine % ranks, row, now_s)
     }
 
@@ -210,7 +264,20 @@ impl<'a> Cluster<'a> {
         for row in std::mem::take(&mut self.ended.tags) {
             let rejected = self.run.records[row as usize].rejected;
             if let Some(apart) = &mut self.apart {
-                if replica < self.num_prefill {
+                if let Some(pushed) = &mut apart.pushed {
+                    let decode = pushed.engine[row as usize] as usize;
+                    if replica < self.num_prefill {
+                        if !rejected {
+                            continue;
+                        }
+                        let (to, rank) = (self.num_prefill + decode / self.ranks, decode % self.ranks);
+                        self.replicas[to].expect(now_s, Event::Cancel { rank, tag: row });
+                    } else if rejected && self.run.records[row as usize].admitted_s.is_nan() {
+                        // It never came to its prefill engine.
+                        let engine = self.run.records[row as usize].engine as usize;
+                        pushed.coming[engine] = pushed.coming[engine].saturating_sub(1);
+                    }
+                } else if replica < self.num_prefill {
                     if !rejected {
                         let at = now_s + apart.transfer.handoff_s;
                         apart.handoffs.push(Reverse((Time(at), row)));
@@ -260,6 +327,56 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// What happened on a replica and the other side hears of.
+    fn take_notices(&mut self, replica: usize) {
+        let notices = std::mem::take(&mut self.replicas[replica].notices);
+        for notice in notices {
+            let Some(apart) = &mut self.apart else {
+                return;
+            };
+            let Some(pushed) = &mut apart.pushed else {
+                return;
+            };
+            match notice {
+                Notice::Placed { tag, at_s } => {
+                    let at = at_s + apart.transfer.handoff_s;
+                    apart.handoffs.push(Reverse((Time(at), tag)));
+                }
+                Notice::Sent {
+                    tag,
+                    tokens,
+                    all,
+                    rank,
+                    at_s,
+                } => {
+                    let so_far = tokens.div_ceil(pushed.page_tokens);
+                    let pages = so_far.saturating_sub(pushed.pages[tag as usize]);
+                    if pages == 0 && !all {
+                        continue;
+                    }
+                    pushed.pages[tag as usize] = so_far;
+                    let to = pushed.engine[tag as usize] as usize;
+                    let bytes = apart.transfer.bytes_per_block.saturating_mul(u64::from(pages));
+                    let at = Link::send_between(
+                        &mut apart.sending[replica * self.prefill_ranks + rank],
+                        &mut apart.receiving[to],
+                        at_s,
+                        bytes,
+                    );
+                    let moved = &mut self.run.transfers;
+                    moved.blocks += u64::from(pages);
+                    moved.bytes = moved.bytes.saturating_add(bytes);
+                    if all {
+                        moved.requests += 1;
+                        let (rank, to) = (to % self.ranks, self.num_prefill + to / self.ranks);
+                        self.replicas[to].expect(at, Event::Read { rank, tag });
+                        self.release(tag, at);
+                    }
+                }
+            }
+        }
+    }
+
     fn counters(&self) -> Counters {
         let mut all = Counters::default();
         for rank in self.replicas.iter().flat_map(|r| &r.ranks) {
@@ -280,7 +397,8 @@ impl<'a> Cluster<'a> {
         for replica in &self.replicas {
             for rank in &replica.ranks {
                 running += rank.num_running();
-                waiting += rank.num_waiting();
+                // One whose prompt is elsewhere is counted there.
+                waiting += rank.num_waiting() - rank.num_expected();
             }
             usage += replica.usage();
         }

@@ -7,7 +7,7 @@ use super::handoff::ReadFromPrefill;
 use super::tiers::{TierTotals, Tiers};
 use crate::cost::Prefill;
 use crate::replay::vllm::{Isolation, TraceContent};
-use crate::sched::sglang::step::{StepConfig, SteppedScheduler};
+use crate::sched::sglang::step::{Side, StepConfig, StepOutcome, SteppedScheduler};
 use crate::sched::vllm::{
     Admission, BlockTables, KvConnector, NewRequest, NoConnector, Rejection, Scheduler, SchedulerConfig,
     SchedulerEvents,
@@ -35,6 +35,14 @@ pub(super) struct StepReport {
     pub(super) reads: Vec<(u32, u32)>,
     /// Loads from tiers that began: request and tokens.
     pub(super) loads: Vec<(u32, u32)>,
+    /// Parts of prompts that can be sent to another engine: request, tokens from the start, whether they are all.
+    pub(super) sent: Vec<(u32, u32, bool)>,
+    /// Requests that have room for a prompt from another engine.
+    pub(super) placed: Vec<u32>,
+    /// Requests that join the step with a first token from another engine; whether it was their last.
+    pub(super) joined: Vec<(u32, bool)>,
+    /// Their cached tokens.
+    pub(super) joined_tokens: u64,
 }
 
 /// Counters of an engine.
@@ -63,6 +71,11 @@ pub(super) trait EngineState {
     fn usage(&self) -> f64;
     fn counters(&self) -> Counters;
 
+    /// Waiting requests that have room, and whose prompts are computed or on their way elsewhere.
+    fn num_expected(&self) -> usize {
+        0
+    }
+
     fn has_unfinished(&self) -> bool {
         self.num_running() + self.num_waiting() > 0
     }
@@ -86,6 +99,11 @@ pub(super) trait EngineState {
     /// Another engine has read the blocks of a request.
     fn release(&mut self, tag: u32) {
         let _ = tag;
+    }
+    /// The blocks of a request will never come.
+    fn cancel(&mut self, tag: u32) -> Result<()> {
+        let _ = tag;
+        Ok(())
     }
     /// What its tiers did.
     fn tiers(&self) -> Vec<TierTotals> {
@@ -352,13 +370,36 @@ impl<E: SchedulerEvents, K: TimedConnector> EngineState for VllmEngine<'_, E, K>
 /// SGLang's scheduler over a trace.
 pub(super) struct SglangEngine<'a> {
     scheduler: SteppedScheduler<'a>,
+    /// Whether prompts are computed apart.
+    apart: bool,
 }
 
 impl<'a> SglangEngine<'a> {
     pub(super) fn new(trace: &'a Trace, config: StepConfig) -> Result<Self> {
         Ok(Self {
             scheduler: SteppedScheduler::new(trace, config)?,
+            apart: config.side != Side::Whole,
         })
+    }
+}
+
+/// Notes what a turn of SGLang's loop did.
+fn take_outcome(outcome: &StepOutcome, report: &mut StepReport) {
+    report.admitted.extend(&outcome.admitted);
+    report.first_tokens.extend(&outcome.first_tokens);
+    report.finished.extend(&outcome.finished);
+    report.rejected.extend(&outcome.rejected);
+    report
+        .prefills
+        .extend(outcome.prefills.iter().map(|&(_, new, past)| Prefill {
+            new_tokens: new.into(),
+            past_tokens: past.into(),
+        }));
+    report.sent.extend(&outcome.sent);
+    report.placed.extend(&outcome.placed);
+    for &(tag, tokens, ended) in &outcome.joined {
+        report.joined.push((tag, ended));
+        report.joined_tokens += if ended { 0 } else { u64::from(tokens) };
     }
 }
 
@@ -379,22 +420,24 @@ impl EngineState for SglangEngine<'_> {
     fn step(&mut self, _: u64, report: &mut StepReport) -> Result<u64> {
         // A turn of the loop in which only results of the batch before become known takes no time, nor do the turns of an
         // idle loop until it looks for new requests.
-        while self.scheduler.step()?.1 == 0
-            && self.scheduler.last_step().0.is_empty()
-            && (self.scheduler.has_pending() || self.scheduler.has_unseen())
-        {}
-        let (outcome, decoding) = self.scheduler.last_step();
-        report.admitted.extend(&outcome.admitted);
-        report.first_tokens.extend(&outcome.first_tokens);
-        report.finished.extend(&outcome.finished);
-        report.rejected.extend(&outcome.rejected);
-        report
-            .prefills
-            .extend(outcome.prefills.iter().map(|&(_, new, past)| Prefill {
-                new_tokens: new.into(),
-                past_tokens: past.into(),
-            }));
-        Ok(decoding)
+        loop {
+            let pending = self.scheduler.has_pending() || self.scheduler.has_unseen();
+            let decoding = self.scheduler.step()?.1;
+            let outcome = self.scheduler.last_step().0;
+            let computes = decoding > 0 || !outcome.prefills.is_empty();
+            let turns = if self.apart {
+                // Whatever a turn without a batch has done may let the next one do more.
+                !computes && (pending || !outcome.is_empty())
+            } else {
+                !computes
+                    && outcome.is_empty()
+                    && (self.scheduler.has_pending() || self.scheduler.has_unseen())
+            };
+            take_outcome(outcome, report);
+            if !turns {
+                return Ok(decoding);
+            }
+        }
     }
 
     fn skip(&mut self, steps: u32) -> Result<()> {
@@ -408,5 +451,24 @@ impl EngineState for SglangEngine<'_> {
             hit_tokens,
             query_tokens,
         }
+    }
+    fn num_expected(&self) -> usize {
+        self.scheduler.num_expected()
+    }
+
+    fn has_connector(&self) -> bool {
+        self.apart
+    }
+
+    fn read(&mut self, tag: u32) {
+        self.scheduler.receive(tag);
+    }
+
+    fn release(&mut self, tag: u32) {
+        self.scheduler.release(tag);
+    }
+
+    fn cancel(&mut self, tag: u32) -> Result<()> {
+        self.scheduler.cancel(tag)
     }
 }

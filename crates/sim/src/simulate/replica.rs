@@ -43,6 +43,28 @@ pub(super) enum Event {
         /// The request.
         tag: u32,
     },
+    /// The blocks of a request will never come.
+    Cancel {
+        /// The rank.
+        rank: usize,
+        /// The request.
+        tag: u32,
+    },
+}
+
+/// Something that happened in a step and another engine must hear of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Notice {
+    /// A part of a prompt can be sent: tokens from the start, whether they are all.
+    Sent {
+        tag: u32,
+        tokens: u32,
+        all: bool,
+        rank: usize,
+        at_s: f64,
+    },
+    /// A request has room for its prompt.
+    Placed { tag: u32, at_s: f64 },
 }
 
 /// Reads of other engines' blocks that began in a step.
@@ -73,6 +95,8 @@ pub(super) struct Replica<'a> {
     stalled: bool,
     /// Reads that began since the loop last looked.
     pub(super) readings: Vec<Reading>,
+    /// What happened since the loop last looked.
+    pub(super) notices: Vec<Notice>,
 }
 
 /// What changed in a step, for the loop around: requests that ended.
@@ -120,6 +144,7 @@ impl<'a> Replica<'a> {
             num_events: 0,
             stalled: false,
             readings: Vec::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -190,7 +215,7 @@ impl<'a> Replica<'a> {
     }
 
     /// What has happened until now.
-    fn take_events(&mut self, records: &mut [Record]) {
+    fn take_events(&mut self, records: &mut [Record]) -> Result<()> {
         while let Some(&Reverse((at, _, event))) = self.events.peek()
             && at.0 <= self.now_s
         {
@@ -202,6 +227,7 @@ impl<'a> Replica<'a> {
                     self.ranks[rank].read(tag);
                 }
                 Event::Release { rank, tag } => self.ranks[rank].release(tag),
+                Event::Cancel { rank, tag } => self.ranks[rank].cancel(tag)?,
             }
         }
         for rank in &mut self.ranks {
@@ -210,6 +236,7 @@ impl<'a> Replica<'a> {
             }
             rank.clock(self.now_s);
         }
+        Ok(())
     }
 
     /// Coming steps in which everybody just decodes, unless a request arrives.
@@ -296,7 +323,7 @@ impl<'a> Replica<'a> {
     /// One step, or a stretch of steps in which everybody just decodes that ends no later than the first step after
     /// `until_s`.
     pub(super) fn advance(&mut self, until_s: Option<f64>, run: &mut Run, ended: &mut Ended) -> Result<()> {
-        self.take_events(&mut run.records);
+        self.take_events(&mut run.records)?;
         let until_s = match (until_s, self.next_event_s()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -368,7 +395,8 @@ impl<'a> Replica<'a> {
             // A prompt of which only the last token is missing is computed as a decode is.
             let singles = std::mem::take(&mut report.single_tokens);
             let past: u64 = singles.iter().sum();
-            let context = if decoding > 0 { context } else { 0.0 } + past as f64;
+            let joined = std::mem::take(&mut report.joined_tokens);
+            let context = if decoding > 0 { context + joined as f64 } else { 0.0 } + past as f64;
             work.push((decoding + singles.len() as u64, context));
         }
         let nothing = work.iter().all(|w| w.0 == 0) && self.reports.iter().all(|r| r.prefills.is_empty());
@@ -396,6 +424,30 @@ impl<'a> Replica<'a> {
                     record.admitted_s = start;
                     record.hit_tokens = hit_tokens;
                 }
+            }
+            // Their first token came with the prompt: it goes out before the step begins.
+            for (tag, ended_too) in report.joined.drain(..) {
+                let record = &mut run.records[tag as usize];
+                if record.first_token_s.is_nan() {
+                    record.first_token_s = start;
+                }
+                if ended_too {
+                    record.finished_s = start;
+                    record.output_tokens = 1;
+                    ended.tags.push(tag);
+                }
+            }
+            for (tag, tokens, all) in report.sent.drain(..) {
+                self.notices.push(Notice::Sent {
+                    tag,
+                    tokens,
+                    all,
+                    rank,
+                    at_s: now,
+                });
+            }
+            for tag in report.placed.drain(..) {
+                self.notices.push(Notice::Placed { tag, at_s: start });
             }
             for tag in report.first_tokens.drain(..) {
                 let record = &mut run.records[tag as usize];

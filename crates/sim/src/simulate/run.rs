@@ -14,7 +14,7 @@ use super::tiers::{TierConfig, Tiers};
 use super::workload::Arrivals;
 use crate::cost::StepModel;
 use crate::replay::vllm::Isolation;
-use crate::sched::sglang::step::StepConfig;
+use crate::sched::sglang::step::{RESERVED_DECODE_TOKENS, Side, StepConfig};
 use crate::sched::vllm::{NoConnector, SchedulerConfig, SchedulerEvents};
 use crate::trace::Trace;
 
@@ -159,6 +159,10 @@ fn drive<E: SchedulerEvents>(
         for _ in 0..d.replicas {
             let mut ranks: Vec<Box<dyn EngineState + '_>> = Vec::new();
             for _ in 0..d.ranks {
+                if let Some(config) = pushing(deployment, &d.engine)? {
+                    ranks.push(Box::new(SglangEngine::new(trace, config)?));
+                    continue;
+                }
                 let (config, isolation) = (vllm_of(&d.engine)?, deployment.isolation);
                 ranks.push(if deployment.tiers.is_empty() {
                     let connector = KeepForReaders(NoConnector);
@@ -209,6 +213,16 @@ fn engine<'a, E: SchedulerEvents + 'a>(
 ) -> Result<Box<dyn EngineState + 'a>> {
     let isolation = deployment.isolation;
     if deployment.disaggregation.is_some() {
+        if let EngineConfig::Sglang(config) = &deployment.engine {
+            let side = match config.side {
+                Side::Whole => Side::Decode {
+                    reserved_tokens: RESERVED_DECODE_TOKENS,
+                    extra_rows: 0,
+                },
+                side => side,
+            };
+            return Ok(Box::new(SglangEngine::new(trace, StepConfig { side, ..*config })?));
+        }
         let config = vllm_of(&deployment.engine)?;
         let connector = ReadFromPrefill::default();
         return Ok(Box::new(VllmEngine::new(
@@ -230,6 +244,32 @@ fn engine<'a, E: SchedulerEvents + 'a>(
         }
         EngineConfig::Sglang(config) => Box::new(SglangEngine::new(trace, *config)?),
     })
+}
+
+/// The prefill side of SGLang's engines; `None` if it is vLLM's.
+fn pushing(deployment: &Deployment<'_>, engine: &EngineConfig) -> Result<Option<StepConfig>> {
+    let (EngineConfig::Sglang(prefill), EngineConfig::Sglang(decode)) = (engine, &deployment.engine) else {
+        if matches!(engine, EngineConfig::Sglang(_)) != matches!(deployment.engine, EngineConfig::Sglang(_)) {
+            return Err(Error::input(
+                "prefill and decode engines are one vLLM's and one SGLang's: neither reads the other's cache",
+            ));
+        }
+        return Ok(None);
+    };
+    if prefill.page_size != decode.page_size {
+        return Err(Error::input(format!(
+            "the prefill engines keep pages of {} tokens and the decode engines pages of {}: SGLang moves pages as they are",
+            prefill.page_size, decode.page_size
+        ))
+        .hint("give both sides the same --page-size"));
+    }
+    if !deployment.tiers.is_empty() {
+        return Err(Error::unsupported("KV tiers are simulated for vLLM only").hint("leave --tiers out"));
+    }
+    Ok(Some(StepConfig {
+        side: Side::Prefill,
+        ..*prefill
+    }))
 }
 
 /// The tiers behind a pool of vLLM's.
@@ -258,9 +298,8 @@ fn vllm_of(engine: &EngineConfig) -> Result<&SchedulerConfig> {
             }
             Ok(config)
         }
-        EngineConfig::Sglang(_) => Err(Error::unsupported(
-            "prefill and decode on different engines are simulated for vLLM only",
-        )
-        .hint("leave --disaggregate or --engine sglang out")),
+        EngineConfig::Sglang(_) => Err(Error::input(
+            "prefill and decode engines are one vLLM's and one SGLang's: neither reads the other's cache",
+        )),
     }
 }

@@ -2,8 +2,11 @@
 
 use kvwise_core::plan::Plan;
 use kvwise_core::{Error, Result};
-use kvwise_sim::simulate::{LinkSpeed, Transfer};
+use kvwise_sim::sched::sglang::step::{RESERVED_DECODE_TOKENS, Side};
+use kvwise_sim::simulate::{EngineConfig, HostTimes, LinkSpeed, Transfer};
 use serde::Serialize;
+
+use super::Served;
 
 /// How a deployment is split (`--disaggregate prefill=2,decode=1` and the flags beside it).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -18,6 +21,9 @@ pub struct Split {
     pub decode_flags: String,
     /// Each GPU's port, one direction.
     pub speed: LinkSpeed,
+    /// SGLang's `--num-reserved-decode-tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved_decode_tokens: Option<u64>,
 }
 
 /// One 400 Gbit/s port for each GPU, as in an HGX or DGX H100 node.
@@ -65,9 +71,82 @@ impl Split {
                     bytes_per_s: TRANSFER_BYTES_PER_S,
                     latency_s: TRANSFER_LATENCY_S,
                 },
+                reserved_decode_tokens: None,
             }),
             _ => Err(wrong("both sides need a number of engines")),
         }
+    }
+}
+
+/// From the decision that there is room until SGLang's prefill engine knows of it: one message between the servers; assumed.
+const BOOTSTRAP_S: f64 = 1e-3;
+
+/// Makes the two sides of a split out of two deployments: what each does, and what moving a request costs.
+///
+/// # Errors
+/// If the engines or their caches do not fit together.
+pub(super) fn join(prefill: &mut Served, decode: &mut Served, split: &Split) -> Result<Transfer> {
+    match (&mut prefill.config, &mut decode.config) {
+        (EngineConfig::Vllm(_), EngineConfig::Vllm(_)) => {
+            if split.reserved_decode_tokens.is_some() {
+                return Err(
+                    Error::input("--num-reserved-decode-tokens is a flag of SGLang's decode servers")
+                        .hint("add --engine sglang or leave it out"),
+                );
+            }
+            // The decode side's server tokenises and answers once more.
+            transfer(
+                &prefill.plan,
+                &decode.plan,
+                split.speed,
+                HostTimes::VLLM.request_s,
+            )
+        }
+        (EngineConfig::Sglang(first), EngineConfig::Sglang(second)) => {
+            for plan in [&prefill.plan, &decode.plan] {
+                if let Some(kind) = plan
+                    .kv_cache
+                    .iter()
+                    .flat_map(|kv| &kv.groups)
+                    .map(|g| &g.kind)
+                    .find(|kind| kind.contains("mamba") || kind.contains("state"))
+                {
+                    return Err(Error::unsupported(format!(
+                        "SGLang hands recurrent states over in a request pool of their own, which is not simulated ({kind})"
+                    ))
+                    .hint("leave --disaggregate out"));
+                }
+            }
+            let reserved_tokens = match split.reserved_decode_tokens {
+                Some(n) => {
+                    usize::try_from(n).map_err(|_| Error::overflow("--num-reserved-decode-tokens"))?
+                }
+                None => RESERVED_DECODE_TOKENS,
+            };
+            first.side = Side::Prefill;
+            // `disaggregation_decode_extra_slots` (pd_disaggregation_hook.py): only where --max-running-requests is given.
+            let given = decode.plan.inputs.get("max_num_seqs").is_some_and(|v| !v.is_null());
+            second.side = Side::Decode {
+                reserved_tokens,
+                extra_rows: if given && second.max_running <= 32 {
+                    2 * second.max_running
+                } else {
+                    0
+                },
+            };
+            let page = second.page_size as u64;
+            let of_block = transfer(&prefill.plan, &decode.plan, split.speed, BOOTSTRAP_S)?;
+            let tokens = decode.plan.kv_cache.as_ref().map_or(1, |kv| kv.block_size).max(1);
+            let bytes = u128::from(of_block.bytes_per_block) * u128::from(page);
+            Ok(Transfer {
+                bytes_per_block: u64::try_from(bytes.div_ceil(tokens.into()))
+                    .map_err(|_| Error::overflow("the bytes of a page"))?,
+                ..of_block
+            })
+        }
+        _ => Err(Error::input(
+            "--prefill-flags and --decode-flags name different engines: neither reads the other's cache",
+        )),
     }
 }
 

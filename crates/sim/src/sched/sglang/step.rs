@@ -10,38 +10,31 @@
 //! Held to SGLang's own scheduler step by step (`tests/sglang_scheduler.rs`). Two things differ on purpose: a request that
 //! the gate would never let in, because it and a page do not fit the empty pool, is rejected where SGLang's queue would
 //! stand still; and requests are taken to have no fixed length (`ignore_eos` is off), so that the gate counts on a share of
-//! what they may still generate. Not modelled: mixed chunks, priorities between requests, host tiers, speculative decoding.
+//! what they may still generate. Prompts may be computed apart (`apart.rs`). Not modelled: mixed chunks, priorities between
+//! requests, host tiers, speculative decoding.
 
+mod apart;
+mod config;
 mod decode;
 mod gate;
 mod inbox;
 mod queue;
+mod results;
 
 use std::collections::VecDeque;
 
-use kvwise_cache::radix::{RadixCache, RadixCacheConfig, RequestKv, TreePolicy};
-use kvwise_core::{Error, Result};
+use kvwise_cache::radix::{RadixCache, RadixCacheConfig, RequestKv};
+use kvwise_core::Result;
 
+use apart::Apart;
 use inbox::{Inbox, Launched};
 
+pub use config::{RESERVED_DECODE_TOKENS, SchedulePolicy, Side, StepConfig};
 pub use inbox::MAX_RECV_INTERVAL;
 
 use super::feed::Feed;
 use super::{CLIP_MAX_NEW_TOKENS, Request, of_cache};
 use crate::trace::{Prompt, Trace};
-
-/// Order of the waiting queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SchedulePolicy {
-    /// First come, first served.
-    #[default]
-    Fcfs,
-    /// Longest prefix match first.
-    Lpm,
-    /// Longest output first.
-    Lof,
-}
 
 /// New-token ratio at the start, its least share, and the decode steps of its decay (`SGLANG_INIT_NEW_TOKEN_RATIO`,
 /// `SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR`, `SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS`).
@@ -50,83 +43,6 @@ const MIN_RATIO_FACTOR: f64 = 0.14;
 const DECAY_STEPS: f64 = 600.0;
 /// Tokens that an input must stay below the longest request (`validate_input_length`, scheduler.py).
 const INPUT_MARGIN: usize = 5;
-
-/// Sizes and policies of a [`SteppedScheduler`], by SGLang's names.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepConfig {
-    /// Tokens of the KV pool (`max_total_num_tokens`).
-    pub capacity_tokens: usize,
-    /// Tokens a page.
-    pub page_size: usize,
-    /// Which leaf of the tree is evicted first.
-    pub eviction: TreePolicy,
-    /// Requests that may run at once.
-    pub max_running: usize,
-    /// Longest prompt plus output, in tokens (`context_length`).
-    pub max_context_tokens: usize,
-    /// Tokens of one prefill batch (`chunked_prefill_size`); `None`: prompts are computed in one go.
-    pub chunked_prefill_tokens: Option<usize>,
-    /// Prompt tokens that a prefill batch may start (`max_prefill_tokens`).
-    pub max_prefill_tokens: usize,
-    /// Order of the waiting queue.
-    pub schedule: SchedulePolicy,
-    /// `--schedule-conservativeness`.
-    pub conservativeness: f64,
-    /// Whether prefixes are kept (`--disable-radix-cache` clears it).
-    pub radix_cache: bool,
-    /// Whether a batch is composed while the one before is computed (`--disable-overlap-schedule` clears it).
-    pub overlap: bool,
-    /// Turns of the loop between two looks for new requests while requests decode (`--scheduler-recv-interval`).
-    pub recv_interval: u32,
-}
-
-impl StepConfig {
-    /// SGLang's defaults for a pool of this many tokens.
-    pub fn new(capacity_tokens: usize) -> Self {
-        Self {
-            capacity_tokens,
-            page_size: 1,
-            eviction: TreePolicy::Lru,
-            max_running: 2048,
-            max_context_tokens: 131_072,
-            chunked_prefill_tokens: Some(8192),
-            max_prefill_tokens: 16_384,
-            schedule: SchedulePolicy::default(),
-            conservativeness: 1.0,
-            radix_cache: true,
-            overlap: true,
-            recv_interval: 1,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        for (name, value) in [
-            ("the KV pool", self.capacity_tokens),
-            ("--page-size", self.page_size),
-            ("--max-running-requests", self.max_running),
-            ("--context-length", self.max_context_tokens),
-            ("--max-prefill-tokens", self.max_prefill_tokens),
-            ("--chunked-prefill-size", self.chunked_prefill_tokens.unwrap_or(1)),
-        ] {
-            if value == 0 {
-                return Err(Error::input(format!("{name} is 0, expected a positive count")));
-            }
-        }
-        if !(1..=MAX_RECV_INTERVAL).contains(&self.recv_interval) {
-            return Err(Error::input(format!(
-                "--scheduler-recv-interval is {}, expected 1 to {MAX_RECV_INTERVAL}",
-                self.recv_interval
-            )));
-        }
-        if !(self.conservativeness.is_finite() && self.conservativeness > 0.0) {
-            return Err(Error::input(format!(
-                "--schedule-conservativeness is {}, expected a positive number",
-                self.conservativeness
-            )));
-        }
-        Ok(())
-    }
-}
 
 /// What a step did.
 #[derive(Debug, Default)]
@@ -141,12 +57,23 @@ pub struct StepOutcome {
     pub finished: Vec<(u32, u32, u32)>,
     /// Requests that can never run.
     pub rejected: Vec<u32>,
+    /// Of a prefill engine: request, tokens of its prompt that are ready to be read, whether they are all.
+    pub sent: Vec<(u32, u32, bool)>,
+    /// Of a decode engine: requests that have room for their prompt.
+    pub placed: Vec<u32>,
+    /// Of a decode engine: requests whose prompt came, and which join the batch with their first token: request, cached
+    /// tokens, whether that token was all (and they left).
+    pub joined: Vec<(u32, u32, bool)>,
 }
 
 impl StepOutcome {
     /// Whether nothing was computed and nobody turned away.
     pub fn is_empty(&self) -> bool {
-        self.prefills.is_empty() && self.finished.is_empty() && self.rejected.is_empty()
+        self.prefills.is_empty()
+            && self.finished.is_empty()
+            && self.rejected.is_empty()
+            && self.placed.is_empty()
+            && self.joined.is_empty()
     }
 
     fn clear(&mut self) {
@@ -155,6 +82,9 @@ impl StepOutcome {
         self.first_tokens.clear();
         self.finished.clear();
         self.rejected.clear();
+        self.sent.clear();
+        self.placed.clear();
+        self.joined.clear();
     }
 }
 
@@ -250,6 +180,7 @@ pub struct SteppedScheduler<'a> {
     decoding: u64,
     refreshes: u64,
     admissions: u64,
+    apart: Apart,
     /// Places whose last token is computed.
     done: usize,
     /// Places that hold a row.
@@ -267,7 +198,9 @@ impl<'a> SteppedScheduler<'a> {
     pub fn new(trace: &'a Trace, config: StepConfig) -> Result<Self> {
         config.check()?;
         let known = !trace.is_empty() && !matches!(trace.prompt(0), Prompt::Unknown);
-        let radix = config.radix_cache && known;
+        // A decode engine keeps no prefixes unless told to (`pd_disaggregation_hook.py`).
+        let decodes = matches!(config.side, Side::Decode { .. });
+        let radix = config.radix_cache && known && !decodes;
         let feed = radix.then(|| Feed::new(trace)).transpose()?;
         let longest = (0..trace.len())
             .map(|i| trace.input_len(i) as usize + trace.output_len(i) as usize + 1)
@@ -279,7 +212,7 @@ impl<'a> SteppedScheduler<'a> {
             capacity_tokens,
             page_size: config.page_size,
             policy: config.eviction,
-            max_requests: config.max_running.min(trace.len().max(1)).saturating_add(1),
+            max_requests: config.max_rows().min(trace.len().max(1)).saturating_add(1),
             max_context_tokens: longest,
             enabled: radix,
         })
@@ -305,6 +238,7 @@ impl<'a> SteppedScheduler<'a> {
             decoding: 0,
             refreshes: 0,
             admissions: 0,
+            apart: Apart::default(),
             done: 0,
             rows: 0,
             retractions: 0,
@@ -335,7 +269,10 @@ impl<'a> SteppedScheduler<'a> {
         let job = Job {
             tag,
             prompt,
-            output: output.min(longest - prompt),
+            output: match self.config.side {
+                Side::Prefill => 1,
+                _ => output.min(longest - prompt),
+            },
             generated: 0,
             retractions: 0,
             content: None,
@@ -343,19 +280,19 @@ impl<'a> SteppedScheduler<'a> {
         if self.config.recv_interval > 1 {
             self.inbox.add(job);
         } else {
-            self.waiting.push_back(job);
+            self.arrive().push_back(job);
         }
         Ok(true)
     }
 
     /// Requests that hold KV and have tokens to come.
     pub fn num_running(&self) -> usize {
-        self.active.len() - self.vacant.len() - self.done
+        self.active.len() - self.vacant.len() - self.done - self.apart.num_placed()
     }
 
     /// Requests that wait, those among them that the loop has not seen yet.
     pub fn num_waiting(&self) -> usize {
-        self.waiting.len() + self.inbox.len()
+        self.waiting.len() + self.inbox.len() + self.apart.num_waiting()
     }
 
     /// Whether requests have arrived that the loop has not looked for yet.
@@ -427,7 +364,8 @@ impl<'a> SteppedScheduler<'a> {
         if self.running.is_empty()
             || self.chunked.is_some()
             || self.last_prefill.is_some()
-            || self.running.len() != self.rows
+            || self.running.len() + self.apart.num_placed() != self.rows
+            || !self.apart.is_quiet(self.running.len() < self.config.max_running)
             || (!self.full && !self.waiting.is_empty())
         {
             return 0;
@@ -483,7 +421,8 @@ impl<'a> SteppedScheduler<'a> {
     /// If the cache refuses what the gate let in (it never does).
     pub fn step(&mut self) -> Result<(&StepOutcome, u64)> {
         self.outcome.clear();
-        self.inbox.turn(self.launched, &mut self.waiting);
+        self.look_for_requests();
+        self.begin_apart()?;
         self.merge()?;
         let (batch, decoding) = if let Some(batch) = self.prefill()? {
             (Some(batch), 0)
@@ -505,6 +444,7 @@ impl<'a> SteppedScheduler<'a> {
         } else if let Some(batch) = batch {
             self.process(batch)?;
         }
+        self.end_apart()?;
         self.decoding = decoding;
         Ok(self.last_step())
     }
@@ -522,6 +462,7 @@ impl<'a> SteppedScheduler<'a> {
         if let Some(before) = self.pending.take() {
             self.process(before)?;
         }
+        self.apart.spins = true;
         self.merge()
     }
 
@@ -529,6 +470,12 @@ impl<'a> SteppedScheduler<'a> {
     fn merge(&mut self) -> Result<()> {
         if let Some(place) = self.chunked {
             self.publish_chunk(place)?;
+        }
+        if self.config.side == Side::Prefill {
+            // Nobody runs here after the prompt.
+            self.last_prefill = None;
+            self.full = false;
+            return Ok(());
         }
         if let Some(last) = self.last_prefill.take() {
             let before = last.places.len();
@@ -591,106 +538,6 @@ impl<'a> SteppedScheduler<'a> {
             self.done -= usize::from(a.done);
         }
         active
-    }
-
-    /// A batch is launched: its requests get a token, and those that get their last one are done.
-    fn launch(&mut self, prefill: bool, places: &[usize]) -> Pending {
-        let mut batch = Vec::with_capacity(places.len());
-        for &place in places {
-            let Some(a) = &mut self.active[place] else {
-                continue;
-            };
-            batch.push((place, a.serial));
-            if prefill && a.middle_chunks > 0 && Some(place) == self.chunked {
-                continue;
-            }
-            let produced = a.job.generated + a.in_flight + 1;
-            a.in_flight += 1;
-            if prefill {
-                self.outcome.first_tokens.push(a.job.tag);
-            }
-            if produced >= a.job.output && !a.done {
-                a.done = true;
-                self.done += 1;
-                self.outcome
-                    .finished
-                    .push((a.job.tag, small(produced), a.job.retractions));
-            }
-        }
-        Pending { prefill, batch }
-    }
-
-    /// The results of a batch are known.
-    fn process(&mut self, pending: Pending) -> Result<()> {
-        let Pending { prefill, batch } = pending;
-        for (place, serial) in batch {
-            let Some(a) = self.active[place].as_mut().filter(|a| a.serial == serial) else {
-                continue;
-            };
-            if prefill && a.middle_chunks > 0 {
-                a.middle_chunks -= 1;
-                continue;
-            }
-            a.job.generated += 1;
-            a.in_flight -= 1;
-            if a.job.generated < a.job.output {
-                if prefill {
-                    let up_to = a.computed;
-                    self.publish(place, up_to)?;
-                }
-                continue;
-            }
-            let listed = a.listed;
-            self.release(place)?;
-            if !listed {
-                self.vacate(place);
-            }
-        }
-        Ok(())
-    }
-
-    /// Publishes what a request that ended has, and gives its memory back.
-    fn release(&mut self, place: usize) -> Result<()> {
-        let Some(a) = &mut self.active[place] else {
-            return Ok(());
-        };
-        // The place stays taken until its lists have let go of it.
-        let Some(kv) = a.kv.take() else {
-            return Ok(());
-        };
-        self.rows -= 1;
-        let owned = kv.owned_len();
-        match &a.job.content {
-            Some(r) => self.cache.finish(kv, &r.tokens[..owned], a.job.prompt.min(owned)),
-            None => self.cache.retract(kv),
-        }
-        .map_err(of_cache)
-    }
-
-    fn publish(&mut self, place: usize, up_to: usize) -> Result<()> {
-        let Some(a) = &mut self.active[place] else {
-            return Ok(());
-        };
-        match (&a.job.content, &mut a.kv) {
-            (Some(r), Some(kv)) => self
-                .cache
-                .checkpoint(kv, &r.tokens[..up_to], a.job.prompt.min(up_to))
-                .map_err(of_cache),
-            _ => Ok(()),
-        }
-    }
-
-    /// Publishes the chunk that a prompt has computed, once.
-    fn publish_chunk(&mut self, place: usize) -> Result<()> {
-        let Some(a) = &mut self.active[place] else {
-            return Ok(());
-        };
-        let up_to = a.computed;
-        if up_to > a.published {
-            a.published = up_to;
-            self.publish(place, up_to)?;
-        }
-        Ok(())
     }
 
     fn decay(&mut self, steps: f64) {

@@ -95,7 +95,7 @@ impl SteppedScheduler<'_> {
                 self.retractions += 1;
                 job.retractions += 1;
                 job.content = None;
-                self.waiting.push_back(job);
+                self.put_back(job);
             }
             self.cache
                 .make_room(self.running.len() * RETRACT_DECODE_STEPS, |_| {});
@@ -122,12 +122,13 @@ impl SteppedScheduler<'_> {
     }
 
     /// Takes a request's memory without publishing what it computed.
-    fn give_back(&mut self, place: usize) -> Result<Option<Job>> {
+    pub(super) fn give_back(&mut self, place: usize) -> Result<Option<Job>> {
         let Some(active) = self.vacate(place) else {
             return Ok(None);
         };
         if let Some(kv) = active.kv {
             self.rows -= 1;
+            self.unblock();
             self.cache.retract(kv).map_err(of_cache)?;
         }
         Ok(Some(active.job))
