@@ -72,6 +72,9 @@ class Mode:
     def is_decode(self):
         return self.kind == "decode"
 
+    def is_prebuilt(self):
+        return self.kind == "prebuilt"
+
 
 def make_batch_class(sgl):
     real = sgl.schedule_batch.ScheduleBatch

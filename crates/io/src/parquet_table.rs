@@ -108,10 +108,48 @@ pub fn write(path: &Path, table: &str, columns: &[(String, Cells)]) -> Result<()
     Ok(())
 }
 
+/// Reads the columns of a file that [`write`] wrote.
+///
+/// # Errors
+/// If the file cannot be read, or has columns of other types than those.
+#[cfg(feature = "parquet")]
+pub fn read(path: &Path) -> Result<Vec<(String, Cells)>> {
+    use parquet::basic::Type as Physical;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+
+    let bad = |e: &dyn std::fmt::Display| Error::io(format!("{}: cannot read: {e}", path.display()));
+    let file = std::fs::File::open(path).map_err(|e| bad(&e))?;
+    let reader = SerializedFileReader::new(file).map_err(|e| bad(&e))?;
+    let mut columns = Vec::new();
+    for column in reader.metadata().file_metadata().schema_descr().columns() {
+        let cells = match column.physical_type() {
+            Physical::INT64 => Cells::Integers(Vec::new()),
+            Physical::DOUBLE => Cells::Reals(Vec::new()),
+            Physical::BYTE_ARRAY => Cells::Texts(Vec::new()),
+            other => return Err(bad(&format!("the column {} is of type {other}", column.name()))),
+        };
+        columns.push((column.name().to_owned(), cells));
+    }
+    for row in reader.get_row_iter(None).map_err(|e| bad(&e))? {
+        let row = row.map_err(|e| bad(&e))?;
+        for ((_, field), (name, cells)) in row.get_column_iter().zip(&mut columns) {
+            match (cells, field) {
+                (Cells::Integers(v), Field::Long(x)) => v.push(Some(*x)),
+                (Cells::Integers(v), Field::Null) => v.push(None),
+                (Cells::Reals(v), Field::Double(x)) => v.push(Some(*x)),
+                (Cells::Reals(v), Field::Null) => v.push(None),
+                (Cells::Texts(v), Field::Str(x)) => v.push(Some(x.clone())),
+                (Cells::Texts(v), Field::Null) => v.push(None),
+                (_, other) => return Err(bad(&format!("the column {name} has a cell {other}"))),
+            }
+        }
+    }
+    Ok(columns)
+}
+
 #[cfg(all(test, feature = "parquet"))]
 mod tests {
-    use parquet::file::reader::{FileReader, SerializedFileReader};
-
     use super::*;
 
     #[test]
@@ -124,15 +162,8 @@ mod tests {
             ("name".to_owned(), Cells::Texts(vec![Some("a".to_owned()), None])),
         ];
         write(&path, "t", &columns).unwrap();
-        let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
-        let rows: Vec<String> = reader
-            .get_row_iter(None)
-            .unwrap()
-            .map(|row| row.unwrap().to_string())
-            .collect();
-        assert_eq!(
-            rows,
-            ["{n: 1, x: null, name: \"a\"}", "{n: null, x: 0.5, name: null}"]
-        );
+        assert_eq!(read(&path).unwrap(), columns);
+        std::fs::write(&path, "PAR1 and nothing else").unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("t.parquet"));
     }
 }

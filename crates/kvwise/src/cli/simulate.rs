@@ -41,7 +41,12 @@ pub struct Simulate {
     traffic: TrafficArgs,
 
     /// Requests a second (open loop); with a trace use --speed.
-    #[arg(long, value_name = "R", help_heading = "Traffic")]
+    #[arg(
+        long,
+        value_name = "R",
+        allow_negative_numbers = true,
+        help_heading = "Traffic"
+    )]
     rate: Option<f64>,
 
     /// Repeat with so many seeds and give the spread of each figure.
@@ -153,7 +158,10 @@ impl Simulate {
         }
         let mut variants = vec![("as asked".to_owned(), deployment.clone())];
         for changes in &self.compare {
-            variants.push((changes.clone(), usecase::changed(&deployment, changes)?));
+            variants.push((
+                changes.clone(),
+                usecase::changed(&deployment, "--compare", changes)?,
+            ));
         }
         let workload = traffic.workload()?;
         let mut simulations = Vec::new();
@@ -185,6 +193,10 @@ impl Simulate {
             simulations.push(simulation);
         }
         let first = &simulations[0];
+        if first.slo_met == Some(false) {
+            printer
+                .note("the objectives are missed: --find-rate searches for the highest rate that meets them");
+        }
         let status = if first.is_yes() {
             ExitStatus::Success
         } else {

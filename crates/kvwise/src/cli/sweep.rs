@@ -31,7 +31,13 @@ pub struct Sweep {
     traffic: TrafficArgs,
 
     /// Requests a second, several values.
-    #[arg(long, value_name = "R,...", value_delimiter = ',', help_heading = "Sweep")]
+    #[arg(
+        long,
+        value_name = "R,...",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        help_heading = "Sweep"
+    )]
     rates: Vec<f64>,
 
     /// A flag and its values (tp=1,2,4; gpu=h100,h200); may be given several times, every combination is tried.

@@ -1,6 +1,6 @@
 //! The flags that every command reading a trace shares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kvwise_core::units::parse_bytes;
@@ -24,6 +24,13 @@ pub struct TraceInput {
     #[arg(long, conflicts_with = "trace", help_heading = "Trace")]
     pub example: bool,
 
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+/// How a trace is read.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReadingArgs {
     /// Format of the trace: mooncake, tokens, agentic, azure, bailian, burstgpt, sharegpt, openai, parquet,
     /// session [default: detected].
     #[arg(long, value_name = "FORMAT", help_heading = "Trace")]
@@ -72,6 +79,16 @@ impl TraceInput {
     /// # Errors
     /// If it cannot be read or is too large; see [`kvwise_io::trace::open`].
     pub fn load(&self, printer: Printer, need: &Need<'_>) -> Result<Loaded> {
+        self.reading.load(self.trace.as_deref(), printer, need)
+    }
+}
+
+impl ReadingArgs {
+    /// As [`TraceInput::load`]; the built-in example where there is no `path`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&self, path: Option<&Path>, printer: Printer, need: &Need<'_>) -> Result<Loaded> {
         if self.hash_block == Some(0) {
             return Err(Error::input("--hash-block is 0, expected at least 1 token"));
         }
@@ -90,7 +107,7 @@ impl TraceInput {
             progress: Some(&report),
             ..ReadOptions::default()
         };
-        let loaded = match &self.trace {
+        let loaded = match path {
             Some(path) => {
                 trace_memory::check(path, &options, need, printer).and_then(|()| open(path, &options))
             }

@@ -9,13 +9,14 @@ use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
 
 use super::curve::parse_tier;
+use super::trace_input::ReadingArgs;
 use crate::printer::Printer;
 use crate::usecase::curve::Room;
 use crate::usecase::served::Serving;
 use crate::usecase::served::apart::Split;
 use crate::usecase::served::network::NetworkAsked;
 use crate::usecase::served::tiers::{TiersAsked, parse_rate, parse_speed};
-use crate::usecase::trace_memory::open_for_simulation;
+use crate::usecase::trace_memory::for_simulation;
 use crate::usecase::traffic::Traffic;
 
 /// Requests, by a trace or a description.
@@ -24,6 +25,9 @@ pub struct TrafficArgs {
     /// Trace: a file or folder in any format of `kvwise trace`, `-` for standard input.
     #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
+
+    #[command(flatten)]
+    reading: ReadingArgs,
 
     /// Longest prompt in tokens, where no trace is given.
     #[arg(long, value_name = "N", help_heading = "Traffic")]
@@ -34,11 +38,23 @@ pub struct TrafficArgs {
     output_len: Option<u32>,
 
     /// Shortest length as a share of the longest; lengths are uniform between them.
-    #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Traffic")]
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        help_heading = "Traffic"
+    )]
     length_ratio: f64,
 
     /// Shape of the gaps between requests: 1 is Poisson, smaller is burstier.
-    #[arg(long, value_name = "S", default_value_t = 1.0, help_heading = "Traffic")]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        help_heading = "Traffic"
+    )]
     burstiness: f64,
 
     /// Requests (or sessions) to simulate where no trace is given [default: 10 times the concurrency, or 1000].
@@ -46,7 +62,13 @@ pub struct TrafficArgs {
     requests: Option<u32>,
 
     /// Replay a trace this much faster than recorded.
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Traffic")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        help_heading = "Traffic"
+    )]
     speed: f64,
 
     /// Turns of a session: each prompt repeats what was said so far.
@@ -54,7 +76,12 @@ pub struct TrafficArgs {
     turns: Option<u32>,
 
     /// Mean seconds between an answer and the next turn of its session (exponentially distributed).
-    #[arg(long, value_name = "S", help_heading = "Traffic")]
+    #[arg(
+        long,
+        value_name = "S",
+        allow_negative_numbers = true,
+        help_heading = "Traffic"
+    )]
     think_time: Option<f64>,
 
     /// LoRA adapters and the share of requests (or sessions) that uses each (sql=0.3,chat=0.2), with --enable-lora.
@@ -73,12 +100,18 @@ impl TrafficArgs {
     /// If the trace cannot be read or is too large.
     pub fn traffic(&self, printer: Printer) -> Result<Traffic> {
         let trace = match &self.trace {
-            Some(path) => Some(open_for_simulation(path, printer).map_err(|e| match e.kind() {
-                ErrorKind::NotFound => {
-                    e.hint("TRACE is a file of requests; a model is given with --model, its traffic with --input-len ...")
-                }
-                _ => e,
-            })?),
+            Some(path) => {
+                let loaded = self
+                    .reading
+                    .load(Some(path), printer, &for_simulation())
+                    .map_err(|e| match e.kind() {
+                        ErrorKind::NotFound => {
+                            e.hint("TRACE is a file of requests; a model is given with --model, its traffic with --input-len ...")
+                        }
+                        _ => e,
+                    })?;
+                Some(loaded.trace)
+            }
             None => None,
         };
         Ok(Traffic {
@@ -172,7 +205,12 @@ pub struct ServingArgs {
 
     /// Probability that a drafted token is accepted, given that all before it were (with --speculative-config or
     /// --speculative-algorithm).
-    #[arg(long, value_name = "P", help_heading = "Serving")]
+    #[arg(
+        long,
+        value_name = "P",
+        allow_negative_numbers = true,
+        help_heading = "Serving"
+    )]
     acceptance_rate: Option<f64>,
 
     /// Order of the waiting queue (SGLang).

@@ -365,7 +365,7 @@ impl Simulation {
 
     /// Whether it starts and meets its objectives.
     pub fn is_yes(&self) -> bool {
-        self.refused.is_none() && self.slo_met != Some(false)
+        self.refused.is_none() && self.finished > 0 && self.slo_met != Some(false)
     }
 }
 

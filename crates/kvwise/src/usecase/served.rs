@@ -197,7 +197,7 @@ pub fn prepare(deployment: &Deployment, serving: &Serving) -> Result<Prepared> {
         ));
     }
     let side = |flags: &str, flag: &str, serving: Serving| {
-        let changed = changed(deployment, flags).map_err(|e| e.at(flag))?;
+        let changed = changed(deployment, flag, flags)?;
         prepare_whole(&changed, &serving).map_err(|e| e.at(flag))
     };
     // Prompts are computed once and whole: drafts gain nothing there. Prefixes are found there, so tiers are there.

@@ -137,12 +137,12 @@ pub fn fix(deployment: &Deployment, serving: &Serving, workload: &Workload<'_>) 
     plan::plan(&resolved.request(false)).ok()?.fix
 }
 
-/// The deployment with the flags of `changes` (`kv-cache-dtype=fp8,tp=2`) set.
+/// The deployment with the flags of `changes` (`kv-cache-dtype=fp8,tp=2`) set; `flag` is the one that gave them.
 ///
 /// # Errors
 /// If a flag is not known or its value has the wrong type.
-pub fn changed(deployment: &Deployment, changes: &str) -> Result<Deployment> {
-    let broken = |e: &dyn std::fmt::Display| Error::input(format!("--compare \"{changes}\": {e}"));
+pub fn changed(deployment: &Deployment, flag: &str, changes: &str) -> Result<Deployment> {
+    let broken = |e: &dyn std::fmt::Display| Error::input(format!("{flag} \"{changes}\": {e}"));
     let mut value = serde_json::to_value(deployment).map_err(|e| broken(&e))?;
     let Some(fields) = value.as_object_mut() else {
         return Err(broken(&"no fields"));

@@ -105,7 +105,7 @@ impl Question {
                 for value in values {
                     let mut flags: BTreeMap<String, String> = flags.clone();
                     flags.insert(flag.clone(), value.clone());
-                    next.push((flags, changed(deployment, &format!("{flag}={value}"))?));
+                    next.push((flags, changed(deployment, "--vary", &format!("{flag}={value}"))?));
                     if next.len().saturating_mul(self.loads.len()) > MAX_POINTS {
                         return Err(Error::input(format!(
                             "the sweep has more than {MAX_POINTS} points: vary fewer values"

@@ -106,13 +106,17 @@ pub fn open_for_simulation(path: &Path, printer: Printer) -> Result<Trace> {
         beside: Some(&simulation_bytes),
         ..ReadOptions::default()
     };
-    let need = Need {
+    check(path, &options, &for_simulation(), printer)?;
+    Ok(open(path, &options)?.trace)
+}
+
+/// What a simulation needs beside its trace.
+pub fn for_simulation() -> Need<'static> {
+    Need {
         what: "the simulation",
         block_tokens: None,
         beside: &simulation_bytes,
-    };
-    check(path, &options, &need, printer)?;
-    Ok(open(path, &options)?.trace)
+    }
 }
 
 /// Bytes that a simulation holds beside its trace: the names of blocks, as a replay has them, and a record a request.

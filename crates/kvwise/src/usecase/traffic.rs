@@ -49,6 +49,12 @@ pub struct Workload<'a> {
 /// Requests without a number given and without concurrency.
 const REQUESTS: u32 = 1000;
 
+/// Whether a number differs from 1, the default of all numbers that change how requests come.
+#[expect(clippy::float_cmp, reason = "the default is this very number")]
+fn is_set(x: f64) -> bool {
+    x != 1.0
+}
+
 impl Traffic {
     /// The requests and their arrivals.
     ///
@@ -68,6 +74,8 @@ impl Traffic {
             ("--rate", self.rate.is_some()),
             ("--requests", self.requests.is_some()),
             ("--turns", self.turns.is_some()),
+            ("--length-ratio", is_set(self.length_ratio)),
+            ("--burstiness", is_set(self.burstiness)),
             ("--lora-shares", self.adapters.is_some()),
         ] {
             if given {
@@ -82,6 +90,11 @@ impl Traffic {
                 "{}: the trace holds no requests",
                 trace.name()
             )));
+        }
+        if is_set(self.speed) && (self.concurrency.is_some() || self.think_s.is_some()) {
+            return Err(Error::input(
+                "--speed changes a trace's arrival times, which --concurrency and --think-time replace: leave it out",
+            ));
         }
         let arrivals = match (self.concurrency, self.think_s) {
             (Some(concurrency), None) => Arrivals::Closed { concurrency },
@@ -110,6 +123,17 @@ impl Traffic {
             output_tokens,
             ratio: self.length_ratio,
         };
+        if is_set(self.speed) {
+            return Err(
+                Error::input("--speed replays a trace faster than recorded, but no trace is given")
+                    .hint("change --rate or --concurrency instead"),
+            );
+        }
+        if is_set(self.burstiness) && self.rate.is_none() {
+            return Err(Error::input(
+                "--burstiness is the shape of the gaps between requests that arrive by --rate: it says nothing here",
+            ));
+        }
         let ten_times = |n: u32| n.saturating_mul(10).max(1);
         let (trace, arrivals) = match (self.concurrency, self.rate) {
             (Some(concurrency), None) if self.turns.is_some() || self.think_s.is_some() => (

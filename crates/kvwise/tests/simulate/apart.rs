@@ -78,6 +78,26 @@ fn prefill_and_decode_apart_move_each_prompt_once_and_a_slow_link_shows() {
 }
 
 #[test]
+fn sglang_s_sides_push_pages_while_they_compute_and_nothing_is_computed_twice() {
+    let ask = |more: &[&str]| json(&[&APART[..], &["--engine", "sglang", "--format", "json"], more].concat());
+    let fast = ask(&[]);
+    let d = &fast["disaggregation"];
+    // 40 prompts of 2000 tokens, pages of one token.
+    assert_eq!(d["blocks"].as_u64(), Some(40 * 2000));
+    assert_eq!(d["bytes"].as_u64(), Some(40 * 2000 * (2 << 16)));
+    assert_eq!(fast["preemptions"].as_u64(), Some(0));
+    let slow = ask(&["--transfer-bandwidth", "1GB/s"]);
+    assert!(slow["ttft_ms"]["p50"].as_f64() > fast["ttft_ms"]["p50"].as_f64());
+    // A decode pool that holds three prompts makes the others wait before they are computed.
+    let tight = ask(&["--decode-flags", "max-total-tokens=8000"]);
+    assert!(tight["queue_ms"]["p99"].as_f64().unwrap() > fast["queue_ms"]["p99"].as_f64().unwrap() + 50.0);
+    assert_eq!(
+        tight["requests"]["finished"].as_u64(),
+        fast["requests"]["finished"].as_u64()
+    );
+}
+
+#[test]
 fn tiers_find_what_a_small_pool_lost() {
     let without = json(&SESSIONS);
     let with = json(&[&SESSIONS[..], &["--tiers", "host=2GiB,disk=50GiB"]].concat());
@@ -114,8 +134,44 @@ fn what_cannot_be_apart_or_behind_the_pool_is_refused_in_one_sentence() {
             "--replicas",
         ),
         (
-            &["--disaggregate", "prefill=1,decode=1", "--engine", "sglang"],
+            &[
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--num-reserved-decode-tokens",
+                "64",
+            ],
+            "--engine sglang",
+        ),
+        (
+            &[
+                "--engine",
+                "sglang",
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--prefill-flags",
+                "page-size=16",
+            ],
+            "--page-size",
+        ),
+        (
+            &[
+                "--engine",
+                "sglang",
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--tiers",
+                "host=5GiB",
+            ],
             "vLLM only",
+        ),
+        (
+            &[
+                "--disaggregate",
+                "prefill=1,decode=1",
+                "--decode-flags",
+                "engine=sglang",
+            ],
+            "neither reads the other's cache",
         ),
         (
             &[

@@ -1,6 +1,7 @@
 //! `kvwise simulate` and `kvwise sweep` as a user meets them.
 
 mod apart;
+mod bad_input;
 mod refused;
 mod sweep;
 

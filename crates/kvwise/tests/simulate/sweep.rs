@@ -42,6 +42,17 @@ fn a_sweep_goes_on_where_it_stopped_and_says_the_same() {
 
 #[test]
 fn a_sweep_that_was_killed_goes_on_and_says_the_same() {
+    stopped_and_resumed(None);
+}
+
+/// As Ctrl-C does.
+#[cfg(unix)]
+#[test]
+fn a_sweep_that_was_interrupted_goes_on_and_says_the_same() {
+    stopped_and_resumed(Some("-INT"));
+}
+
+fn stopped_and_resumed(signal: Option<&str>) {
     let folder = tempfile::tempdir().unwrap();
     let results = folder.path().join("results.jsonl");
     let file = results.to_str().unwrap();
@@ -72,7 +83,13 @@ fn a_sweep_that_was_killed_goes_on_and_says_the_same() {
     while lines() == 0 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    child.kill().unwrap();
+    match signal {
+        None => child.kill().unwrap(),
+        Some(name) => {
+            let pid = child.id().to_string();
+            Command::new("kill").args([name, &pid]).status().unwrap();
+        }
+    }
     child.wait().unwrap();
     let before = lines();
     assert!(before >= 1, "the first result was written before the kill");
@@ -109,6 +126,51 @@ fn a_sweep_becomes_a_page_by_its_format_or_its_files_name() {
         assert!(!table.exists());
     }
     assert_eq!(swept(&["--format", "parquet"]).status.code(), Some(2));
+}
+
+/// Needs the feature `parquet`: `cargo test -p kvwise --features parquet --test simulate parquet`.
+#[cfg(feature = "parquet")]
+#[test]
+fn a_sweep_read_back_from_parquet_is_the_sweep_in_json() {
+    use kvwise_io::parquet_table::{Cells, read};
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sweep.parquet");
+    let output = swept(&["-o", file.to_str().unwrap(), "--slo-tpot-ms", "10"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let columns = read(&file).unwrap();
+    let answer: Value =
+        serde_json::from_slice(&swept(&["--format", "json", "--slo-tpot-ms", "10"]).stdout).unwrap();
+    let points = answer["points"].as_array().unwrap();
+    let column = |name: &str| {
+        &columns
+            .iter()
+            .find(|(n, _)| n == name)
+            .unwrap_or_else(|| panic!("{name}: {columns:?}"))
+            .1
+    };
+    for (name, pointer) in [
+        ("ttft_p99_ms", "/ttft_ms/p99"),
+        ("tpot_p50_ms", "/tpot_ms/p50"),
+        ("output_tokens_per_s", "/output_tokens_per_s"),
+        ("kv_usage_peak", "/kv_usage_peak"),
+    ] {
+        let Cells::Reals(cells) = column(name) else {
+            panic!("{name} is not a column of numbers");
+        };
+        let expected: Vec<Option<f64>> = points
+            .iter()
+            .map(|p| p.pointer(pointer).unwrap().as_f64())
+            .collect();
+        assert_eq!(cells, &expected, "{name}");
+    }
+    let Cells::Integers(gpus) = column("gpus") else {
+        panic!("gpus is not a column of whole numbers");
+    };
+    assert_eq!(
+        gpus,
+        &points.iter().map(|p| p["gpus"].as_i64()).collect::<Vec<_>>()
+    );
 }
 
 #[test]

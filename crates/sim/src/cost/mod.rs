@@ -3,6 +3,7 @@
 //! - [`calibration`]: coefficients per GPU, fitted to measured kernels; for other GPUs the nearest relative's
 //!   efficiencies are applied to the datasheet and the answer says so.
 //! - [`kernel`]: the closed forms: matrix products, attention, mixtures of experts, collectives.
+//! - [`Memo`]: what steps with the same number of tokens share.
 //! - [`network`]: what sums and hand-overs between machines add.
 //! - [`step`]: the kernels of all layers put together for a batch of prefill chunks and decoding sequences.
 //! - [`bound`]: the same batch at datasheet rates: what no implementation can beat.
@@ -17,6 +18,7 @@
 pub mod bound;
 pub mod calibration;
 pub mod kernel;
+mod memo;
 pub mod network;
 pub mod precision;
 mod stack;
@@ -25,6 +27,7 @@ pub mod tuning;
 
 pub use bound::Bound;
 pub use calibration::{Calibration, Engine, GpuSpec};
+pub use memo::Memo;
 pub use network::Network;
 pub use precision::Precision;
 pub use step::{Batch, Prefill, Speculation, StepModel, StepOptions, StepTime};

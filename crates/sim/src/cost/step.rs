@@ -380,6 +380,38 @@ impl StepModel {
 
     /// One pass through all layers, with `width` tokens for each decoding sequence.
     fn forward(&self, batch: &Batch<'_>, width: f64) -> StepTime {
+        let mut total = self.without_attention(batch, width);
+        self.add_attention(batch, &mut total);
+        total
+    }
+
+    /// Whether a step is one pass of one token a decoding sequence.
+    pub(super) fn is_one_pass(&self) -> bool {
+        self.options.pp <= 1 && self.options.speculation.is_none()
+    }
+
+    /// What a pass spends on attention and states, added to `total`.
+    pub(super) fn add_attention(&self, batch: &Batch<'_>, total: &mut StepTime) {
+        if batch.tokens() <= 0.0 {
+            return;
+        }
+        for stack in &self.stacks {
+            let (mut attention_s, mut state_s) = (0.0, 0.0);
+            for attention in &stack.attention {
+                let seconds = attention_time(attention, &self.gpu, self.floor_s, &self.tuning, batch);
+                if matches!(attention, Attention::State { .. }) {
+                    state_s += seconds;
+                } else {
+                    attention_s += seconds;
+                }
+            }
+            total.attention_s += attention_s * stack.layers;
+            total.state_s += state_s * stack.layers;
+        }
+    }
+
+    /// What a pass spends on everything else: decided by its numbers of tokens alone.
+    pub(super) fn without_attention(&self, batch: &Batch<'_>, width: f64) -> StepTime {
         let tokens = batch.decode_sequences as f64 * width + batch.prefill_tokens();
         let mut total = StepTime::default();
         if tokens <= 0.0 {
@@ -412,14 +444,6 @@ impl StepModel {
                     // much traffic as one sum.
                     let ranks = self.options.expert_dp * self.options.tp;
                     t.communication_s += self.sum_s(self.exchange.as_ref(), ranks, all * self.hidden * 2.0);
-                }
-            }
-            for attention in &stack.attention {
-                let seconds = attention_time(attention, gpu, self.floor_s, &self.tuning, batch);
-                if matches!(attention, Attention::State { .. }) {
-                    t.state_s += seconds;
-                } else {
-                    t.attention_s += seconds;
                 }
             }
             if self.options.tp > 1 {

@@ -325,7 +325,12 @@ fn sglang_sends_chunks_while_it_computes_and_its_prefill_engine_gives_the_first_
     let trace = closed_loop(lengths, 1, 1).unwrap();
     let model = step_model("h100_sxm");
     let closed = Arrivals::Closed { concurrency: 1 };
-    let r = simulated(&trace, &sglang_apart(&model, (1, 1), (4096, 4096), 1, 1e9), closed).records[0];
+    let r = simulated(
+        &trace,
+        &sglang_apart(&model, (1, 1), (4096, 4096), 1, 1e9),
+        closed,
+    )
+    .records[0];
     let step = |prefill: u64, past: u64| {
         let prefills = [crate::cost::Prefill {
             new_tokens: prefill,
@@ -362,7 +367,14 @@ fn sglangs_decode_side_makes_room_before_a_prompt_is_computed() {
     let trace = closed_loop(lengths, 2, 1).unwrap();
     let model = step_model("h100_sxm");
     let closed = Arrivals::Closed { concurrency: 2 };
-    let of = |tokens| simulated(&trace, &sglang_apart(&model, (1, 1), (4096, tokens), 1, 1e9), closed).records;
+    let of = |tokens| {
+        simulated(
+            &trace,
+            &sglang_apart(&model, (1, 1), (4096, tokens), 1, 1e9),
+            closed,
+        )
+        .records
+    };
     let small = of(600);
     assert!(small[1].admitted_s > small[0].finished_s, "{small:?}");
     let large = of(800);

@@ -43,6 +43,10 @@ pub(super) struct StepReport {
     pub(super) joined: Vec<(u32, bool)>,
     /// Their cached tokens.
     pub(super) joined_tokens: u64,
+    /// Requests whose last token came with the step before: request, generated tokens, preemptions.
+    pub(super) ended: Vec<(u32, u32, u32)>,
+    /// Requests of the step that have their last token already.
+    pub(super) in_vain: u64,
 }
 
 /// Counters of an engine.
@@ -372,6 +376,8 @@ pub(super) struct SglangEngine<'a> {
     scheduler: SteppedScheduler<'a>,
     /// Whether prompts are computed apart.
     apart: bool,
+    /// Whether the loop turns without a batch: then it has seen everything that happened meanwhile.
+    idle: bool,
 }
 
 impl<'a> SglangEngine<'a> {
@@ -379,6 +385,7 @@ impl<'a> SglangEngine<'a> {
         Ok(Self {
             scheduler: SteppedScheduler::new(trace, config)?,
             apart: config.side != Side::Whole,
+            idle: true,
         })
     }
 }
@@ -397,6 +404,7 @@ fn take_outcome(outcome: &StepOutcome, report: &mut StepReport) {
         }));
     report.sent.extend(&outcome.sent);
     report.placed.extend(&outcome.placed);
+    report.ended.extend(&outcome.ended);
     for &(tag, tokens, ended) in &outcome.joined {
         report.joined.push((tag, ended));
         report.joined_tokens += if ended { 0 } else { u64::from(tokens) };
@@ -410,6 +418,7 @@ impl EngineState for SglangEngine<'_> {
         if !self.scheduler.has_unfinished() {
             // The loop has turned since the last token: its result is known.
             self.scheduler.settle()?;
+            self.idle = true;
         }
         if !self.scheduler.add(tag)? {
             report.rejected.push(tag);
@@ -418,6 +427,9 @@ impl EngineState for SglangEngine<'_> {
     }
 
     fn step(&mut self, _: u64, report: &mut StepReport) -> Result<u64> {
+        if self.idle {
+            self.scheduler.let_go()?;
+        }
         // A turn of the loop in which only results of the batch before become known takes no time, nor do the turns of an
         // idle loop until it looks for new requests.
         loop {
@@ -434,6 +446,15 @@ impl EngineState for SglangEngine<'_> {
                     && (self.scheduler.has_pending() || self.scheduler.has_unseen())
             };
             take_outcome(outcome, report);
+            if self.apart {
+                // They are known to have ended when the step has been launched with them.
+                report.in_vain = if decoding > 0 {
+                    outcome.ended.len() as u64
+                } else {
+                    0
+                };
+            }
+            self.idle = !computes;
             if !turns {
                 return Ok(decoding);
             }

@@ -39,6 +39,8 @@ pub use worst::{Cause, Worst, worst};
 #[cfg(test)]
 mod apart_tests;
 #[cfg(test)]
+mod law_matrix;
+#[cfg(test)]
 mod laws;
 #[cfg(test)]
 mod tests;

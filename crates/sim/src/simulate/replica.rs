@@ -1,5 +1,6 @@
 //! Engines that step together, on a clock.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -9,7 +10,7 @@ use super::engine::{EngineState, StepReport};
 use super::record::{HostTimes, Record, Run};
 use super::run::StepClock;
 use super::source::Time;
-use crate::cost::{Batch, Bound, Prefill, StepTime};
+use crate::cost::{Batch, Bound, Memo, Prefill, StepTime};
 
 /// Steps between two looks at the clock while nothing but decoding happens: the context grows by this much at most,
 /// so that timing the middle of the stretch is exact for attention that is linear in the context.
@@ -80,6 +81,7 @@ pub(super) struct Reading {
 pub(super) struct Replica<'a> {
     pub(super) ranks: Vec<Box<dyn EngineState + 'a>>,
     clock: StepClock<'a>,
+    memo: RefCell<Memo>,
     host: HostTimes,
     bounds: bool,
     role: Role,
@@ -132,6 +134,7 @@ impl<'a> Replica<'a> {
         Self {
             ranks,
             clock,
+            memo: RefCell::default(),
             host,
             bounds,
             role,
@@ -301,7 +304,7 @@ impl<'a> Replica<'a> {
             batch.peer_tokens = (all - batch.tokens()).max(0.0);
             let sequences = batch.decode_sequences as f64 + batch.prefills.len() as f64;
             let timed = Timed {
-                kinds: model.time(&batch),
+                kinds: model.time_with(&batch, &mut self.memo.borrow_mut()),
                 host_s: self.host.step_s + self.host.sequence_s * sequences,
                 bound: if self.bounds {
                     model.bound(&batch)
@@ -391,12 +394,16 @@ impl<'a> Replica<'a> {
             } else {
                 0
             };
-            decoded += decoding;
+            decoded += decoding.saturating_sub(std::mem::take(&mut report.in_vain));
             // A prompt of which only the last token is missing is computed as a decode is.
             let singles = std::mem::take(&mut report.single_tokens);
             let past: u64 = singles.iter().sum();
             let joined = std::mem::take(&mut report.joined_tokens);
-            let context = if decoding > 0 { context + joined as f64 } else { 0.0 } + past as f64;
+            let context = if decoding > 0 {
+                context + joined as f64
+            } else {
+                0.0
+            } + past as f64;
             work.push((decoding + singles.len() as u64, context));
         }
         let nothing = work.iter().all(|w| w.0 == 0) && self.reports.iter().all(|r| r.prefills.is_empty());
@@ -436,6 +443,13 @@ impl<'a> Replica<'a> {
                     record.output_tokens = 1;
                     ended.tags.push(tag);
                 }
+            }
+            for (tag, generated, preemptions) in report.ended.drain(..) {
+                let record = &mut run.records[tag as usize];
+                record.preemptions += preemptions;
+                record.finished_s = start;
+                record.output_tokens = generated;
+                ended.tags.push(tag);
             }
             for (tag, tokens, all) in report.sent.drain(..) {
                 self.notices.push(Notice::Sent {

@@ -221,7 +221,10 @@ fn engine<'a, E: SchedulerEvents + 'a>(
                 },
                 side => side,
             };
-            return Ok(Box::new(SglangEngine::new(trace, StepConfig { side, ..*config })?));
+            return Ok(Box::new(SglangEngine::new(
+                trace,
+                StepConfig { side, ..*config },
+            )?));
         }
         let config = vllm_of(&deployment.engine)?;
         let connector = ReadFromPrefill::default();

@@ -270,7 +270,7 @@ impl TraceBuilder {
                 "the arrival time is {t}, expected 0 or later"
             ))),
             Some(t) if t > MAX_ARRIVAL => Err(Error::input(format!(
-                "the arrival time is {t} s, more than 64-bit nanoseconds hold"
+                "the arrival time is {t:e} s, more than 64-bit nanoseconds hold"
             ))),
             _ => Ok(()),
         }

@@ -89,10 +89,10 @@ pub(super) fn join(prefill: &mut Served, decode: &mut Served, split: &Split) -> 
     match (&mut prefill.config, &mut decode.config) {
         (EngineConfig::Vllm(_), EngineConfig::Vllm(_)) => {
             if split.reserved_decode_tokens.is_some() {
-                return Err(
-                    Error::input("--num-reserved-decode-tokens is a flag of SGLang's decode servers")
-                        .hint("add --engine sglang or leave it out"),
-                );
+                return Err(Error::input(
+                    "--num-reserved-decode-tokens is a flag of SGLang's decode servers",
+                )
+                .hint("add --engine sglang or leave it out"));
             }
             // The decode side's server tokenises and answers once more.
             transfer(
@@ -118,14 +118,16 @@ pub(super) fn join(prefill: &mut Served, decode: &mut Served, split: &Split) -> 
                 }
             }
             let reserved_tokens = match split.reserved_decode_tokens {
-                Some(n) => {
-                    usize::try_from(n).map_err(|_| Error::overflow("--num-reserved-decode-tokens"))?
-                }
+                Some(n) => usize::try_from(n).map_err(|_| Error::overflow("--num-reserved-decode-tokens"))?,
                 None => RESERVED_DECODE_TOKENS,
             };
             first.side = Side::Prefill;
             // `disaggregation_decode_extra_slots` (pd_disaggregation_hook.py): only where --max-running-requests is given.
-            let given = decode.plan.inputs.get("max_num_seqs").is_some_and(|v| !v.is_null());
+            let given = decode
+                .plan
+                .inputs
+                .get("max_num_seqs")
+                .is_some_and(|v| !v.is_null());
             second.side = Side::Decode {
                 reserved_tokens,
                 extra_rows: if given && second.max_running <= 32 {

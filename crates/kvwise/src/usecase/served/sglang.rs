@@ -157,7 +157,10 @@ pub(super) fn scheduler(
         Some(n) => usize::try_from(n).map_err(|_| Error::overflow("--max-prefill-tokens"))?,
         None => StepConfig::new(capacity).max_prefill_tokens,
     };
+    // Where SGLang's rules are not known its pages are taken for single tokens, as most of its attention backends have them.
+    let page = own.map_or(1, |kv| kv.block_size.max(1));
     Ok(StepConfig {
+        page_size: usize::try_from(page).map_err(|_| Error::overflow("--page-size"))?,
         max_prefill_tokens: prefill,
         recv_interval: serving.recv_interval.unwrap_or(1),
         max_running: running.min(capacity / 2).clamp(1, 1 << 20),

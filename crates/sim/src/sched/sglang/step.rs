@@ -57,6 +57,8 @@ pub struct StepOutcome {
     pub finished: Vec<(u32, u32, u32)>,
     /// Requests that can never run.
     pub rejected: Vec<u32>,
+    /// Of a decode engine with overlap, in place of `finished`: requests whose last token came with the step before.
+    pub ended: Vec<(u32, u32, u32)>,
     /// Of a prefill engine: request, tokens of its prompt that are ready to be read, whether they are all.
     pub sent: Vec<(u32, u32, bool)>,
     /// Of a decode engine: requests that have room for their prompt.
@@ -74,6 +76,7 @@ impl StepOutcome {
             && self.rejected.is_empty()
             && self.placed.is_empty()
             && self.joined.is_empty()
+            && self.ended.is_empty()
     }
 
     fn clear(&mut self) {
@@ -85,6 +88,7 @@ impl StepOutcome {
         self.sent.clear();
         self.placed.clear();
         self.joined.clear();
+        self.ended.clear();
     }
 }
 
@@ -387,7 +391,10 @@ impl<'a> SteppedScheduler<'a> {
             if a.done {
                 return 0;
             }
-            left = left.min(a.job.output - a.job.generated - a.in_flight);
+            left = left.min(a.job.output.saturating_sub(a.job.generated + a.in_flight));
+        }
+        if left == 0 {
+            return 0;
         }
         let page = self.config.page_size;
         let room = self.cache.slots().available_tokens() / (self.running.len() * page) * page;
@@ -444,7 +451,7 @@ impl<'a> SteppedScheduler<'a> {
         } else if let Some(batch) = batch {
             self.process(batch)?;
         }
-        self.end_apart()?;
+        self.let_go()?;
         self.decoding = decoding;
         Ok(self.last_step())
     }
@@ -462,7 +469,6 @@ impl<'a> SteppedScheduler<'a> {
         if let Some(before) = self.pending.take() {
             self.process(before)?;
         }
-        self.apart.spins = true;
         self.merge()
     }
 

@@ -8,6 +8,7 @@
 //! - only then the prefill engine may compute it, with one token to generate; chunks are sent as they are known, whole pages
 //!   at a time, and the memory stays until all has been read;
 //! - what has arrived joins the decode batch with the prefill engine's token, and nothing of the prompt is computed again;
+//! - with overlap, a request that has its last token decodes once more in vain;
 //! - a request that decoding pushes out is copied to the host and comes back before anybody new gets room; while one waits
 //!   for that, arrived prompts do not join either.
 //!
@@ -43,8 +44,6 @@ pub(super) struct Apart {
     held: FxHashMap<u32, usize>,
     /// Those of them that were read.
     read: Vec<u32>,
-    /// Whether the loop has turned without a batch: then it has seen everything that happened meanwhile.
-    pub(super) spins: bool,
 }
 
 impl Apart {
@@ -68,6 +67,12 @@ impl Apart {
 }
 
 impl SteppedScheduler<'_> {
+    /// Whether the loop knows of a last token only after it has launched one more step for the request: only the loop that does
+    /// everything looks ahead (`enable_skip_finishing_decode`).
+    pub(super) fn lags(&self) -> bool {
+        self.config.overlap && matches!(self.config.side, Side::Decode { .. })
+    }
+
     /// Where requests wait first.
     pub(super) fn arrive(&mut self) -> &mut VecDeque<Job> {
         if matches!(self.config.side, Side::Decode { .. }) {
@@ -134,9 +139,7 @@ impl SteppedScheduler<'_> {
     /// What an engine of one side does before it composes a batch.
     pub(super) fn begin_apart(&mut self) -> Result<()> {
         match self.config.side {
-            Side::Whole => Ok(()),
-            Side::Prefill if self.apart.spins => self.let_go(),
-            Side::Prefill => Ok(()),
+            Side::Whole | Side::Prefill => Ok(()),
             Side::Decode {
                 reserved_tokens,
                 extra_rows: _,
@@ -151,15 +154,6 @@ impl SteppedScheduler<'_> {
         }
     }
 
-    /// What an engine of one side does after the results of the batch before are known.
-    pub(super) fn end_apart(&mut self) -> Result<()> {
-        if self.config.side == Side::Prefill {
-            self.let_go()?;
-            self.apart.spins = self.launched == super::Launched::Nothing;
-        }
-        Ok(())
-    }
-
     /// A prompt is computed: it is published, and stays until it was read.
     pub(super) fn hold(&mut self, place: usize) -> Result<()> {
         let Some(a) = &self.active[place] else {
@@ -170,8 +164,11 @@ impl SteppedScheduler<'_> {
         self.publish(place, up_to)
     }
 
-    /// Gives back the memory of prompts that were read.
-    fn let_go(&mut self) -> Result<()> {
+    /// Gives back the memory of prompts that were read, as every turn of the loop does at its end.
+    ///
+    /// # Errors
+    /// If the cache refuses what it gave (it never does).
+    pub fn let_go(&mut self) -> Result<()> {
         let mut later = Vec::new();
         for tag in std::mem::take(&mut self.apart.read) {
             if let Some(place) = self.apart.held.remove(&tag) {
@@ -266,7 +263,8 @@ impl SteppedScheduler<'_> {
             if least.max(most) > free {
                 // Decoding takes memory, and only what the longest one may still need shrinks with it.
                 self.apart.blocked = least >= most && by_promise;
-                let nobody = self.running.is_empty() && self.apart.num_placed() == 0 && self.pending.is_none();
+                let nobody =
+                    self.running.is_empty() && self.apart.num_placed() == 0 && self.pending.is_none();
                 if nobody && let Some(job) = self.apart.unplaced.pop_front() {
                     self.outcome.rejected.push(job.tag);
                     continue;
@@ -337,9 +335,7 @@ impl SteppedScheduler<'_> {
                 continue;
             };
             let ended = a.job.generated >= a.job.output;
-            self.outcome
-                .joined
-                .push((a.job.tag, small(a.owned_len()), ended));
+            self.outcome.joined.push((a.job.tag, small(a.owned_len()), ended));
             if ended {
                 self.release_place(place)?;
                 self.vacate(place);

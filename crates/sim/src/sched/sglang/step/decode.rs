@@ -17,10 +17,11 @@ impl SteppedScheduler<'_> {
             return Ok(None);
         }
         let before = self.running.len();
+        let lags = self.lags();
         // Requests whose token under way is their last leave; their memory comes with its result.
         let (ending, staying): (Vec<usize>, Vec<usize>) = std::mem::take(&mut self.running)
             .into_iter()
-            .partition(|&place| self.active[place].as_ref().is_some_and(|a| a.done));
+            .partition(|&place| !lags && self.active[place].as_ref().is_some_and(|a| a.done));
         for &place in &ending {
             if let Some(a) = &mut self.active[place] {
                 a.listed = false;

@@ -10,6 +10,7 @@ use crate::sched::sglang::of_cache;
 impl SteppedScheduler<'_> {
     /// A batch is launched: its requests get a token, and those that get their last one are done.
     pub(super) fn launch(&mut self, prefill: bool, places: &[usize]) -> Pending {
+        let lags = self.lags();
         let mut batch = Vec::with_capacity(places.len());
         for &place in places {
             let Some(a) = &mut self.active[place] else {
@@ -21,7 +22,9 @@ impl SteppedScheduler<'_> {
                 if sends {
                     // A page that is not full goes with the next chunk.
                     let page = self.config.page_size;
-                    self.outcome.sent.push((a.job.tag, small(a.computed / page * page), false));
+                    self.outcome
+                        .sent
+                        .push((a.job.tag, small(a.computed / page * page), false));
                 }
                 continue;
             }
@@ -33,7 +36,7 @@ impl SteppedScheduler<'_> {
             if prefill {
                 self.outcome.first_tokens.push(a.job.tag);
             }
-            if produced >= a.job.output && !a.done {
+            if produced >= a.job.output && !a.done && !lags {
                 a.done = true;
                 self.done += 1;
                 self.outcome
@@ -47,10 +50,15 @@ impl SteppedScheduler<'_> {
     /// The results of a batch are known.
     pub(super) fn process(&mut self, pending: Pending) -> Result<()> {
         let Pending { prefill, batch } = pending;
+        let lags = self.lags();
         for (place, serial) in batch {
             let Some(a) = self.active[place].as_mut().filter(|a| a.serial == serial) else {
                 continue;
             };
+            if lags && a.done {
+                // The step in vain.
+                continue;
+            }
             if prefill && a.middle_chunks > 0 {
                 a.middle_chunks -= 1;
                 continue;
@@ -69,6 +77,13 @@ impl SteppedScheduler<'_> {
                 continue;
             }
             let listed = a.listed;
+            if lags {
+                a.done = true;
+                self.done += 1;
+                self.outcome
+                    .ended
+                    .push((a.job.tag, small(a.job.generated), a.job.retractions));
+            }
             self.release_place(place)?;
             if !listed {
                 self.vacate(place);
