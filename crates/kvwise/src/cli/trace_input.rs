@@ -24,6 +24,7 @@ pub struct TraceInput {
     #[arg(long, conflicts_with = "trace", help_heading = "Trace")]
     pub example: bool,
 
+    /// How it is read.
     #[command(flatten)]
     pub reading: ReadingArgs,
 }

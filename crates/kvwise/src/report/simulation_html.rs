@@ -31,10 +31,50 @@ pub fn page(simulations: &[Simulation]) -> Result<String> {
             s.version
         );
     }
+    if simulations.len() > 1 {
+        // What a comparison is about stands first.
+        table(
+            &mut body,
+            &[
+                "changed",
+                "ttft 50 % ms",
+                "ttft 99 % ms",
+                "tpot 50 % ms",
+                "tpot 99 % ms",
+                "mean tpot, range ms",
+                "tok/s",
+                "req/s",
+                "objectives",
+            ],
+            simulations.iter().map(compared),
+        );
+    }
     for (i, s) in simulations.iter().enumerate() {
         section(&mut body, i, s);
     }
     document(&title, &body, &simulations, JS)
+}
+
+/// A row of the comparison.
+fn compared(s: &Simulation) -> Vec<String> {
+    if let Some(reason) = &s.refused {
+        let mut row = vec![format!("{}: would not start: {reason}", s.label)];
+        row.resize(9, String::new());
+        return row;
+    }
+    let range = s.tpot_mean_interval_ms;
+    let met = s.slo_met.map_or("", |met| if met { "met" } else { "missed" });
+    vec![
+        s.label.clone(),
+        format!("{:.0}", s.ttft_ms.p50),
+        format!("{:.0}", s.ttft_ms.p99),
+        format!("{:.1}", s.tpot_ms.p50),
+        format!("{:.1}", s.tpot_ms.p99),
+        format!("{:.1} to {:.1}", range.low, range.high),
+        format!("{:.0}", s.output_tokens_per_s),
+        format!("{:.2}", s.requests_per_s),
+        met.to_owned(),
+    ]
 }
 
 fn section(body: &mut String, i: usize, s: &Simulation) {

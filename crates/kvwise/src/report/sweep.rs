@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use kvwise_core::{Error, Result};
+use kvwise_core::Result;
 use kvwise_io::parquet_table::Cells;
 use kvwise_sim::simulate::Slo;
 use serde::Serialize;
@@ -368,17 +368,24 @@ impl SweepAnswer {
     /// # Errors
     /// If there is no point to draw.
     pub fn html(&self) -> Result<String> {
-        if self.points.iter().all(|p| p.refused.is_some()) {
-            return Err(Error::input(
-                "no point of the sweep starts: there is nothing to draw",
-            ));
-        }
         let mut body = String::from("<h1>Sweep</h1>");
         let _ = write!(
             body,
-            "<div class=\"scroll picture\">{}</div>",
-            self.chart().svg(1000, 560)?
+            "<p class=\"soft\">{} points; seed {}; inputs {}; kvwise {}</p>",
+            self.points.len(),
+            self.seed,
+            escape(&self.inputs_hash),
+            self.version
         );
+        if self.points.iter().all(|p| p.refused.is_some()) {
+            body.push_str("<div class=\"finding problem\"><b>No point starts</b>the reasons are below</div>");
+        } else {
+            let _ = write!(
+                body,
+                "<div class=\"scroll picture\">{}</div>",
+                self.chart().svg(1000, 560)?
+            );
+        }
         if let Some(i) = self.best.or(self.nearest) {
             let met = self.best.is_some();
             let _ = write!(
@@ -407,7 +414,11 @@ impl SweepAnswer {
                 "objectives",
             ],
             self.points.iter().map(|p| match &p.refused {
-                Some(reason) => vec![format!("{}: {reason}", name(p)), p.gpus.to_string()],
+                Some(reason) => {
+                    let mut row = vec![format!("{}: {reason}", name(p)), p.gpus.to_string()];
+                    row.resize(9, String::new());
+                    row
+                }
                 None => vec![
                     name(p),
                     p.gpus.to_string(),
