@@ -43,7 +43,7 @@ pub use calibration::{Correction, Observation, Site};
 pub use generic::Quantization;
 pub use ledger::{Basis, Signed, Step, Term};
 pub use policy::{Factor, OomRisk, Policy};
-pub use report::{KvCache, Performance, Plan, Range};
+pub use report::{KvCache, Performance, Plan, Range, Speed, SpeedBound};
 pub use request::{
     CheckpointBytes, Engine, Generic, GgufFile, Hardware, LlamaCpp, Load, Mode, Request, Steps, Subject,
 };
@@ -145,6 +145,8 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
                 headroom_bytes: f.headroom,
                 max_concurrency_at_context: f.max_concurrency,
                 max_context_at_concurrency: f.max_context,
+                speed: performance::performance(request, evaluation, (f.context, f.concurrency))
+                    .map(|p| p.speed),
             })
             .collect()
     } else {
@@ -219,7 +221,8 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
             warnings,
         },
         recommended: Map::new(),
-        performance: performance::performance(request, evaluation, first.map(|f| (f.context, f.concurrency))),
+        performance: first
+            .and_then(|f| performance::performance(request, evaluation, (f.context, f.concurrency))),
         grid,
         steps: evaluation.steps.steps().to_vec(),
         layout: evaluation.layout.clone(),

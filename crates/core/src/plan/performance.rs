@@ -1,7 +1,7 @@
-//! Rough speed bounds from peak rates: a roofline, not a measurement.
+//! Speed from peak rates, where no model of the kernels answers: a roofline, not a measurement.
 
 use super::evaluation::Evaluation;
-use super::report::{Performance, Range};
+use super::report::{Performance, Range, Speed, SpeedBound};
 use super::request::{Engine, Request};
 
 /// Share of the peak bandwidth that decoding reaches, and of the peak rate that a prompt reaches: kernels published with
@@ -13,18 +13,15 @@ const PREFILL_SHARE: (f64, f64) = (0.25, 0.7);
 /// planner, vllm-wizard 0.2.0, `perf.py`; 0.8 there where the link is not known).
 const LINK_SHARE: (f64, f64) = (0.90, 0.75);
 
-/// Bounds for the load of the verdict; `None` where the hardware's rates are not known.
+/// Speed under a load of `concurrency` requests of `context` tokens; `None` where the hardware's rates are not known.
 pub(super) fn performance(
     request: &Request,
     evaluation: &Evaluation,
-    load: Option<(u64, u64)>,
+    (context, concurrency): (u64, u64),
 ) -> Option<Performance> {
     let bandwidth = request.hardware.bandwidth_bytes_per_s?;
     let flops = request.hardware.flops?;
-    let (context, concurrency) = load?;
     let pool = evaluation.pool.as_ref()?;
-    // One decode step reads the weights that its tokens use and the KV cache of every request. With more tokens more of
-    // the experts are read; all of them is the slow bound.
     let link = match (&request.engine, request.hardware.pcie_only) {
         (engine, _) if tensor_parallel(engine) == 1 => 1.0,
         (_, false) => LINK_SHARE.0,
@@ -33,27 +30,42 @@ pub(super) fn performance(
     let share = evaluation.params_active as f64 / evaluation.params.max(1) as f64;
     let weights = evaluation.weights.bytes as f64;
     let kv = pool.load_bytes(context, concurrency).ok()? as f64;
-    let step = |weights: f64, efficiency: f64| (weights + kv) / (bandwidth * efficiency * link);
-    let used = (weights * share * concurrency as f64).min(weights);
-    let decode = Range {
-        low: concurrency as f64 / step(weights, DECODE_SHARE.0),
-        high: concurrency as f64 / step(used, DECODE_SHARE.1),
-    };
-    let prompt = request.load.prompt_tokens.unwrap_or(context).max(1) as f64;
+    let requests = concurrency as f64;
+    let prompt_tokens = request.load.prompt_tokens.unwrap_or(context).max(1);
+    let prompt = prompt_tokens as f64;
     let ranks = evaluation.ranks.max(1) as f64;
-    let per_token = 2.0 * evaluation.params_active as f64;
-    let prefill = Range {
-        low: flops * PREFILL_SHARE.0 * ranks * link / per_token,
-        high: flops * PREFILL_SHARE.1 * ranks * link / per_token,
-    };
+    let prompt_flops = 2.0 * evaluation.params_active as f64 / ranks;
+    // One decode step reads the weights that its tokens use and the KV cache of every request. With more tokens more of
+    // the experts are read: those that a uniform router would choose at least, all of them at most.
+    let used = weights * (1.0 - (1.0 - share).powf(requests));
+    let step_ms = |weights: f64, share: f64| (weights + kv) / (bandwidth * share) * 1e3;
+    let tpot = Range::between(
+        step_ms(used, DECODE_SHARE.1 * link),
+        step_ms(weights, DECODE_SHARE.0 * link),
+    );
+    let prompt_rate = |share: f64| flops * share / prompt_flops;
+    let prefill = Range::between(
+        prompt_rate(PREFILL_SHARE.0 * link),
+        prompt_rate(PREFILL_SHARE.1 * link),
+    );
     Some(Performance {
-        prefill_tokens_per_s: prefill,
-        decode_tokens_per_s: decode,
-        ttft_ms: Range {
-            low: prompt / prefill.high * 1e3,
-            high: prompt / prefill.low * 1e3,
+        context,
+        concurrency,
+        prompt_tokens,
+        speed: Speed {
+            prefill_tokens_per_s: prefill,
+            decode_tokens_per_s: tpot.map(|ms| requests / ms * 1e3),
+            ttft_ms: prefill.map(|rate| prompt / rate * 1e3),
+            tpot_ms: tpot,
         },
-        basis: "assumed: roofline at 35-85 % of the peak bandwidth and 25-70 % of the peak 16-bit rate, 90 % of it over NVLink and 75 % over PCIe with tensor parallelism; attention's own operations and queueing are left out",
+        roofline: SpeedBound {
+            prefill_tokens_per_s: prompt_rate(1.0),
+            decode_tokens_per_s: requests / step_ms(used, 1.0) * 1e3,
+            ttft_ms: prompt / prompt_rate(1.0) * 1e3,
+            tpot_ms: step_ms(used, 1.0),
+        },
+        basis: "assumed: 35-85 % of the peak bandwidth and 25-70 % of the peak 16-bit rate, 90 % of it over NVLink and 75 % over PCIe with tensor parallelism; attention's own operations and queueing are left out".to_owned(),
+        source: "the GPU's datasheet".to_owned(),
     })
 }
 

@@ -39,7 +39,7 @@ pub struct Plan {
     pub feasibility: Feasibility,
     /// Settings worth changing.
     pub recommended: Map<String, Value>,
-    /// Rough speed bounds.
+    /// How fast the load is served; `null` where the hardware's rates are not known.
     pub performance: Option<Performance>,
     /// One row for each asked pair of context and concurrency, where several were asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -213,26 +213,97 @@ pub struct GridRow {
     pub max_concurrency_at_context: u64,
     /// Longest context at this concurrency.
     pub max_context_at_concurrency: u64,
+    /// How fast they are served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
 }
 
-/// A range.
+/// A range, and what is expected in it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Range {
     /// Lower end.
     pub low: f64,
+    /// What a model of the kernels says; none where nothing but bounds is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<f64>,
     /// Upper end.
     pub high: f64,
 }
 
-/// Rough bounds from peak rates.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Performance {
-    /// Prompt tokens per second of the whole deployment, one prompt at a time.
+impl Range {
+    /// `expected`, and that divided and multiplied by `factor`.
+    pub fn around(expected: f64, factor: f64) -> Self {
+        Self {
+            low: expected / factor,
+            expected: Some(expected),
+            high: expected * factor,
+        }
+    }
+
+    /// Two ends with nothing expected between them.
+    pub fn between(low: f64, high: f64) -> Self {
+        Self {
+            low,
+            expected: None,
+            high,
+        }
+    }
+
+    /// The ends that `f`, which rises or falls, makes of these.
+    #[must_use]
+    pub fn map(self, f: impl Fn(f64) -> f64) -> Self {
+        let (a, b) = (f(self.low), f(self.high));
+        Self {
+            low: a.min(b),
+            expected: self.expected.map(&f),
+            high: a.max(b),
+        }
+    }
+}
+
+/// How fast a load is served.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Speed {
+    /// Prompt tokens per second of the whole deployment, one prompt at a time in each engine.
     pub prefill_tokens_per_s: Range,
-    /// Output tokens per second of the whole deployment, all requests of the load together.
+    /// Output tokens per second of the whole deployment, all requests of the load together at their full context.
     pub decode_tokens_per_s: Range,
     /// Time to the first token of one prompt of the load, nothing else running.
     pub ttft_ms: Range,
-    /// What the figures rest on.
-    pub basis: &'static str,
+    /// Time of one more token of each request of the load at its full context, nothing else running.
+    pub tpot_ms: Range,
+}
+
+/// The same at the datasheet's rates, every resource busy all the time: weights that the tokens use and caches are read once,
+/// and nothing but matrix products and attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SpeedBound {
+    /// Most prompt tokens per second.
+    pub prefill_tokens_per_s: f64,
+    /// Most output tokens per second.
+    pub decode_tokens_per_s: f64,
+    /// Least time to the first token.
+    pub ttft_ms: f64,
+    /// Least time of one more token.
+    pub tpot_ms: f64,
+}
+
+/// How fast the load is served, without waiting for each other.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Performance {
+    /// Cached tokens of each request.
+    pub context: u64,
+    /// Requests at once.
+    pub concurrency: u64,
+    /// Tokens of the prompt that the first token is waited for.
+    pub prompt_tokens: u64,
+    /// The ranges.
+    #[serde(flatten)]
+    pub speed: Speed,
+    /// What the datasheet allows.
+    pub roofline: SpeedBound,
+    /// Whether the figures are fitted or assumed, and what the ranges rest on.
+    pub basis: String,
+    /// Where the rates come from.
+    pub source: String,
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use kvwise_core::plan::ledger::Basis;
-use kvwise_core::plan::{Plan, Term};
+use kvwise_core::plan::{Performance, Plan, Range, Term};
 use kvwise_core::units::{gib, grouped, human_bytes};
 
 use super::table::{Align, Grid};
@@ -75,6 +75,11 @@ pub fn text(plan: &Plan) -> String {
     if !plan.grid.is_empty() {
         out.push('\n');
         out.push_str(&grid(plan).text());
+    }
+    if let Some(p) = &plan.performance {
+        out.push('\n');
+        out.push_str(&speed(p).text());
+        wrap(&mut out, &format!("speed is {}", p.basis), "  ");
     }
     if !plan.recommended.is_empty() {
         out.push('\n');
@@ -159,6 +164,9 @@ pub fn markdown(plan: &Plan) -> String {
     {
         out.push('\n');
         out.push_str(&part.markdown());
+    }
+    if let Some(p) = &plan.performance {
+        let _ = writeln!(out, "\n{}\nSpeed is {}.", speed(p).markdown(), p.basis);
     }
     if !plan.feasibility.warnings.is_empty() {
         out.push('\n');
@@ -318,6 +326,60 @@ fn groups(plan: &Plan) -> Option<Grid> {
     Some(rows)
 }
 
+/// How fast the load is served.
+fn speed(p: &Performance) -> Grid {
+    let load = format!(
+        "{} {} of {} tokens",
+        grouped(p.concurrency),
+        if p.concurrency == 1 { "request" } else { "requests" },
+        grouped(p.context)
+    );
+    let mut rows = Grid::new(&[
+        (&load, Align::Left),
+        ("expected", Align::Right),
+        ("from", Align::Right),
+        ("to", Align::Right),
+        ("datasheet", Align::Right),
+    ]);
+    for (name, range, bound) in [
+        (
+            "output tokens a second",
+            p.speed.decode_tokens_per_s,
+            p.roofline.decode_tokens_per_s,
+        ),
+        ("ms a token", p.speed.tpot_ms, p.roofline.tpot_ms),
+        (
+            "prompt tokens a second",
+            p.speed.prefill_tokens_per_s,
+            p.roofline.prefill_tokens_per_s,
+        ),
+        ("ms to the first token", p.speed.ttft_ms, p.roofline.ttft_ms),
+    ] {
+        rows.row([
+            name.to_owned(),
+            range.expected.map(figure).unwrap_or_default(),
+            figure(range.low),
+            figure(range.high),
+            figure(bound),
+        ]);
+    }
+    rows
+}
+
+/// A number with three digits or more.
+fn figure(x: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "rounded, above 0, and saturating far beyond any speed"
+    )]
+    match x {
+        x if x >= 99.95 => grouped(x.round() as u64),
+        x if x >= 9.995 => format!("{x:.1}"),
+        _ => format!("{x:.2}"),
+    }
+}
+
 fn grid(plan: &Plan) -> Grid {
     let mut rows = Grid::new(&[
         ("context", Align::Right),
@@ -327,6 +389,7 @@ fn grid(plan: &Plan) -> Grid {
         ("headroom GiB", Align::Right),
         ("most requests", Align::Right),
         ("longest", Align::Right),
+        ("ms/token", Align::Right),
     ]);
     for row in &plan.grid {
         rows.row([
@@ -337,6 +400,10 @@ fn grid(plan: &Plan) -> Grid {
             format!("{:.2}", row.headroom_bytes.gib()),
             grouped(row.max_concurrency_at_context),
             grouped(row.max_context_at_concurrency),
+            row.speed
+                .and_then(|s| s.tpot_ms.expected)
+                .map(figure)
+                .unwrap_or_default(),
         ]);
     }
     rows
@@ -351,8 +418,24 @@ fn csv_grid(plan: &Plan) -> Grid {
         ("headroom_bytes", Align::Right),
         ("max_concurrency_at_context", Align::Right),
         ("max_context_at_concurrency", Align::Right),
+        ("tpot_ms", Align::Right),
+        ("tpot_low_ms", Align::Right),
+        ("tpot_high_ms", Align::Right),
+        ("ttft_ms", Align::Right),
+        ("ttft_low_ms", Align::Right),
+        ("ttft_high_ms", Align::Right),
     ]);
+    let ends = |range: Option<Range>| {
+        let text = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
+        [
+            text(range.and_then(|r| r.expected)),
+            text(range.map(|r| r.low)),
+            text(range.map(|r| r.high)),
+        ]
+    };
     for row in &plan.grid {
+        let [tpot, tpot_low, tpot_high] = ends(row.speed.map(|s| s.tpot_ms));
+        let [ttft, ttft_low, ttft_high] = ends(row.speed.map(|s| s.ttft_ms));
         rows.row([
             row.context.to_string(),
             row.concurrency.to_string(),
@@ -361,6 +444,12 @@ fn csv_grid(plan: &Plan) -> Grid {
             row.headroom_bytes.0.to_string(),
             row.max_concurrency_at_context.to_string(),
             row.max_context_at_concurrency.to_string(),
+            tpot,
+            tpot_low,
+            tpot_high,
+            ttft,
+            ttft_low,
+            ttft_high,
         ]);
     }
     rows

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::usecase::deployment::Deployment;
 use crate::usecase::fingerprint::Fingerprint;
-use crate::usecase::served::Serving;
+use crate::usecase::served::{Serving, TTFT_FACTOR};
 use crate::usecase::simulate::Outcome;
 use crate::usecase::traffic::Workload;
 pub use text::{cause, grid, plots, text};
@@ -244,9 +244,6 @@ pub struct Simulation {
 /// Most samples and worst requests of a report.
 const MAX_SAMPLES: usize = 512;
 const MAX_WORST: usize = 10;
-/// The time to first token is less certain than the time per token: median errors are two to three times as large.
-const TTFT_FACTOR: f64 = 1.5;
-
 impl Simulation {
     /// Where the time went, in words, in seconds.
     pub(super) fn time_kinds(&self) -> [(&'static str, f64); 8] {

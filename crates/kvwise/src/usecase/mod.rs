@@ -29,6 +29,7 @@ pub mod session;
 pub mod settings;
 pub mod simulate;
 pub mod size;
+pub mod speed;
 pub mod sweep;
 pub mod trace_info;
 pub mod trace_memory;

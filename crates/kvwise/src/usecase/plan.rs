@@ -4,7 +4,7 @@ use kvwise_core::Result;
 use kvwise_core::plan::{self, Plan};
 
 use super::deployment::Deployment;
-use super::gpus;
+use super::{gpus, speed};
 
 /// Answers for a deployment.
 ///
@@ -13,6 +13,7 @@ use super::gpus;
 pub fn plan(deployment: &Deployment, explain: bool) -> Result<Plan> {
     let resolved = deployment.resolve()?;
     let mut plan = plan::plan(&resolved.request(explain))?;
+    speed::tell(&mut plan, &resolved, explain)?;
     if let Some(free_bytes) = resolved.free_bytes() {
         gpus::check_start(&mut plan, resolved.engine(), resolved.hardware(), free_bytes);
     }

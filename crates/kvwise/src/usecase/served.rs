@@ -3,13 +3,12 @@
 mod adapt;
 pub mod apart;
 mod drafting;
-mod kernels;
+pub(super) mod kernels;
 pub mod network;
 mod scheduler;
 mod sglang;
 pub mod tiers;
 
-use kvwise_core::arch::Op;
 use kvwise_core::plan::{self, Engine, Plan};
 use kvwise_core::{Error, Result};
 use kvwise_sim::cost::{self, StepModel, StepOptions};
@@ -27,7 +26,7 @@ use super::deployment::Deployment;
 use super::simulate::changed;
 use apart::Split;
 use drafting::{Drafting, NOT_TIMED, speculation};
-use kernels::{calibration, confidence, precisions};
+use kernels::{Kernels, confidence, has_experts};
 use network::NetworkAsked;
 use scheduler::{parallel, scheduler};
 use sglang::Own;
@@ -79,6 +78,10 @@ impl Default for Serving {
         }
     }
 }
+
+/// Times to the first token are this much less certain than times per token: their median errors are two to three times as
+/// large, since what a request passes through before its prompt is computed differs between hosts.
+pub const TTFT_FACTOR: f64 = 1.5;
 
 /// How far the answer can be trusted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -297,10 +300,7 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         )
         .hint("leave out --engine, and give --model a catalogue name or a config.json"));
     };
-    let experts = model
-        .layers
-        .iter()
-        .any(|l| l.weights.iter().any(|w| matches!(w.op, Op::Experts { .. })));
+    let experts = has_experts(model);
     if sglang && !experts && sglang::attention_groups(deployment) > 1 {
         return Err(
             Error::unsupported("SGLang's DP attention is simulated for mixtures of experts only")
@@ -310,8 +310,23 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
     let parallel = parallel(settings, experts, serving)?;
     let scheduler = scheduler(&plan, settings)?;
     let hardware = resolved.hardware();
-    let calibration = calibration(hardware)?;
-    let (linear, experts) = precisions(config, settings, hardware)?;
+    let (calibration, one_machine) = Kernels {
+        described: (model, config),
+        quantization: settings.quantization.as_deref(),
+        hardware,
+        engine: if sglang {
+            cost::Engine::Sglang
+        } else {
+            cost::Engine::Vllm
+        },
+        tp: parallel.tp,
+        pp: parallel.pp,
+        ranks: parallel.ranks,
+        whole_experts: settings.enable_expert_parallel,
+        kv_dtype: plan.kv_cache.as_ref().map_or("", |kv| kv.dtype.as_str()),
+        max_batched_tokens: scheduler.max_num_batched_tokens.into(),
+    }
+    .options()?;
     let engine_gpus = parallel
         .tp
         .saturating_mul(parallel.pp)
@@ -321,26 +336,8 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         warnings.push(note.clone());
     }
     let options = StepOptions {
-        ep: if settings.enable_expert_parallel {
-            parallel.tp
-        } else {
-            1
-        },
-        expert_dp: u64::from(parallel.ranks),
-        pp: parallel.pp,
-        max_batched_tokens: scheduler.max_num_batched_tokens.into(),
-        linear,
-        experts,
-        kv_fp8: plan.kv_cache.as_ref().is_some_and(|kv| kv.dtype.contains("fp8")),
         network: network.as_ref().map(|(network, _)| *network),
-        ..StepOptions::new(
-            if sglang {
-                cost::Engine::Sglang
-            } else {
-                cost::Engine::Vllm
-            },
-            parallel.tp,
-        )
+        ..one_machine
     };
     if calibration.borrowed {
         warnings.push(format!(

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kvwise_core::plan::Hardware;
 use kvwise_core::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Datasheet figures of one GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct GpuSpec {
     /// Memory bandwidth, bytes/s.
     pub bw: f64,
@@ -23,7 +24,7 @@ pub struct GpuSpec {
 }
 
 /// Coefficients of a matrix product; see [`super::kernel::gemm`].
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Gemm {
     /// Launch floor, s.
     pub t0_s: f64,
@@ -42,7 +43,7 @@ pub struct Gemm {
 }
 
 /// Coefficients of decode attention; see [`super::kernel::attention_decode`].
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Decode {
     /// Launch floor, s.
     pub t0_s: f64,
@@ -59,7 +60,7 @@ pub struct Decode {
 }
 
 /// Coefficients of prefill attention; see [`super::kernel::attention_prefill`].
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Context {
     /// Launch floor, s.
     pub t0_s: f64,
@@ -74,7 +75,7 @@ pub struct Context {
 }
 
 /// Coefficients of routed experts; see [`super::kernel::experts`].
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Moe {
     /// Launch floor, s.
     pub t0_s: f64,
@@ -93,7 +94,7 @@ pub struct Moe {
 }
 
 /// Coefficients of an all-reduce; see [`super::kernel::all_reduce`].
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct AllReduce {
     /// Latency, s.
     pub a_s: f64,
@@ -105,7 +106,7 @@ pub struct AllReduce {
 }
 
 /// Floors that hold for every kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub struct Defaults {
     /// Shortest time of one small kernel, s.
     pub kernel_floor_s: f64,
@@ -132,7 +133,7 @@ impl Engine {
 }
 
 /// All coefficients of one GPU.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Calibration {
     /// Catalogue name of the GPU the fit was made on.
     pub gpu: String,
@@ -151,27 +152,69 @@ pub struct Calibration {
     /// Whether the coefficients were fitted on this very GPU, or on a relative (then intervals are wider).
     #[serde(skip)]
     pub borrowed: bool,
+    /// How many times as long everything takes as these coefficients say, where the relative is of another maker.
+    #[serde(skip)]
+    pub slowdown: Option<f64>,
 }
 
+/// Coefficients without what only people read (errors, tables): every plan reads one of these.
 const EMBEDDED: [(&str, &str); 5] = [
     (
         "a100_sxm",
-        include_str!("../../../../data/calibration/a100_sxm.json"),
+        include_str!("../../../../data/calibration/compact/a100_sxm.json"),
     ),
-    ("l40s", include_str!("../../../../data/calibration/l40s.json")),
+    (
+        "l40s",
+        include_str!("../../../../data/calibration/compact/l40s.json"),
+    ),
     (
         "h100_sxm",
-        include_str!("../../../../data/calibration/h100_sxm.json"),
+        include_str!("../../../../data/calibration/compact/h100_sxm.json"),
     ),
     (
         "h200_sxm",
-        include_str!("../../../../data/calibration/h200_sxm.json"),
+        include_str!("../../../../data/calibration/compact/h200_sxm.json"),
     ),
     (
         "b200_sxm",
-        include_str!("../../../../data/calibration/b200_sxm.json"),
+        include_str!("../../../../data/calibration/compact/b200_sxm.json"),
     ),
 ];
+
+/// How many times as long steps take on AMD's GPUs as NVIDIA's efficiencies say on their datasheets: the median of nine points
+/// of DeepSeek-V3.1 on 8 MI300X under SGLang 0.5.7 (`data/measurements/borrowed_points.csv`); the accuracy page has what it
+/// leaves on three points of another model.
+const AMD_SLOWDOWN: f64 = 2.4;
+
+/// Streaming multiprocessors (compute units) of a GPU by its catalogue name, as its maker's documents have them; those of an
+/// H100 where they are not listed.
+fn multiprocessors(name: &str) -> f64 {
+    match name {
+        "t4" => 40.0,
+        "gb10" => 48.0,
+        "a30" => 56.0,
+        "l4" => 58.0,
+        "a5000" => 64.0,
+        "rtx-2080-ti" | "rtx-3080" => 68.0,
+        "a10" | "a10g" | "titan-rtx" | "quadro-rtx-6000" | "quadro-rtx-8000" => 72.0,
+        "rtx-4080" => 76.0,
+        "h20" | "h20-141gb" => 78.0,
+        "v100-16gb" | "v100-32gb" | "rtx-3080-ti" | "rtx-4080-super" => 80.0,
+        "rtx-3090" => 82.0,
+        "a40" | "a6000" | "rtx-3090-ti" | "rtx-5080" => 84.0,
+        "l20" => 92.0,
+        "a100-40gb" | "a100-40gb-pcie" | "a100-80gb-pcie" | "a800-80gb" => 108.0,
+        "h100-pcie" => 114.0,
+        "rtx-4090" => 128.0,
+        "l40" | "rtx-6000-ada" => 142.0,
+        "b300" | "gb200" | "gb300" => 148.0,
+        "rtx-5090" => 170.0,
+        "rtx-pro-6000" => 188.0,
+        "mi355x" => 256.0,
+        "mi300x" | "mi325x" => 304.0,
+        _ => 132.0,
+    }
+}
 
 impl Calibration {
     /// The calibration fitted on a GPU: `a100_sxm`, `l40s`, `h100_sxm`, `h200_sxm` or `b200_sxm`.
@@ -186,6 +229,40 @@ impl Calibration {
         serde_json::from_str(text).map_err(|e| {
             Error::unsupported(format!("the embedded calibration of {name} cannot be read: {e}"))
         })
+    }
+
+    /// The calibration for a planned GPU; sums over GPUs without NVLink as measured over `PCIe`.
+    ///
+    /// # Errors
+    /// If the GPU's bandwidth or compute rate is not known.
+    pub fn of(hardware: &Hardware) -> Result<Self> {
+        let (Some(bw), Some(f16)) = (hardware.bandwidth_bytes_per_s, hardware.flops) else {
+            return Err(Error::unsupported(format!(
+                "bandwidth and compute rate of {} are not known, so its steps cannot be timed",
+                hardware.name
+            ))
+            .hint("give --gpu a catalogue name (see `kvwise gpus`)"));
+        };
+        let capability = hardware
+            .compute_capability
+            .map_or(90, |(major, minor)| major * 10 + minor);
+        let spec = GpuSpec {
+            bw,
+            f16,
+            f8: (capability >= 89).then_some(2.0 * f16),
+            f4: (capability >= 100).then_some(4.0 * f16),
+            link: if hardware.pcie_only { 3.2e10 } else { 4.5e11 },
+            sms: multiprocessors(&hardware.name),
+        };
+        let mut found = Self::for_gpu(&hardware.name, capability, Some(spec))?;
+        if ["mi", "r9"].iter().any(|line| hardware.name.starts_with(line)) {
+            found.slowdown = Some(AMD_SLOWDOWN);
+        }
+        if hardware.pcie_only && found.gpu != "l40s" {
+            found.over_pcie()
+        } else {
+            Ok(found)
+        }
     }
 
     /// The calibration for a GPU by its catalogue name, else that of its nearest relative by compute capability
@@ -331,6 +408,26 @@ mod tests {
                 c.all_reduce(Engine::Vllm, ranks).unwrap();
             }
             c.latent_decode(true).unwrap();
+        }
+    }
+
+    /// `KVWISE_WRITE_CALIBRATION=1` writes the compact files anew.
+    #[test]
+    fn the_embedded_coefficients_are_those_of_the_published_fits() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/calibration");
+        for (name, embedded) in EMBEDDED {
+            let file = format!("{name}.json");
+            let whole = std::fs::read_to_string(folder.join(&file)).unwrap();
+            let read: Calibration = serde_json::from_str(&whole).unwrap();
+            let compact = serde_json::to_string(&read).unwrap() + "\n";
+            if std::env::var_os("KVWISE_WRITE_CALIBRATION").is_some() {
+                std::fs::write(folder.join("compact").join(&file), compact).unwrap();
+            } else {
+                assert_eq!(
+                    embedded, compact,
+                    "run with KVWISE_WRITE_CALIBRATION=1 to write {file} anew"
+                );
+            }
         }
     }
 

@@ -211,6 +211,7 @@ pub struct StepModel {
     pub(super) options: StepOptions,
     pub(super) tuning: Tuning,
     floor_s: f64,
+    slowdown: f64,
     elementwise_bandwidth: f64,
     gemm: Gemm,
     gemm16: Gemm,
@@ -276,6 +277,7 @@ impl StepModel {
             options,
             tuning,
             floor_s: calibration.defaults.kernel_floor_s,
+            slowdown: calibration.slowdown.unwrap_or(1.0),
             elementwise_bandwidth: tuning
                 .elementwise_bandwidth
                 .unwrap_or(calibration.defaults.elementwise_bw_eff),
@@ -310,6 +312,16 @@ impl StepModel {
         if batch.tokens() <= 0.0 {
             return StepTime::default();
         }
+        let time = self.round(batch);
+        if self.slowdown > 1.0 {
+            time.scaled(self.slowdown)
+        } else {
+            time
+        }
+    }
+
+    /// All stages once.
+    fn round(&self, batch: &Batch<'_>) -> StepTime {
         if self.options.pp <= 1 {
             return self.speculative(batch);
         }

@@ -57,6 +57,19 @@ pub struct Defaults {
 /// Prompt tokens of a batch where chunking is off (`max_prefill_tokens`).
 const MAX_PREFILL_TOKENS: u64 = 16_384;
 
+/// Prompt tokens of one step where `--chunked-prefill-size` is not given (0.5.23, `arg_groups/memory_hook.py`).
+pub fn card_chunk_tokens(memory_mib: f64) -> u64 {
+    if memory_mib < 20.0 * 1024.0 {
+        2048
+    } else if memory_mib < 60.0 * 1024.0 {
+        4096
+    } else if memory_mib < 160.0 * 1024.0 {
+        8192
+    } else {
+        16_384
+    }
+}
+
 /// The engine's defaults for a card.
 ///
 /// On small cards the rule can reserve more than there is; the share is then negative, as in the engine, which refuses
@@ -65,18 +78,18 @@ pub fn defaults(settings: &Settings, card: &Card, model: &Traits) -> Defaults {
     let mib = card.memory_mib;
     let tp = settings.tp();
     let small_tp = |few: u64, many: u64| if tp < 4 { few } else { many };
-    // Chunk and largest decode graph by memory: T4 and 4080; A10, 4090, 5090; A100-40, L40; H100, A100-80, H20, H200;
-    // B200 and MI300.
-    let (chunk, batch) = if mib < 20.0 * 1024.0 {
-        (2048, 8)
+    let chunk = card_chunk_tokens(mib);
+    // Largest decode graph by memory: T4 and 4080; A10, 4090, 5090; A100-40, L40; H100, A100-80, H20, H200; B200 and MI300.
+    let batch = if mib < 20.0 * 1024.0 {
+        8
     } else if mib < 35.0 * 1024.0 {
-        (4096, small_tp(48, 160))
+        small_tp(48, 160)
     } else if mib < 60.0 * 1024.0 {
-        (4096, small_tp(32, 160))
+        small_tp(32, 160)
     } else if mib < 160.0 * 1024.0 {
-        (8192, small_tp(256, 512))
+        small_tp(256, 512)
     } else {
-        (16_384, 512)
+        512
     };
     let chunked_prefill_size = match settings.chunked_prefill_size {
         None => Some(chunk),

@@ -18,7 +18,7 @@ pub mod shape;
 pub mod speculative;
 mod state;
 
-pub use memory::{Card, Defaults, defaults};
+pub use memory::{Card, Defaults, card_chunk_tokens, defaults};
 pub use pool::{Pools, Static, pools};
 pub use settings::{Chunk, KvDtype, Settings};
 pub use shape::{Shape, shape};

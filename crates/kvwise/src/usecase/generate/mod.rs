@@ -18,6 +18,7 @@ use kvwise_io::plan_profile;
 pub use nearest::{Nearest, nearest};
 
 use super::deployment::Deployment;
+use super::speed;
 use crate::report::generate::{self as report, Executor, Image, ModelPlace, Server, Vendor};
 
 /// A file, or pair of files, that can be made.
@@ -126,6 +127,7 @@ pub fn generate(order: &Order) -> Result<Outcome> {
     if !plan.feasibility.fits {
         return Ok(Outcome::DoesNotFit { plan: Box::new(plan) });
     }
+    speed::tell(&mut plan, &resolved, false)?;
     let mut server = server(order, &deployment, &resolved, &plan)?;
     check(&server)?;
     let mut files = Vec::new();

@@ -2,7 +2,7 @@
 
 use kvwise_core::arch::{Config, Model};
 use kvwise_core::engine::sglang;
-use kvwise_core::engine::vllm::{self, Method, Settings};
+use kvwise_core::engine::vllm::{self, Method};
 use kvwise_core::plan::Hardware;
 use kvwise_core::{Error, Result};
 use kvwise_sim::cost::{Batch, Calibration, Speculation, StepModel, StepOptions};
@@ -114,7 +114,7 @@ impl<'a> Drafting<'a> {
             pp: 1,
             ..options
         };
-        let (linear, experts) = precisions(config, &Settings::default(), hardware)?;
+        let (linear, experts) = precisions(config, None, hardware)?;
         let small = StepModel::new(
             model,
             calibration,

@@ -1,5 +1,6 @@
 //! SGLang's own pool, its deployment in the words that the kernels are listed from, and its scheduler.
 
+use kvwise_core::engine::sglang::card_chunk_tokens;
 use kvwise_core::plan::{self, Engine, Hardware, Plan};
 use kvwise_core::units::parse_count;
 use kvwise_core::{Error, ErrorKind, Result};
@@ -137,14 +138,13 @@ pub(super) fn scheduler(
     let longest = own.map_or(scheduler.max_model_len.into(), |kv| kv.max_model_len);
     let context = usize::try_from(asked.min(longest)).unwrap_or(usize::MAX);
     let groups = usize::try_from(attention_groups(deployment)).unwrap_or(usize::MAX);
-    // SGLang 0.5.23, `arg_groups/memory_hook.py`: chunks by GPU memory; `max_running_requests` from tokens and context.
     let chunk = match deployment.chunked_prefill_size {
-        Some(n) => usize::try_from(n).ok().filter(|&n| n > 0),
-        None if hardware.driver_bytes < 35 << 30 => Some(2048),
-        None if hardware.driver_bytes < 60 << 30 => Some(4096),
-        None if hardware.driver_bytes < 160 << 30 => Some(8192),
-        None => Some(16_384),
+        Some(n) => u64::try_from(n).ok().filter(|&n| n > 0),
+        None => Some(card_chunk_tokens(
+            hardware.driver_bytes as f64 / (1_u64 << 20) as f64,
+        )),
     };
+    // SGLang 0.5.23, `arg_groups/memory_hook.py`: `max_running_requests` from tokens and context.
     let running = match (
         own.and_then(|kv| kv.max_running_requests),
         deployment.max_running_requests,
@@ -165,7 +165,8 @@ pub(super) fn scheduler(
         recv_interval: serving.recv_interval.unwrap_or(1),
         max_running: running.min(capacity / 2).clamp(1, 1 << 20),
         max_context_tokens: context,
-        chunked_prefill_tokens: chunk.map(|tokens| (tokens / groups).max(1)),
+        chunked_prefill_tokens: chunk
+            .map(|tokens| usize::try_from(tokens).map_or(usize::MAX, |tokens| (tokens / groups).max(1))),
         schedule: serving.schedule_policy,
         conservativeness: serving.conservativeness * if groups > 1 { 0.3 } else { 1.0 },
         radix_cache: scheduler.prefix_caching,
