@@ -33,7 +33,7 @@ impl Default for Tuning {
             state_bandwidth: 0.8,
             state_rate: 0.15,
             expert_imbalance: 1.0,
-            whole_expert_penalty: 1.3,
+            whole_expert_penalty: 1.6,
         }
     }
 }

@@ -7,8 +7,10 @@
 )]
 
 use kvwise_core::arch::{Config, Model, family};
+use kvwise_core::hardware;
+use kvwise_core::plan::Hardware;
 use kvwise_core::{Error, Result};
-use kvwise_sim::cost::{Calibration, Engine, GpuSpec, Precision, StepModel, StepOptions, Tuning};
+use kvwise_sim::cost::{Calibration, Engine, Precision, StepModel, StepOptions, Tuning};
 use kvwise_sim::sched::sglang::step::StepConfig;
 use kvwise_sim::sched::vllm::SchedulerConfig;
 use kvwise_sim::simulate::{
@@ -43,6 +45,12 @@ pub struct Served {
     pub tpot_ms: f64,
     /// Who published it, where the table says so.
     pub source: String,
+    /// Requests in all, where not ten a client.
+    pub requests: Option<u32>,
+    /// Share of the longest length that the shortest has; 0.8 where the table does not say.
+    pub length_ratio: f64,
+    /// Type of the cache (`fp8` or `bf16`), where the table says so.
+    pub kv_dtype: Option<String>,
 }
 
 /// The points of a CSV with the columns hardware, model, engine, precision, tp, ep, isl, osl, concurrency, `ttft_ms` and
@@ -74,6 +82,11 @@ pub fn points(csv: &str) -> Result<Vec<Served>> {
     ];
     let columns = names.iter().map(|n| column(n)).collect::<Result<Vec<_>>>()?;
     let source = column("source").ok();
+    let (requests, ratio, kv_dtype) = (
+        column("requests").ok(),
+        column("length_ratio").ok(),
+        column("kv_dtype").ok(),
+    );
     lines
         .filter(|l| !l.is_empty())
         .map(|line| {
@@ -105,6 +118,9 @@ pub fn points(csv: &str) -> Result<Vec<Served>> {
                     .copied()
                     .unwrap_or_default()
                     .to_owned(),
+                requests: requests.and_then(|i| cells.get(i)?.parse().ok()),
+                length_ratio: ratio.and_then(|i| cells.get(i)?.parse().ok()).unwrap_or(0.8),
+                kv_dtype: kv_dtype.and_then(|i| Some((*cells.get(i)?).to_owned())),
             })
         })
         .collect()
@@ -135,27 +151,37 @@ impl Served {
         }
     }
 
-    /// Kernels of the point's GPU; those of the B200 on the datasheet of a B300, which has none of its own, as the program
-    /// takes them.
+    /// Kernels of the point's GPU; for those that have none of their own, a relative's on the datasheet, as the program takes
+    /// them.
     fn calibration(&self) -> Result<Calibration> {
-        if self.hardware != "b300_sxm" {
-            return Calibration::embedded(&self.hardware);
+        Calibration::embedded(&self.hardware).or_else(|_| {
+            let name = self.hardware.trim_end_matches("_sxm");
+            Calibration::of(&Hardware::of(hardware::find(name)?, self.tp))
+        })
+    }
+
+    /// Whether the run was one of `InferenceX`'s own scripts.
+    fn by_script(&self) -> bool {
+        !self.source.starts_with("sgl-project")
+    }
+
+    /// Whether the cache is 8-bit.
+    fn kv_fp8(&self) -> bool {
+        match self.kv_dtype.as_deref() {
+            Some(dtype) => dtype == "fp8",
+            None => self.model.contains("Llama") || self.hardware.starts_with('b'),
         }
-        let datasheet = GpuSpec {
-            bw: 7.75e12,
-            f16: 2.25e15,
-            f8: Some(4.5e15),
-            f4: Some(9.0e15),
-            link: 4.5e11,
-            sms: 132.0,
-        };
-        Calibration::for_gpu("b300", 103, Some(datasheet))
     }
 
     /// What the scripts of these runs set for SGLang (`benchmarks/single_node/fixed_seq_len/` of SemiAnalysisAI/InferenceX at
     /// 843c6254): chunked prefill and prefill tokens, and turns between two looks for new requests.
     fn sglang_settings(&self) -> (usize, u32) {
         let blackwell = self.hardware.starts_with('b');
+        if !self.by_script() {
+            // The engine's own: chunks by memory (80 GB, 180 GB and more), a look before each turn.
+            let large = blackwell || ["mi300x", "gb300"].contains(&self.hardware.as_str());
+            return (if large { 16_384 } else { 8192 }, 1);
+        }
         let often = |from: u32| if self.concurrency >= from { 30 } else { 10 };
         if self.model.contains("DeepSeek-R1") {
             return match (blackwell, self.precision.as_str(), self.tp) {
@@ -178,7 +204,7 @@ impl Served {
             ep: self.ep,
             linear,
             experts,
-            kv_fp8: self.model.contains("Llama") || self.hardware.starts_with('b'),
+            kv_fp8: self.kv_fp8(),
             ..StepOptions::new(self.engine, self.tp)
         };
         let calibration = self.calibration()?;
@@ -186,9 +212,9 @@ impl Served {
         let lengths = Lengths {
             input_tokens: self.input_tokens,
             output_tokens: self.output_tokens,
-            ratio: 0.8,
+            ratio: self.length_ratio,
         };
-        let trace = closed_loop(lengths, self.concurrency * 10, 1)?;
+        let trace = closed_loop(lengths, self.requests.unwrap_or(self.concurrency * 10), 1)?;
         let longest = (self.input_tokens + self.output_tokens + 16).max(2048);
         let engine = match self.engine {
             Engine::Vllm => EngineConfig::Vllm(SchedulerConfig {
