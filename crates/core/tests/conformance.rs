@@ -546,6 +546,7 @@ fn page(report: &Report) -> String {
          layer there). With images the layers are served by `TRITON_FLASH_ATTN`, which takes the blocks that both of its\n\
          kernels take: 64 again. A plan for an H100 says 64, the reference 16.\n",
     );
+    text.push_str(QUANTISED);
     if !report.unread.is_empty() {
         text.push_str("\n## Not read\n\n");
         for (reason, names) in &report.unread {
@@ -563,6 +564,24 @@ fn page(report: &Report) -> String {
     }
     text
 }
+
+/// What the page says of quantised checkpoints, whose rows are compared by another test.
+const QUANTISED: &str = "\n## Quantised checkpoints\n\n\
+    Rows above ignore quantisation. `golden/quantized_rows.jsonl` and `quantized_variants.jsonl` compare the weights of 35 kinds\n\
+    of `quantization_config` on classes of all families, all equal. Random variants beyond them still differ in these kinds:\n\n\
+    - Ignore lists that name a wrapper's layers without the wrapper's own prefix (`model.layers.0.…` for Llama-4, Qwen3-VL,\n  \
+    Qwen2-Audio or HRM, whose files say `language_model.model.…`): the engine skips nothing, a plan leaves these modules in 16\n  \
+    bits.\n\
+    - Lists that do not leave out a vision or audio tower: the engine quantises it, or refuses groups that do not divide it;\n  \
+    a plan keeps towers in 16 bits, as published checkpoints do.\n\
+    - gpt-oss in a format whose experts have no biases in the engine (ModelOpt, AWQ, llm-compressor's FP8 and FP4): a plan counts\n  \
+    biases for ModelOpt and llm-compressor.\n\
+    - llm-compressor's 4-bit integers with 8-bit activations, which only compute capability 9.0 runs: a plan sizes them on every\n  \
+    GPU, as packed integers.\n\
+    - torchao and Humming, whose tensors are made by other libraries, are not sized; `moe_wna16` as a checkpoint's own method is\n  \
+    refused by the engine.\n\n\
+    Where the reference has no GPU it differs by itself: auto-round's experts stay in 16 bits, `experts_int8` is counted before the\n\
+    load turns it to 8 bits, GPTQ of 8 bits is refused, and kernels accept groups that no kernel takes.\n";
 
 #[test]
 fn every_golden_row_equals_vllm_or_is_a_known_difference() {

@@ -3,7 +3,7 @@
 //! A multi-token-prediction module is one of the model's own decoder layers and what joins it to the target; which layer,
 //! and how it is joined, differs by class.
 
-use super::{CacheKind, Layer, Model, Parallel, Role, Weight};
+use super::{CacheKind, Config, Layer, Model, Parallel, Role, Weight};
 use crate::dtype::Dtype;
 use crate::quant::Quantization;
 use crate::{Error, Result};
@@ -17,8 +17,12 @@ enum Join {
     DividedEach,
     /// A projection in each module that every rank holds whole, and three norms.
     Whole,
+    /// The same with two norms.
+    WholeWithoutLastNorm,
     /// Two projections in each module, the mixing of residual streams, and three norms.
     Streams,
+    /// Two projections for all modules that ranks divide, a norm over all residual streams, and their mixing.
+    MixedStreams,
 }
 
 /// Which decoder layer a module repeats.
@@ -30,6 +34,10 @@ enum Repeats {
     FullAndExperts,
     /// The attention of the last layer with a window and the feed-forward part of a layer without experts.
     WindowAndDense,
+    /// The attention of the last full layer and the feed-forward part of a layer without experts.
+    FullAndDense,
+    /// The second half of a layer of two attentions, without its experts.
+    SecondHalf,
     /// The last whose attention is not compressed.
     Uncompressed,
 }
@@ -57,6 +65,30 @@ const CLASSES: &[(&str, Join, Repeats, Option<u64>)] = &[
     // mimo_v2_mtp.py reads the first module only; step3p5_mtp.py.
     ("MiMoV2", Join::Whole, Repeats::WindowAndDense, Some(1)),
     ("Step3p", Join::Whole, Repeats::WindowAndDense, None),
+    // bailing_moe_mtp.py, bailing_moe_v3_mtp.py, glm_ocr_mtp.py, vllm/models/glm5next/common/mtp.py.
+    ("BailingMoeV2_5", Join::Whole, Repeats::LastFull, None),
+    ("BailingMoeV3", Join::Whole, Repeats::LastFull, None),
+    ("GlmOcr", Join::Whole, Repeats::LastFull, None),
+    (
+        "Glm5NextForConditionalGeneration",
+        Join::Whole,
+        Repeats::LastFull,
+        None,
+    ),
+    // ernie_mtp.py, longcat_flash_mtp.py, vllm/models/qwen4_exp/nvidia/mtp.py.
+    (
+        "Ernie4_5_Moe",
+        Join::WholeWithoutLastNorm,
+        Repeats::FullAndDense,
+        None,
+    ),
+    (
+        "LongcatFlashForCausalLM",
+        Join::Whole,
+        Repeats::SecondHalf,
+        Some(1),
+    ),
+    ("Qwen4Exp", Join::MixedStreams, Repeats::LastFull, None),
     // nemotron_h_mtp.py.
     ("NemotronH", Join::DividedEach, Repeats::FullAndExperts, None),
 ];
@@ -84,6 +116,20 @@ fn feed_forward(weight: &Weight) -> bool {
         Role::Mlp | Role::Experts | Role::Router | Role::SharedExpert
     ) || weight.name.starts_with("mlp.")
         || weight.name.starts_with("moe.")
+}
+
+/// Modules that a configuration counts, for classes whose modules are known; 0 where it says nothing.
+///
+/// # Errors
+/// If the count is not a number in range.
+pub(super) fn modules(class: &str, config: &Config) -> Result<u64> {
+    if !CLASSES.iter().any(|(name, ..)| class.starts_with(name)) {
+        return Ok(0);
+    }
+    match config.get("mtp_num_hidden_layers") {
+        Some(_) => config.dim_or("mtp_num_hidden_layers", 0),
+        None => config.dim_or("num_nextn_predict_layers", 0),
+    }
 }
 
 fn has_experts(layer: &Layer) -> bool {
@@ -154,7 +200,14 @@ impl Model {
                 .any(|c| matches!(c.kind, CacheKind::Compressed { ratio, .. } if ratio <= 1))
         };
         let mut module = match repeats {
-            Repeats::LastFull => self.mtp_layer()?.clone(),
+            Repeats::LastFull => {
+                let mut module = self.mtp_layer()?.clone();
+                // Modules have one residual stream, whatever the model has.
+                if module.weights.iter().any(|w| w.name.starts_with("hc_")) {
+                    module.weights.retain(|w| !w.name.starts_with("hc_"));
+                }
+                module
+            }
             Repeats::Uncompressed => last().find(uncompressed)?.clone(),
             Repeats::FullAndExperts => {
                 let mut module = self.mtp_layer()?.clone();
@@ -162,14 +215,30 @@ impl Model {
                 module.weights.extend(experts.weights.iter().cloned());
                 module
             }
-            Repeats::WindowAndDense => {
+            Repeats::SecondHalf => {
+                let mut module = self.mtp_layer()?.clone();
+                module.caches.drain(..module.caches.len() / 2);
+                module.weights.retain(|w| {
+                    !["self_attn.0.", "mlps.0.", "mlp."]
+                        .iter()
+                        .any(|other| w.name.starts_with(other))
+                });
+                for weight in &mut *module.weights {
+                    weight.count = 1;
+                }
+                module
+            }
+            Repeats::WindowAndDense | Repeats::FullAndDense => {
                 let windowed = |layer: &&Layer| {
                     layer
                         .caches
                         .iter()
                         .any(|c| matches!(c.kind, CacheKind::Sliding { .. }))
                 };
-                let mut module = last().find(windowed)?.clone();
+                let mut module = match repeats {
+                    Repeats::FullAndDense => self.mtp_layer()?.clone(),
+                    _ => last().find(windowed)?.clone(),
+                };
                 module.weights.retain(|w| !feed_forward(w));
                 let dense = self.layers.iter().find(|layer| !has_experts(layer))?;
                 module
@@ -209,13 +278,32 @@ impl Model {
                 Vec::new(),
                 vec![Weight::column("eh_proj", Role::Mlp, inputs, &[width]), norms],
             ),
-            Join::Whole => (
+            Join::Whole | Join::WholeWithoutLastNorm => (
                 Vec::new(),
                 vec![
                     Weight::replicated("eh_proj", Role::Mlp, inputs, &[width]).unquantized(),
-                    norms,
+                    Weight::norm("norms", width).times(if join == Join::Whole { 3 } else { 2 }),
                 ],
             ),
+            Join::MixedStreams => {
+                let mixer = || {
+                    self.outside
+                        .iter()
+                        .flat_map(|part| &part.weights)
+                        .filter(|w| w.name.contains("hyper_connection_mixer"))
+                        .cloned()
+                };
+                // The norm over all streams is as wide as the mixer's.
+                let wide = mixer().find(|w| w.name.ends_with("hc_norm"));
+                let mut once = vec![
+                    Weight::column("mtp.fc_embedding", Role::Mlp, width, &[width]),
+                    Weight::column("mtp.fc_hidden", Role::Mlp, width, &[width]),
+                    Weight::norm("mtp.pre_fc_norm_embedding", width),
+                ];
+                once.extend(wide);
+                once.extend(mixer());
+                (once, Vec::new())
+            }
             Join::Streams => {
                 let mut each = vec![
                     Weight::replicated("e_proj", Role::Mlp, width, &[width]),

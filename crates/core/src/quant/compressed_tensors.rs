@@ -1,6 +1,7 @@
 //! llm-compressor's `compressed-tensors`: schemes by target.
 
-use super::select::{Ignore, Match};
+use super::fused::Fused;
+use super::select::{Ignore, Match, Refused};
 use super::{CacheScales, InputScale, Layout, Mxfp4Padding, Packed, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
@@ -8,8 +9,17 @@ use crate::{Error, Result};
 /// Schemes in the order of `config_groups`, and what is left out.
 #[derive(Debug, Clone)]
 pub(super) struct Groups {
-    groups: Vec<(Vec<Target>, Scheme)>,
+    groups: Vec<Group>,
     ignore: Ignore,
+}
+
+/// A scheme and what it is for.
+#[derive(Debug, Clone)]
+struct Group {
+    targets: Vec<Target>,
+    scheme: Scheme,
+    /// Why experts cannot have it.
+    not_for_experts: Option<&'static str>,
 }
 
 /// What a group is applied to.
@@ -22,31 +32,47 @@ enum Target {
 }
 
 impl Groups {
+    /// The same for a class that fuses other modules.
+    pub(super) fn fuse(&mut self, fused: Fused) {
+        self.ignore.fuse(fused);
+        for target in self.groups.iter_mut().flat_map(|group| &mut group.targets) {
+            if let Target::Module(names) = target {
+                names.fuse(fused);
+            }
+        }
+    }
+
     /// The scheme of a module; named targets go before the class of the module.
-    pub(super) fn scheme(&self, path: &str, is_head: bool, is_experts: bool) -> Option<Scheme> {
-        if self.ignore.skips(path) {
-            return None;
+    pub(super) fn scheme(
+        &self,
+        path: &str,
+        is_head: bool,
+        is_experts: bool,
+    ) -> Result<Option<Scheme>, Refused> {
+        if self.ignore.skips_whole(path)? {
+            return Ok(None);
         }
         // Experts are fused in the engine; files name the linear modules of single experts.
         let inside = format!("{path}.0.gate_proj");
         if is_experts && self.ignore.skips(&inside) {
-            return None;
+            return Ok(None);
         }
         let named =
             |t: &Target| matches!(t, Target::Module(m) if m.skips(path) || is_experts && m.skips(&inside));
         let found = |wanted: &dyn Fn(&Target) -> bool| {
-            self.groups
-                .iter()
-                .find(|(targets, _)| targets.iter().any(wanted))
-                .map(|(_, scheme)| *scheme)
+            self.groups.iter().find(|group| group.targets.iter().any(wanted))
         };
-        found(&named).or_else(|| {
+        let group = found(&named).or_else(|| {
             if is_head {
                 None
             } else {
                 found(&|t| matches!(t, Target::Linear))
             }
-        })
+        });
+        match group.and_then(|group| group.not_for_experts.filter(|_| is_experts)) {
+            Some(reason) => Err(Refused(format!("{reason} ({path})"))),
+            None => Ok(group.map(|group| group.scheme)),
+        }
     }
 }
 
@@ -87,7 +113,11 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        groups.push((targets, scheme(format, &weights, input.as_ref())?));
+        groups.push(Group {
+            targets,
+            scheme: scheme(format, &weights, input.as_ref())?,
+            not_for_experts: not_for_experts(&weights, input.as_ref())?,
+        });
     }
     Ok(Quantization {
         name: "compressed-tensors".to_owned(),
@@ -95,6 +125,37 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         cache_scales: CacheScales::ThreeWithZeros,
         padding: Mxfp4Padding::NONE,
         refusal,
+    })
+}
+
+/// Why experts cannot have a scheme that other modules can (vLLM 0.32.0, `compressed_tensors_moe.py` and
+/// `compressed_tensors_moe_w8a8_fp8.py`).
+fn not_for_experts(weights: &Config, input: Option<&Config>) -> Result<Option<&'static str>> {
+    let Some(input) = input else { return Ok(None) };
+    let dynamic = match input.get("dynamic") {
+        Some(serde_json::Value::String(_)) => true,
+        _ => input.flag("dynamic", false)?,
+    };
+    let of = (
+        weights.str("type")?.unwrap_or("int"),
+        weights.positive(&["num_bits"])?,
+        weights.str("strategy")?.unwrap_or("tensor"),
+        input.str("strategy")?.unwrap_or("tensor"),
+    );
+    Ok(match of {
+        ("int", 8, _, _) if !dynamic => {
+            Some("Unsupported FusedMoe scheme: 8-bit integers with static scales for activations")
+        }
+        ("float", 8, "channel", "token") if !dynamic => Some(
+            "For FP8 Fused MoE layer, we require either per tensor or channelwise, dynamic per token quantization.",
+        ),
+        ("float", 8, "tensor", "tensor")
+        | ("float", 8, "channel", "token")
+        | ("float", 8, "block" | "group", _) => None,
+        ("float", 8, ..) => Some(
+            "experts in FP8 have scales per tensor for weights and activations, or channelwise with dynamic ones per token",
+        ),
+        _ => None,
     })
 }
 
@@ -148,6 +209,7 @@ fn scheme(format: &str, weights: &Config, input: Option<&Config>) -> Result<Sche
             bits,
             group: if strategy == "channel" { None } else { group },
             zeros: !weights.flag("symmetric", true)?,
+            asymmetric: !weights.flag("symmetric", true)?,
             layout: Layout::CompressedTensors,
         }),
         _ => {

@@ -6,9 +6,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::select::Refused;
 use super::{CacheScales, Mxfp4Padding, Quantization, Scheme};
 use crate::arch::weight::Shard;
-use crate::arch::{CacheKind, Layer, Model, Parallel, Weight};
+use crate::arch::{CacheKind, Layer, Model, Op, Parallel, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::engine::vllm::Version;
 use crate::{Error, Result};
@@ -40,7 +41,11 @@ pub(crate) struct Inventory {
     of_layer: Vec<usize>,
     /// Schemes of the parameters outside of the layers, in the order of `Model::outside`.
     outside: Vec<Vec<Option<Scheme>>>,
+    /// The head of a model whose head is its embedding, where the engine builds one in the checkpoint's scheme.
+    tied: Option<(Place, Weight, Scheme)>,
     quantization: Option<Quantization>,
+    /// Why the engine would not load the checkpoint.
+    refusal: Option<String>,
 }
 
 impl Inventory {
@@ -48,12 +53,21 @@ impl Inventory {
     pub(crate) fn new(model: &Model, quantization: Option<Quantization>) -> Self {
         let mut kinds: Vec<Kind> = Vec::new();
         let mut path = String::new();
+        let mut refusal = quantization
+            .as_ref()
+            .and_then(Quantization::refusal)
+            .map(str::to_owned);
         let mut scheme = |prefix: &str, weight: &Weight| {
             let quantization = quantization.as_ref()?;
             path.clear();
             path.push_str(prefix);
             path.push_str(&weight.name);
-            quantization.scheme(&path, weight)
+            quantization
+                .decide(&path, weight)
+                .unwrap_or_else(|Refused(reason)| {
+                    refusal.get_or_insert(reason);
+                    None
+                })
         };
         let of_layer = model
             .layers
@@ -80,12 +94,23 @@ impl Inventory {
             .iter()
             .map(|part| part.weights.iter().map(|weight| scheme("", weight)).collect())
             .collect();
+        let tied = tied_head(model).and_then(|(place, head)| {
+            let scheme = scheme("", &head)?;
+            Some((place, head, scheme))
+        });
         Self {
             kinds,
             of_layer,
             outside,
+            tied,
             quantization,
+            refusal,
         }
+    }
+
+    /// Why the engine would not load the checkpoint.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
     }
 
     /// The method's name as the checkpoint or the user spells it.
@@ -122,6 +147,12 @@ impl Inventory {
             let bytes =
                 shard_bytes(weight, scheme, parallel, dtype, padding).map_err(|e| e.at(&weight.name))?;
             total = total.checked_add(bytes).ok_or_else(overflow)?;
+        }
+        if let Some((place, head, scheme)) = &self.tied
+            && place.on(stage, parallel.pp)
+        {
+            let rest = scheme.bytes_beside_weight(&head.name, &head.shard(parallel)?, dtype)?;
+            total = total.checked_add(rest).ok_or_else(overflow)?;
         }
         if let Some(quantization) = self
             .quantization
@@ -282,6 +313,27 @@ const fn allocator_rest(bytes: u64) -> u64 {
     if rest > SMALL { 0 } else { rest }
 }
 
+/// The head of a model whose head is its embedding: the engine builds one in the checkpoint's scheme and puts the
+/// embedding's weight into it, so that the rest of the scheme's parameters stay (vLLM 0.32.0, `tie_weights` in
+/// `quantization/base_config.py`).
+fn tied_head(model: &Model) -> Option<(Place, Weight)> {
+    let vocab = |role: Role| {
+        (model.outside.iter())
+            .flat_map(|part| part.weights.iter().map(move |weight| (part.place, weight)))
+            .find(|(_, weight)| weight.role == role && matches!(weight.op, Op::Vocab { .. }))
+    };
+    if model.pooling.is_some() || vocab(Role::Head).is_some() {
+        return None;
+    }
+    let (place, embedding) = vocab(Role::Embedding).filter(|(_, weight)| weight.quantizable)?;
+    let place = if place == Place::Every {
+        Place::Every
+    } else {
+        Place::Last
+    };
+    Some((place, Weight::new("lm_head", Role::Head, embedding.op.clone())))
+}
+
 /// Bytes of all copies of a module on one rank.
 pub(super) fn shard_bytes(
     weight: &Weight,
@@ -386,6 +438,12 @@ mod tests {
                 None => weight.bytes(parallel, dtype)?,
                 Some(quantization) => quantization.bytes(&path, weight, parallel, dtype)?,
             };
+        }
+        if let Some((place, head)) = tied_head(model)
+            && place.on(stage, parallel.pp)
+            && let Some(scheme) = quantization.and_then(|q| q.scheme("lm_head", &head))
+        {
+            total += scheme.bytes_beside_weight("lm_head", &head.shard(parallel)?, dtype)?;
         }
         let range = parallel.stage_layers(stage, model.layers.len() as u64)?;
         for (i, layer) in (0u64..).zip(&model.layers).filter(|(i, _)| range.contains(i)) {

@@ -5,6 +5,7 @@
 //! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
 
 mod compressed_tensors;
+mod fused;
 mod glob;
 mod inventory;
 mod modelopt;
@@ -20,7 +21,8 @@ pub use scheme::{InputScale, Layout, Mxfp4Padding, Packed, Scheme};
 use crate::arch::{AttentionScales, Config, Model, Op, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
-use select::{Ignore, Match};
+use fused::Fused;
+use select::{Ignore, Match, Refused};
 
 /// How a model's weights are quantised.
 #[derive(Debug, Clone)]
@@ -54,6 +56,19 @@ enum Rule {
     Quark(quark::Modules),
     /// A scheme for all with exceptions (GPTQ's `dynamic`, auto-round).
     Overrides(overrides::Overrides),
+}
+
+impl Rule {
+    /// The same for a class that fuses other modules.
+    fn fuse(&mut self, fused: Fused) {
+        match self {
+            Self::Uniform { ignore, .. } => ignore.fuse(fused),
+            Self::Groups(groups) => groups.fuse(fused),
+            Self::Listed(listed) => listed.fuse(fused),
+            Self::Quark(modules) => modules.fuse(fused),
+            Self::Overrides(overrides) => overrides.fuse(fused),
+        }
+    }
 }
 
 /// Parameters that the engine registers with each attention layer (vLLM 0.32.0, `BaseKVCacheMethod` and
@@ -112,7 +127,7 @@ impl Quantization {
             Some(p) => p.str("name")?.unwrap_or_default().to_owned(),
             None => String::new(),
         };
-        let read = match method.as_str() {
+        let mut read = match method.as_str() {
             "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q)?,
             "fp8" | "deepseek_v4_fp8" => deepseek_v4_experts(file, fp8(&q)?)?,
             "awq" | "awq_marlin" => packed(&q, Layout::Awq)?,
@@ -145,6 +160,7 @@ impl Quantization {
                 .hint("use a checkpoint in fp8, AWQ, GPTQ, compressed-tensors, ModelOpt or MXFP4 format"));
             }
         };
+        read.rule.fuse(fused::of(file)?);
         Ok(Some(read))
     }
 
@@ -160,6 +176,7 @@ impl Quantization {
                 bits: 4,
                 group: Some(128),
                 zeros,
+                asymmetric: layout == Layout::Awq,
                 layout,
             })
         };
@@ -235,6 +252,14 @@ impl Quantization {
     /// The scheme of the module at `path` (as [`Model::stage_weights`] names it), `None` where it stays in its own
     /// element type.
     pub fn scheme(&self, path: &str, weight: &Weight) -> Option<Scheme> {
+        self.decide(path, weight).unwrap_or(None)
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine would not build the module.
+    fn decide(&self, path: &str, weight: &Weight) -> Result<Option<Scheme>, Refused> {
         let is_head = matches!(weight.op, Op::Vocab { .. });
         let is_experts = matches!(weight.op, Op::Experts { .. });
         // Published quantised checkpoints leave vision and audio towers in 16 bits, under names that their ignore
@@ -243,11 +268,11 @@ impl Quantization {
             || weight.role == crate::arch::Role::Tower
             || matches!(weight.op, Op::Tensor { .. })
         {
-            return None;
+            return Ok(None);
         }
         // Embeddings are looked up, not multiplied: only an output head can be quantised.
         if is_head && weight.role != crate::arch::Role::Head {
-            return None;
+            return Ok(None);
         }
         let path = &*select::canonical(path);
         match &self.rule {
@@ -264,12 +289,12 @@ impl Quantization {
                     is_experts || !*experts_only
                 };
                 let scheme = experts.filter(|_| is_experts).unwrap_or(*scheme);
-                (wanted && !ignore.skips(path)).then_some(scheme)
+                Ok((wanted && !ignore.skips_whole(path)?).then_some(scheme))
             }
             Rule::Groups(groups) => groups.scheme(path, is_head, is_experts),
             Rule::Listed(listed) => listed.scheme(path, is_experts),
             Rule::Quark(modules) => modules.scheme(path, is_head, is_experts),
-            Rule::Overrides(overrides) => overrides.scheme(path, is_head),
+            Rule::Overrides(overrides) => Ok(overrides.scheme(path, is_head)),
         }
     }
 
@@ -378,7 +403,7 @@ fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
     // One scale an output for -1.
     let group = overrides::group_size(q, &["group_size", "q_group_size"], Some(128))?;
     let refusal = if !gptq {
-        None
+        (bits(q, &["bits", "w_bit", "wbits"], 4)? != 4).then_some("Unsupported num_bits = 8. Supported: 4.")
     } else if !q.flag("sym", true)? {
         Some("Unsupported quantization config: sym=False.")
     } else if q.flag("desc_act", false)? && group.is_some() {
@@ -395,6 +420,7 @@ fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
         group,
         // AWQ's modules have room for zero points whether the checkpoint has them or not.
         zeros: true,
+        asymmetric: !gptq && q.flag("zero_point", true)?,
         layout,
     };
     let head = q.flag("lm_head", false)?;

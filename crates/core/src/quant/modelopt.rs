@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::select::{self, Ignore, Match};
+use super::fused::{self, Fused};
+use super::select::{self, Ignore, Match, Refused};
 use super::{BLOCK, CacheScales, InputScale, Mxfp4Padding, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
@@ -14,31 +15,39 @@ pub(super) struct Listed {
     /// Modules that hold listed ones (`mlp.experts` of `mlp.experts.0.gate_proj`), with the scheme of those.
     parents: HashMap<String, Scheme>,
     ignore: Ignore,
+    fused: Fused,
 }
 
 impl Listed {
+    /// The same for a class that fuses other modules.
+    pub(super) fn fuse(&mut self, fused: Fused) {
+        self.ignore.fuse(fused);
+        self.fused = fused;
+    }
+
     /// The scheme of a module, by its own name, its fused parts' or, for experts, that of a single expert.
-    pub(super) fn scheme(&self, path: &str, is_experts: bool) -> Option<Scheme> {
-        if self.ignore.skips(path) {
-            return None;
+    pub(super) fn scheme(&self, path: &str, is_experts: bool) -> Result<Option<Scheme>, Refused> {
+        if self.ignore.skips_whole(path)? {
+            return Ok(None);
         }
         if let Some(scheme) = self.schemes.get(path) {
-            return Some(*scheme);
+            return Ok(Some(*scheme));
         }
-        if let Some(scheme) = select::shards(path)
+        if let Some(scheme) = fused::parts(path, self.fused)
             .iter()
             .find_map(|part| self.schemes.get(part))
         {
-            return Some(*scheme);
+            return Ok(Some(*scheme));
         }
         if !is_experts {
-            return None;
+            return Ok(None);
         }
         let parent = path.strip_suffix(".experts").unwrap_or(path);
-        self.parents
+        Ok(self
+            .parents
             .get(path)
             .or_else(|| self.parents.get(parent))
-            .copied()
+            .copied())
     }
 }
 
@@ -121,6 +130,7 @@ fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
             schemes,
             parents,
             ignore,
+            fused: fused::USUAL,
         }),
         cache_scales: if has_cache {
             CacheScales::Four { latent: false }

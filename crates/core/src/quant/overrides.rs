@@ -2,7 +2,8 @@
 
 use regex_lite::Regex;
 
-use super::select::{MAX_PATTERN_BYTES, shards};
+use super::fused::{self, Fused};
+use super::select::MAX_PATTERN_BYTES;
 use super::{CacheScales, Layout, Mxfp4Padding, Packed, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
@@ -16,6 +17,7 @@ pub(super) struct Overrides {
     /// Whether an exception for a fused module's parts is one for the module.
     by_parts: bool,
     exceptions: Vec<(Names, Option<Scheme>)>,
+    fused: Fused,
 }
 
 /// The modules that an exception is about.
@@ -38,12 +40,17 @@ impl Names {
 }
 
 impl Overrides {
+    /// The same for a class that fuses other modules.
+    pub(super) fn fuse(&mut self, fused: Fused) {
+        self.fused = fused;
+    }
+
     /// The scheme of a module.
     pub(super) fn scheme(&self, path: &str, is_head: bool) -> Option<Scheme> {
         let found = |path: &str| self.exceptions.iter().find(|(names, _)| names.hold(path));
         let part = || {
             self.by_parts
-                .then(|| shards(path))
+                .then(|| fused::parts(path, self.fused))
                 .into_iter()
                 .flatten()
                 .find_map(|p| found(&p))
@@ -112,6 +119,7 @@ pub(super) fn dynamic(q: &Config, base: Packed, head: bool) -> Result<Option<Ove
         head,
         by_parts: false,
         exceptions,
+        fused: fused::USUAL,
     }))
 }
 
@@ -131,6 +139,7 @@ pub(super) fn auto_round(q: &Config) -> Result<Quantization> {
         bits: super::bits(q, &["bits"], 4)?,
         group: group_size(q, &["group_size"], Some(128))?,
         zeros: true,
+        asymmetric: !q.flag("sym", true)?,
         layout: if format.contains("awq") || backend.contains("awq") {
             Layout::Awq
         } else {
@@ -169,6 +178,7 @@ pub(super) fn auto_round(q: &Config) -> Result<Quantization> {
             head: false,
             by_parts: true,
             exceptions,
+            fused: fused::USUAL,
         }),
         cache_scales: CacheScales::None,
         padding: Mxfp4Padding::NONE,
@@ -188,6 +198,7 @@ mod tests {
         bits: 4,
         group: Some(128),
         zeros: true,
+        asymmetric: false,
         layout: Layout::Gptq,
     };
 

@@ -1,6 +1,8 @@
 //! AMD Quark's checkpoints: one scheme for all modules, others by name, and what is left out.
 
-use super::select::{Ignore, Match};
+use super::fused::Fused;
+use super::glob::Glob;
+use super::select::{Ignore, Match, Refused};
 use super::{BLOCK, CacheScales, InputScale, Layout, Mxfp4Padding, Packed, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
@@ -21,22 +23,33 @@ impl Modules {
         self.exclude.skips(path)
     }
 
+    /// The same for a class that fuses other modules.
+    pub(super) fn fuse(&mut self, fused: Fused) {
+        self.exclude.fuse(fused);
+        for (names, _) in &mut self.named {
+            names.fuse(fused);
+        }
+    }
+
     /// The scheme of a module; embeddings and heads have none.
-    pub(super) fn scheme(&self, path: &str, is_head: bool, is_experts: bool) -> Option<Scheme> {
-        if is_head || self.exclude.skips(path) || is_experts && self.exclude.names_below(path) {
-            return None;
+    pub(super) fn scheme(
+        &self,
+        path: &str,
+        is_head: bool,
+        is_experts: bool,
+    ) -> Result<Option<Scheme>, Refused> {
+        if is_head || self.exclude.skips_whole(path)? || is_experts && self.exclude.names_below(path) {
+            return Ok(None);
         }
         let found = self.named.iter().find(|(pattern, _)| pattern.skips(path));
-        found.map_or(self.global, |(_, scheme)| *scheme)
+        Ok(found.map_or(self.global, |(_, scheme)| *scheme))
     }
 }
 
 /// vLLM 0.32.0, `quark/quark.py`.
 pub(super) fn read(q: &Config) -> Result<Quantization> {
     let missing = |key: &str| Error::input(format!("{} is missing from the configuration", q.name(key)));
-    if q.sub("export")?.is_none() {
-        return Err(missing("export"));
-    }
+    let export = q.sub("export")?.ok_or_else(|| missing("export"))?;
     let global = q
         .sub("global_quant_config")?
         .ok_or_else(|| missing("global_quant_config"))?;
@@ -57,8 +70,29 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         }),
         cache_scales: CacheScales::Four { latent: false },
         padding: Mxfp4Padding::NONE,
-        refusal: None,
+        refusal: (!describes_cache(q, &export)?).then(|| NO_CACHE_SETTINGS.to_owned()),
     })
+}
+
+/// What the engine says of a file that names layers for the cache's scales and does not describe them.
+const NO_CACHE_SETTINGS: &str = "The Quark quantized model has the kv_cache_group parameter setting, but no kv_cache quantization \
+    settings were found in the quantization configuration.";
+
+/// Whether a file that names layers for the cache's scales describes such layers (vLLM 0.32.0, `QuarkConfig.from_config`).
+fn describes_cache(q: &Config, export: &Config) -> Result<bool> {
+    let groups = export.strs("kv_cache_group")?.unwrap_or_default();
+    if groups.is_empty() {
+        return Ok(true);
+    }
+    let layers = q.sub("layer_quant_config")?;
+    let names: Vec<&String> = layers
+        .as_ref()
+        .map_or(Vec::new(), |map| map.map().keys().collect());
+    Ok(groups.iter().all(|group| names.iter().any(|name| name == group))
+        || groups
+            .iter()
+            .map(|group| Glob::new(group))
+            .any(|group| names.iter().any(|name| group.is_match(name))))
 }
 
 /// A tensor's settings, which newer files wrap in a list.
@@ -115,6 +149,7 @@ fn scheme(config: &Config) -> Result<Option<Scheme>> {
             bits: 4,
             group: Some(group),
             zeros: !symmetric,
+            asymmetric: !symmetric,
             layout: Layout::Awq,
         }),
         _ => {
@@ -142,7 +177,7 @@ mod tests {
         let Rule::Quark(modules) = &read.rule else {
             panic!("not Quark's rule");
         };
-        modules.scheme(path, path == "lm_head", is_experts)
+        modules.scheme(path, path == "lm_head", is_experts).unwrap()
     }
 
     #[test]
@@ -167,6 +202,24 @@ mod tests {
         let read = quark(r#", "exclude": ["lm_head", "model.layers.3.mlp.experts.7.down_proj"]"#);
         assert_eq!(of(&read, "model.layers.3.mlp.experts", true), None);
         assert!(of(&read, "model.layers.4.mlp.experts", true).is_some());
+    }
+
+    #[test]
+    fn layers_named_for_the_cache_have_to_be_described() {
+        let says = |layers: &str| {
+            let text = format!(
+                r#"{{"quant_method": "quark", "export": {{"kv_cache_group": ["*k_proj", "*v_proj"]}}, "layer_quant_config":
+                {{{layers}}}, "global_quant_config": {{"weight": {{"dtype": "fp8_e4m3", "qscheme": "per_tensor"}}}}}}"#
+            );
+            let read = read(&Config::parse(text.as_bytes()).unwrap()).unwrap();
+            read.refusal().map(str::to_owned)
+        };
+        assert!(says("").unwrap().contains("kv_cache_group"));
+        let scheme = r#"{"weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}}"#;
+        assert_eq!(
+            says(&format!("\"*k_proj\": {scheme}, \"*v_proj\": {scheme}")),
+            None
+        );
     }
 
     #[test]

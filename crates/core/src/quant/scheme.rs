@@ -69,6 +69,8 @@ pub struct Packed {
     pub group: Option<u64>,
     /// Whether packed zero points are there.
     pub zeros: bool,
+    /// Whether the checkpoint fills them (AWQ's `zero_point`; GPTQ's with `sym` are constants).
+    pub asymmetric: bool,
     /// Whose layout: it decides what lies beside the packed words.
     pub layout: Layout,
 }
@@ -182,7 +184,55 @@ fn swizzled_scales(
     Ok(())
 }
 
+impl Packed {
+    /// Whether Marlin's kernels run experts of these widths; others are packed by bytes (vLLM 0.32.0,
+    /// `check_moe_marlin_supports_config` with padded tiles in `quantization/utils/marlin_utils.py`).
+    fn fits_marlin(&self, hidden: u64, width: u64) -> bool {
+        self.layout == Layout::CompressedTensors
+            || hidden.is_multiple_of(128)
+                && match self.group {
+                    None => true,
+                    Some(group) => matches!(group, 32 | 64 | 128) && width.is_multiple_of(group),
+                }
+    }
+
+    /// Experts packed by bytes in groups halved until they divide both widths (vLLM 0.32.0, `MoeWNA16Method` in
+    /// `quantization/moe_wna16.py`).
+    fn experts_in_bytes(&self, sum: &mut Sum, e: u64, both: [(u64, u64); 2], model: Dtype) -> Result<()> {
+        let what = sum.what;
+        let refused = |why: &str| {
+            Err(Error::unsupported(format!("{what}: {why}")).hint("choose a smaller tensor-parallel size"))
+        };
+        let Some(mut group) = self.group else {
+            return refused("experts without groups need a model width that 128 divides");
+        };
+        while both.iter().any(|(_, k)| !k.is_multiple_of(group)) {
+            group /= 2;
+            if group < 32 {
+                return refused("no group of 32 inputs or more divides the experts on a rank");
+            }
+        }
+        for (n, k) in both {
+            let per_byte = 8 / self.bits;
+            sum.add(Dtype::U8, &[e, n, k / per_byte])?;
+            sum.add(model, &[e, n, k / group])?;
+            if self.asymmetric {
+                sum.add(Dtype::U8, &[e, n / per_byte, k / group])?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Scheme {
+    /// Whether experts of these widths keep the layout of the checkpoint.
+    fn packs_experts(self, hidden: u64, width: u64) -> bool {
+        match self {
+            Self::Packed(packed) => packed.fits_marlin(hidden, width),
+            _ => false,
+        }
+    }
+
     /// Bytes of one rank's shard. `model` is the model's element type, in which biases and some scales stay.
     ///
     /// # Errors
@@ -217,6 +267,14 @@ impl Scheme {
                         ..
                     })
                 );
+                // AWQ's experts have no room for biases.
+                let awq = matches!(
+                    self,
+                    Self::Packed(Packed {
+                        layout: Layout::Awq,
+                        ..
+                    })
+                );
                 let (hidden, intermediate) = if self == Self::Mxfp4 {
                     let up = |n: u64, to: u64| {
                         n.checked_next_multiple_of(to.max(1))
@@ -234,7 +292,7 @@ impl Scheme {
                 if swizzled {
                     swizzled_scales(&mut sum, *experts, hidden, intermediate, *parts, padding)?;
                 }
-                if *bias || gptq {
+                if (*bias && !awq) || (gptq && self.packs_experts(hidden, intermediate)) {
                     let biases = if swizzled { Dtype::F32 } else { model };
                     sum.add(biases, &[*experts, *parts, intermediate])?;
                     sum.add(biases, &[*experts, hidden])?;
@@ -243,6 +301,25 @@ impl Scheme {
             Shard::Plain { elements } => sum.add(model, &[*elements])?,
         }
         Ok(sum.bytes)
+    }
+
+    /// Bytes of one rank's shard of an output head without those of its matrix, where that is the embedding's. A scheme
+    /// whose matrix is not called `weight` keeps its own beside it.
+    ///
+    /// # Errors
+    /// As [`Scheme::bytes`].
+    pub(super) fn bytes_beside_weight(self, what: &str, shard: &Shard, model: Dtype) -> Result<u64> {
+        let all = self.bytes(what, shard, model, Mxfp4Padding::NONE)?;
+        let Shard::Vocab { rows, width, .. } = shard else {
+            return Ok(all);
+        };
+        let mut matrix = Sum { what, bytes: 0 };
+        match self {
+            Self::Packed(_) => {}
+            Self::Nvfp4(_) | Self::Mxfp4 | Self::Bnb4 => matrix.add(Dtype::U8, &[*rows, width / 2])?,
+            _ => matrix.add(Dtype::U8, &[*rows, *width])?,
+        }
+        Ok(all.saturating_sub(matrix.bytes))
     }
 
     fn linear(self, sum: &mut Sum, k: u64, outputs: &[u64], k_full: u64, model: Dtype) -> Result<()> {
@@ -313,10 +390,12 @@ impl Scheme {
             }
             Self::Packed(p) => {
                 let per_word = 32 / p.bits;
-                // Without groups a row-parallel module keeps one scale a whole row on every rank.
-                let scales = match p.group {
-                    Some(g) => groups(what, k, g)?,
-                    None => 1,
+                let scales = match (p.group, p.layout) {
+                    (Some(g), _) => groups(what, k, g)?,
+                    // One scale for all inputs: a rank with some of them has room for none.
+                    (None, Layout::Awq) => k / k_full.max(1),
+                    // A row-parallel module keeps one scale a whole row on every rank.
+                    (None, _) => 1,
                 };
                 match p.layout {
                     Layout::CompressedTensors => {
@@ -428,6 +507,17 @@ impl Scheme {
                     sum.add(Dtype::F32, &[e, 2])?;
                 }
             }
+            // `AutoAWQMoEMethod` counts groups of -1 inputs.
+            Self::Packed(Packed {
+                layout: Layout::Awq,
+                group: None,
+                ..
+            }) => {
+                return Err(Error::unsupported(format!(
+                    "{what}: vLLM 0.32.0 builds no AWQ experts without groups (group_size -1)"
+                )));
+            }
+            Self::Packed(p) if !p.fits_marlin(hidden, width) => p.experts_in_bytes(sum, e, both, model)?,
             Self::Packed(p) => {
                 let per_word = 32 / p.bits;
                 for (n, k) in both {

@@ -5,30 +5,12 @@ use std::collections::{HashMap, HashSet};
 
 use regex_lite::Regex;
 
+use super::fused::{self, Fused};
 use super::glob::{self, Glob};
 use crate::{Error, Result};
 
 /// Longest pattern that is compiled; published ones stay below a hundred characters.
 pub(super) const MAX_PATTERN_BYTES: usize = 4096;
-
-/// Names under which checkpoints store the parts of a fused module (vLLM 0.32.0, `packed_modules_mapping` of its
-/// model classes).
-const FUSED: &[(&str, &[&str])] = &[
-    ("qkv_proj", &["q_proj", "k_proj", "v_proj"]),
-    ("gate_up_proj", &["gate_proj", "up_proj"]),
-    ("fused_qkv_a_proj", &["q_a_proj", "kv_a_proj_with_mqa"]),
-    ("in_proj_qkvz", &["in_proj_qkv", "in_proj_z"]),
-    ("in_proj_ba", &["in_proj_b", "in_proj_a"]),
-];
-
-/// The names that the parts of a fused module have in a checkpoint; none for a module that is one there too.
-pub(crate) fn shards(path: &str) -> Vec<String> {
-    let (parent, name) = path.rsplit_once('.').map_or(("", path), |(p, n)| (p, n));
-    match FUSED.iter().find(|(fused, _)| *fused == name) {
-        Some((_, parts)) => parts.iter().map(|part| format!("{parent}.{part}")).collect(),
-        None => Vec::new(),
-    }
-}
 
 /// A module's path without the prefixes that wrappers put before the language model, in files and in the engine.
 pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
@@ -62,11 +44,13 @@ pub(crate) enum Match {
 #[derive(Debug, Clone)]
 pub(crate) struct Ignore {
     mode: Match,
+    /// What the class fuses.
+    fused: Fused,
     /// Names that a whole path is compared with.
     exact: HashSet<String>,
     /// Names that a part of a path is compared with.
     parts: ByLayer<String>,
-    /// Names that hold a list of experts ([`Match::Exact`] alone).
+    /// Names that hold a list of experts ([`Match::Exact`] and [`Match::Wildcard`]).
     experts: Vec<String>,
     globs: ByLayer<Glob>,
     expressions: Vec<Regex>,
@@ -77,6 +61,7 @@ impl Ignore {
     pub(crate) fn new(mode: Match, entries: &[&str]) -> Result<Self> {
         let mut own = Self {
             mode,
+            fused: fused::USUAL,
             exact: HashSet::new(),
             parts: ByLayer::default(),
             experts: Vec::new(),
@@ -114,7 +99,7 @@ impl Ignore {
         if matches!(self.mode, Match::Part | Match::Wildcard) {
             self.parts.add(layer_in(name), name.to_owned());
         }
-        if self.mode == Match::Exact && name.contains(EXPERTS) {
+        if matches!(self.mode, Match::Exact | Match::Wildcard) && name.contains(EXPERTS) {
             self.experts.push(name.to_owned());
         }
         self.exact.insert(name.to_owned());
@@ -132,37 +117,91 @@ impl Ignore {
             .any(|name| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
     }
 
+    /// The same list for a class that fuses other modules.
+    pub(super) fn fuse(&mut self, fused: Fused) {
+        self.fused = fused;
+    }
+
     /// Whether a module (by its canonical path) stays unquantised.
     pub(crate) fn skips(&self, path: &str) -> bool {
+        self.answer(path) == Skip::Whole
+    }
+
+    /// The same where the list has to say the same of all parts of a fused module.
+    ///
+    /// # Errors
+    /// [`Refused`] if it names some of them alone.
+    pub(super) fn skips_whole(&self, path: &str) -> Result<bool, Refused> {
+        match self.answer(path) {
+            Skip::None => Ok(false),
+            Skip::Whole => Ok(true),
+            // vLLM 0.32.0, `is_layer_skipped` in quantization/utils/quant_utils.py.
+            Skip::Some => Err(Refused(format!(
+                "Detected some but not all shards of {path} are quantized. All shards of fused layers to have the \
+                 same precision."
+            ))),
+        }
+    }
+
+    fn answer(&self, path: &str) -> Skip {
         if self.exact.is_empty() && self.globs.is_empty() && self.expressions.is_empty() {
-            return false;
+            return Skip::None;
         }
         if self.exact.contains(path) {
-            return true;
+            return Skip::Whole;
         }
-        let shards = shards(path);
-        if !shards.is_empty() && shards.iter().all(|shard| self.exact.contains(shard)) {
-            return true;
-        }
+        let parts = fused::parts(path, self.fused);
+        let of_parts = |hit: &dyn Fn(&str) -> bool| match parts.iter().filter(|part| hit(part)).count() {
+            0 => Skip::None,
+            all if all == parts.len() => Skip::Whole,
+            _ => Skip::Some,
+        };
+        let whole = |hit: bool, parts: Skip| if hit { Skip::Whole } else { parts };
+        let named = |path: &str| self.parts.any(path, |n| path.contains(n.as_str()));
         match self.mode {
             // Experts are skipped by any entry below them.
-            Match::Exact => path.ends_with(EXPERTS) && self.experts.iter().any(|n| n.contains(path)),
-            Match::Part => self.parts.any(path, |n| path.contains(n.as_str())),
-            Match::Wildcard => {
-                self.parts.any(path, |n| path.contains(n.as_str()))
-                    || self.globs.any(path, |g| g.is_match(path))
+            Match::Exact if path.ends_with(EXPERTS) => {
+                whole(self.experts.iter().any(|n| n.contains(path)), Skip::None)
             }
+            Match::Exact => of_parts(&|part| self.exact.contains(part)),
+            Match::Part if named(path) => Skip::Whole,
+            Match::Part => of_parts(&named),
+            // Names of parts first, as whole names; what a wildcard or a part of a name matches, it matches whole.
+            Match::Wildcard => match of_parts(&|part| self.exact.contains(part)) {
+                Skip::None => whole(
+                    named(path)
+                        || self.globs.any(path, |g| g.is_match(path))
+                        || path.ends_with(EXPERTS) && self.experts.iter().any(|n| n.contains(path)),
+                    Skip::None,
+                ),
+                answer => answer,
+            },
             Match::Expression => {
                 let hit = |p: &str| {
                     self.exact.contains(p)
                         || self.globs.any(p, |g| g.is_match(p))
                         || self.expressions.iter().any(|e| e.is_match(p))
                 };
-                hit(path) || !shards.is_empty() && shards.iter().all(|p| hit(p))
+                if hit(path) { Skip::Whole } else { of_parts(&hit) }
             }
         }
     }
 }
+
+/// What a list says of a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Skip {
+    /// Nothing.
+    None,
+    /// Some of the parts that it is fused of are in the list, others are not.
+    Some,
+    /// It is in the list.
+    Whole,
+}
+
+/// Why the engine would not build a module in the checkpoint's scheme, in its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused(pub(super) String);
 
 /// How the path of fused routed experts ends.
 const EXPERTS: &str = ".experts";
@@ -257,6 +296,9 @@ mod tests {
         let ignore = Ignore::new(Match::Exact, &list).unwrap();
         assert!(ignore.skips("model.layers.0.self_attn.qkv_proj"));
         assert!(!ignore.skips("model.layers.1.self_attn.qkv_proj"));
+        let some = Ignore::new(Match::Exact, &list[..2]).unwrap();
+        assert!(some.skips_whole("model.layers.0.self_attn.qkv_proj").is_err());
+        assert_eq!(some.skips_whole("model.layers.1.self_attn.qkv_proj"), Ok(false));
         // A short name is no exact match: fp8 checkpoints that list "gate" skip nothing by it.
         assert!(
             !Ignore::new(Match::Exact, &["gate"])

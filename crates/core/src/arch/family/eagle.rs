@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::dense::{Attention, Decoder, Dense, Mlp, Norm, QkNorm, part};
 use super::text::{Attend, Text};
-use crate::arch::{AttentionScales, Config, Model, Outside, Place, Role, Weight};
+use crate::arch::{AttentionScales, Config, Model, Op, Outside, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -42,6 +42,16 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
             .hint("an EAGLE head for Llama says \"architectures\": [\"LlamaForCausalLM\"]"));
         }
     };
+    if generation == Eagle::One
+        && let Some(joined) = JOINED.iter().find(|row| row.classes.contains(&class.as_str()))
+    {
+        let text = Text::find(joined.layers_of, &flat)?;
+        return model(name, &class, &text, joined.decoder(&text)?);
+    }
+    if generation == Eagle::Three && LATENT.contains(&class.as_str()) {
+        let text = Text::find("DeepseekV3ForCausalLM", &flat)?;
+        return model(name, &class, &text, latent(&text, target_vocab)?);
+    }
     let qwen3 = match (generation, class.as_str()) {
         (
             Eagle::Three,
@@ -62,7 +72,10 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         _ => {
             return Err(
                 Error::unsupported(format!("the drafter class {class} is not described here"))
-                    .hint("EAGLE heads of Llama's and EAGLE-3 heads of Llama's and Qwen3's layers are"),
+                    .hint(
+                        "EAGLE heads of the layers of Llama, Mistral, MiniCPM, Cohere and DeepSeek are, and EAGLE-3 heads \
+                         of those of Llama and Qwen3",
+                    ),
             );
         }
     };
@@ -71,10 +84,15 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         Eagle::One => one(&text)?,
         Eagle::Three => three(&text, qwen3, target_vocab)?,
     };
+    model(name, &class, &text, decoder)
+}
+
+/// A drafter as a model.
+fn model(name: &str, class: &str, text: &Text, decoder: Decoder) -> Result<Model> {
     let heads = text.heads()?;
     Ok(Model {
         name: name.to_owned(),
-        architecture: class.clone(),
+        architecture: class.to_owned(),
         model_type: text.model_type()?.to_owned(),
         dtype: text.dtype()?,
         max_position: text.max_length()?,
@@ -92,6 +110,122 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
         encoder_heads: None,
         sees_whole_images: false,
     })
+}
+
+/// EAGLE heads whose layers are those of another class, as they are.
+struct Joined {
+    /// Names of the head.
+    classes: &'static [&'static str],
+    /// The class whose layers it has.
+    layers_of: &'static str,
+    /// How embedding and hidden state are joined.
+    join: Join,
+    /// Norms of the model's width beside the layers.
+    norms: &'static [&'static str],
+    /// Whether layers are numbered on from the target's, which matters where the first ones have no experts.
+    numbered_on: bool,
+}
+
+/// The layer that joins embedding and hidden state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Join {
+    /// Ranks divide its inputs.
+    Divided,
+    /// Every rank holds it whole.
+    Whole {
+        /// Whether it has a bias.
+        bias: bool,
+        /// Whether it is built in the checkpoint's scheme.
+        quantized: bool,
+    },
+}
+
+const PLAIN: Join = Join::Whole {
+    bias: false,
+    quantized: false,
+};
+
+/// vLLM 0.32.0, the files named.
+const JOINED: &[Joined] = &[
+    // mistral_eagle.py
+    Joined {
+        classes: &["EagleMistralForCausalLM", "MistralForCausalLM"],
+        layers_of: "MistralForCausalLM",
+        join: Join::Divided,
+        norms: &["model.norm"],
+        numbered_on: false,
+    },
+    // minicpm_eagle.py
+    Joined {
+        classes: &["EagleMiniCPMForCausalLM", "MiniCPMForCausalLM"],
+        layers_of: "MiniCPMForCausalLM",
+        join: PLAIN,
+        norms: &["model.input_norm1", "model.input_norm2", "model.norm"],
+        numbered_on: false,
+    },
+    // cohere_eagle.py
+    Joined {
+        classes: &[
+            "EagleCohereForCausalLM",
+            "CohereForCausalLM",
+            "Cohere2ForCausalLM",
+        ],
+        layers_of: "CohereForCausalLM",
+        join: Join::Whole {
+            bias: true,
+            quantized: true,
+        },
+        norms: &["model.norm"],
+        numbered_on: false,
+    },
+    // deepseek_eagle.py
+    Joined {
+        classes: &["EagleDeepSeekMTPModel", "DeepSeekMTPModel"],
+        layers_of: "DeepseekV3ForCausalLM",
+        join: PLAIN,
+        norms: &["model.enorm", "model.hnorm", "model.norm"],
+        numbered_on: true,
+    },
+];
+
+impl Joined {
+    fn decoder(&self, t: &Text) -> Result<Decoder> {
+        let mut decoder = if self.numbered_on {
+            super::decoder(&with(t, "first_k_dense_replace", Value::from(0)), 0)?
+        } else {
+            super::decoder(t, 0)?
+        };
+        let hidden = t.hidden()?;
+        let fc = match self.join {
+            Join::Divided => Weight::row("model.fc", Role::Mlp, 2 * hidden, hidden),
+            Join::Whole { bias, quantized } => {
+                let fc = Weight::replicated("model.fc", Role::Mlp, 2 * hidden, &[hidden]).bias(bias);
+                if quantized { fc } else { fc.unquantized() }
+            }
+        };
+        let mut joins = vec![fc];
+        joins.extend(self.norms.iter().map(|name| Weight::norm(*name, hidden)));
+        let vocab = t.config.dim_or("draft_vocab_size", t.vocab()?)?;
+        decoder.outside = vec![
+            embedding(t)?,
+            part(Place::Last, joins),
+            part(
+                Place::Last,
+                vec![Weight::vocab("lm_head", Role::Head, vocab, hidden)],
+            ),
+        ];
+        Ok(decoder)
+    }
+}
+
+/// The same text with another value of a key.
+fn with(t: &Text, key: &str, value: Value) -> Text {
+    let mut map = t.config.map().clone();
+    map.insert(key.to_owned(), value);
+    Text {
+        config: t.config.with_map(map),
+        ..t.clone()
+    }
 }
 
 /// The fields of a `speculators` file where the engine looks for them.
@@ -182,6 +316,41 @@ fn three(t: &Text, qwen3: bool, target_vocab: u64) -> Result<Decoder> {
         }
         layer.weights.push(Weight::norm("hidden_norm", hidden));
     }
+    decoder.outside = ends(t, qwen3, target_vocab)?;
+    Ok(decoder)
+}
+
+/// EAGLE-3 heads with DeepSeek's attention.
+const LATENT: &[&str] = &[
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Eagle3DeepseekV2ForCausalLM",
+    "Eagle3DeepseekV3ForCausalLM",
+];
+
+/// EAGLE-3 with latent attention (vLLM 0.32.0, `deepseek_eagle3.py`): no experts, and a first layer of double width.
+fn latent(t: &Text, target_vocab: u64) -> Result<Decoder> {
+    let mut decoder = super::decoder(&with(t, "n_routed_experts", Value::Null), 0)?;
+    let hidden = t.hidden()?;
+    for (i, layer) in decoder.layers.iter_mut().enumerate() {
+        for weight in layer.weights.iter_mut().filter(|_| i == 0) {
+            if let Op::Linear { inputs, .. } = &mut weight.op
+                && ["fused_qkv_a_proj", "q_a_proj", "q_proj", "kv_a_proj_with_mqa"]
+                    .iter()
+                    .any(|part| weight.name.rsplit('.').next() == Some(part))
+            {
+                *inputs = 2 * hidden;
+            }
+        }
+        layer.weights.push(Weight::norm("hidden_norm", hidden));
+    }
+    decoder.outside = ends(t, false, target_vocab)?;
+    Ok(decoder)
+}
+
+/// What an EAGLE-3 head has beside its layers.
+fn ends(t: &Text, qwen3: bool, target_vocab: u64) -> Result<Vec<Outside>> {
+    let hidden = t.hidden()?;
     let c = &t.config;
     let own = c.sub("eagle_config")?;
     let from_own = |key: &str, default: bool| match &own {
@@ -227,8 +396,7 @@ fn three(t: &Text, qwen3: bool, target_vocab: u64) -> Result<Decoder> {
         ends.push(Weight::tensor("draft_id_to_target_id", Role::Norm, &[vocab], None).of(Dtype::I64));
     }
     outside.push(part(Place::Last, ends));
-    decoder.outside = outside;
-    Ok(decoder)
+    Ok(outside)
 }
 
 fn biases(t: &Text, dense: &mut Dense) -> Result<()> {

@@ -34,6 +34,7 @@ pub mod mla;
 pub mod moe;
 mod molmo;
 mod moondream;
+mod names;
 mod nemotron_h;
 mod pangu;
 mod phi4_multimodal;
@@ -46,7 +47,7 @@ mod registry;
 mod rotary;
 mod shared_moe;
 mod special;
-mod stages;
+pub(crate) mod stages;
 mod standing;
 mod step;
 pub mod text;
@@ -62,7 +63,7 @@ pub use rotary::rotary_elements;
 pub use standing::{Standing, standing};
 pub use text::Text;
 
-use super::{AttentionScales, Config, Model};
+use super::{AttentionScales, Config, Model, drafter};
 use crate::{Error, ErrorKind, Result};
 use registry::Reader;
 
@@ -141,16 +142,19 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         },
         hidden_size: text.hidden()?,
         vocab_size: text.vocab()?,
-        architecture: class,
         layers_path: decoder.layers_path,
         layers: decoder.layers,
         outside: decoder.outside,
-        mtp_layers: decoder.mtp_layers,
+        mtp_layers: match decoder.mtp_layers {
+            0 => drafter::modules(&class, &text.config)?,
+            counted => counted,
+        },
         pooling,
         attention_scales: decoder.attention_scales,
         sized_for: decoder.sized_for,
         encoder_heads: decoder.encoder_heads,
         sees_whole_images: sees_whole_images(&text)?,
+        architecture: class,
     })))
 }
 
@@ -195,6 +199,7 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             let mut decoder = read(seen.as_ref().unwrap_or(text))?;
             stages::place(&text.class, &mut decoder);
             unquantized::apply(&text.class, &mut decoder);
+            names::apply(&text.class, &mut decoder);
             encoder::turn(text, &mut decoder)?;
             Ok(decoder)
         }
@@ -202,6 +207,7 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             let mut decoder = read(text)?;
             decoder.attention_scales = AttentionScales::InModelType;
             unquantized::apply(&text.class, &mut decoder);
+            names::apply(&text.class, &mut decoder);
             Ok(decoder)
         }
         Some(Reader::Inner(fixed)) if depth < MAX_WRAPPERS => {

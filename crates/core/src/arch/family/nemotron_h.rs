@@ -5,7 +5,7 @@ use super::hybrid::{finish, kinds};
 use super::mamba::Mamba2;
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::{Layer, Role, Weight};
+use crate::arch::{Cache, Layer, Role, Weight, Weights};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -17,57 +17,81 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     let blocks = blocks(t)?;
     let letters = nemotron_h_pattern(t, blocks.as_deref())?;
     // Files without a state layer need not describe one.
+    // Layers of one kind share their parameters, which half of the models' hundred layers have alike.
+    let whole = |mut weights: Vec<Weight>| -> Weights {
+        weights.push(Weight::norm("norm", hidden));
+        weights.into()
+    };
     let mixer = if letters.contains(&'M') {
         let mixer = nemotron_h_mixer(t)?;
-        let weights = mixer.weights(hidden);
+        let weights = whole(mixer.weights(hidden));
         Some((mixer, weights))
     } else {
         None
     };
     let alike = |kind: char| blocks.is_none() && letters.contains(&kind);
     let attention = alike('*').then(|| attention(t, hidden)).transpose()?;
+    let attention = attention.map(|(cache, weights)| (cache, whole(weights)));
     let experts = alike('E').then(|| nemotron_h_experts(t, hidden)).transpose()?;
+    let experts = experts.map(&whole);
+    let mut dense: Vec<(Mlp, Weights)> = Vec::new();
     let mut dense_layers = 0;
     let mut layers = Vec::with_capacity(letters.len());
     for (i, kind) in letters.into_iter().enumerate() {
         let own = blocks.as_ref().and_then(|blocks| blocks.get(i));
-        let own = own.unwrap_or(t);
         let mut layer = match kind {
             'M' => match &mixer {
                 Some((mixer, weights)) => Layer {
                     caches: vec![mixer.cache()],
-                    weights: weights.clone().into(),
+                    weights: weights.clone(),
                 },
                 None => Layer::default(),
             },
-            '*' => match &attention {
-                Some(layer) => layer.clone(),
-                None => self::attention(own, hidden)?,
-            },
+            '*' => {
+                let (cache, weights) = if let Some(alike) = &attention {
+                    alike.clone()
+                } else {
+                    let (cache, weights) = self::attention(own.unwrap_or(t), hidden)?;
+                    (cache, whole(weights))
+                };
+                Layer {
+                    caches: vec![cache],
+                    weights,
+                }
+            }
             'E' => Layer {
                 caches: Vec::new(),
                 weights: match &experts {
-                    Some(weights) => weights.clone().into(),
-                    None => nemotron_h_experts(own, hidden)?.into(),
+                    Some(weights) => weights.clone(),
+                    None => whole(nemotron_h_experts(own.unwrap_or(t), hidden)?),
                 },
             },
             _ => {
-                let width = width(own, dense_layers)?;
-                dense_layers += 1;
+                let own = own.unwrap_or(t);
                 let mlp = Mlp {
                     path: "mixer",
-                    width,
+                    width: width(own, dense_layers)?,
                     gated: false,
                     bias: own.config.flag("mlp_bias", false)?,
                 };
+                dense_layers += 1;
+                let known = dense.iter().rev().take(16).find(|(known, _)| *known == mlp);
+                let weights = if let Some((_, weights)) = known {
+                    weights.clone()
+                } else {
+                    let weights = whole(mlp.weights(hidden));
+                    dense.push((mlp, weights.clone()));
+                    weights
+                };
                 Layer {
                     caches: Vec::new(),
-                    weights: mlp.weights(hidden).into(),
+                    weights,
                 }
             }
         };
-        layer.weights.push(Weight::norm("norm", hidden));
-        layer.share(&layers);
+        if own.is_some() {
+            layer.share(&layers);
+        }
         layers.push(layer);
     }
     let mut decoder = finish(t, layers, t.tied()?)?;
@@ -76,14 +100,11 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
 }
 
 /// An attention layer. The class does not look at `attention_bias`.
-fn attention(t: &Text, hidden: u64) -> Result<Layer> {
+fn attention(t: &Text, hidden: u64) -> Result<(Cache, Vec<Weight>)> {
     let mut attention = Attention::read(t)?;
     attention.path = "mixer";
     let attend = t.window()?.map_or(Attend::Full, Attend::Sliding);
-    Ok(Layer {
-        caches: vec![attention.cache(attend)],
-        weights: attention.weights(hidden).into(),
-    })
+    Ok((attention.cache(attend), attention.weights(hidden)))
 }
 
 /// Width of the `i`th dense layer: one for all, or a list.

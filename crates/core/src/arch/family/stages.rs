@@ -54,6 +54,7 @@ const EVERYTHING_EVERYWHERE: &[&str] = &[
 
 /// Classes that build some of these parts on every stage.
 const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
+    ("CohereCompassForConditionalGeneration", &[Role::Norm]),
     ("Lfm2ForCausalLM", &[Role::Embedding]),
     ("Lfm2MoeForCausalLM", &[Role::Embedding]),
     ("Qwen3NextForCausalLM", &[Role::Embedding, Role::Head]),
@@ -64,6 +65,71 @@ const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
     ("Qwen3_5MoeForCausalLM", &[Role::Embedding]),
     ("Qwen3_5MoeForConditionalGeneration", &[Role::Embedding]),
 ];
+
+/// Classes that the engine does not divide over pipeline stages (vLLM 0.32.0: they do not implement `SupportsPP`).
+const WITHOUT_STAGES: &[&str] = &[
+    "AriaForConditionalGeneration",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
+    "BertSpladeSparseEmbeddingModel",
+    "BgeM3EmbeddingModel",
+    "CLIPModel",
+    "ColBERTJinaRobertaModel",
+    "ColBERTLfm2Model",
+    "ColBERTModernBertModel",
+    "ColModernVBertForRetrieval",
+    "CohereAsrForConditionalGeneration",
+    "DiffusionGemmaForBlockDiffusion",
+    "EmbeddingGemma2Model",
+    "FireRedASR2ForConditionalGeneration",
+    "FunASRForConditionalGeneration",
+    "GPT2ForSequenceClassification",
+    "Gemma3TextModel",
+    "Gemma3nForCausalLM",
+    "Gemma3nForConditionalGeneration",
+    "GteModel",
+    "GteNewForSequenceClassification",
+    "GteNewModel",
+    "HF_ColBERT",
+    "HrmTextForCausalLM",
+    "IQuestLoopCoderForCausalLM",
+    "Idefics3ForConditionalGeneration",
+    "JinaForRanking",
+    "LlamaBidirectionalForSequenceClassification",
+    "LlamaBidirectionalModel",
+    "Mamba2ForCausalLM",
+    "ModernBertForSequenceClassification",
+    "ModernBertForTokenClassification",
+    "ModernBertModel",
+    "NemotronH_Nano_Omni_Reasoning_V3",
+    "NemotronH_Nano_VL_V2",
+    "NemotronH_Omni_Reasoning_V3",
+    "NemotronH_Super_Omni_Reasoning_V3",
+    "NemotronParseForConditionalGeneration",
+    "NomicBertModel",
+    "OpenAIPrivacyFilterForTokenClassification",
+    "PaddleOCRVLForConditionalGeneration",
+    "Phi4MMForCausalLM",
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "RobertaForTokenClassification",
+    "RobertaModel",
+    "SiglipModel",
+    "SmolVLMForConditionalGeneration",
+    "VoyageQwen3BidirectionalEmbedModel",
+    "WhisperForConditionalGeneration",
+    "XLMRobertaForSequenceClassification",
+    "XLMRobertaForTokenClassification",
+    "XLMRobertaModel",
+    "Zamba2ForCausalLM",
+];
+
+/// Whether the engine divides a class over pipeline stages.
+pub(crate) fn divides(class: &str) -> bool {
+    !WITHOUT_STAGES.contains(&class)
+}
 
 /// Puts the ends of a decoder where its class builds them.
 pub(crate) fn place(class: &str, decoder: &mut Decoder) {

@@ -26,6 +26,14 @@ const HEAD: &[&str] = &[
     "Zamba2ForCausalLM",
 ];
 
+/// Classes that compute logits with their embedding and build no head beside it.
+const HEADLESS: &[&str] = &[
+    "CohereForCausalLM",
+    "Cohere2ForCausalLM",
+    "Cohere2MoeForCausalLM",
+    "Gemma2ForCausalLM",
+];
+
 /// Classes whose attention layers know nothing of it.
 const ATTENTION: &[&str] = &[
     "BailingMoeForCausalLM",
@@ -33,6 +41,7 @@ const ATTENTION: &[&str] = &[
     "InklingForCausalLM",
     "InklingForConditionalGeneration",
     "JambaForCausalLM",
+    "KimiLinearForCausalLM",
     "Lfm2ForCausalLM",
     "Lfm2MoeForCausalLM",
     "Plamo3ForCausalLM",
@@ -68,6 +77,14 @@ pub(crate) fn apply(class: &str, decoder: &mut Decoder) {
             head.quantizable = false;
         }
     }
+    if HEAD.contains(&class) || HEADLESS.contains(&class) {
+        let embeddings = (decoder.outside.iter_mut())
+            .flat_map(|part| &mut part.weights)
+            .filter(|weight| weight.role == Role::Embedding);
+        for embedding in embeddings {
+            embedding.quantizable = false;
+        }
+    }
     if ATTENTION.contains(&class) {
         decoder.attention_scales = AttentionScales::None;
     }
@@ -81,7 +98,7 @@ mod tests {
     #[test]
     fn every_class_in_the_lists_is_one_that_is_read() {
         let pieces = IN_ONE.iter().map(|(class, _)| class);
-        for class in HEAD.iter().chain(ATTENTION).chain(pieces) {
+        for class in HEAD.iter().chain(HEADLESS).chain(ATTENTION).chain(pieces) {
             assert!(registry::reader(class).is_some(), "{class}");
         }
     }

@@ -22,7 +22,8 @@ pub struct Weight {
     /// Identical copies with this shape.
     pub count: u64,
     /// Whether the engine gives this module a quantisation method where the checkpoint has one
-    /// (`false`: built with `quant_config=None`, so it stays in `dtype` whatever the checkpoint says).
+    /// (`false`: built with `quant_config=None`, so it stays in `dtype` whatever the checkpoint says). Of an embedding that
+    /// is the head too: whether the engine builds that head with one.
     pub quantizable: bool,
     /// A count (of heads) that the ranks must divide for this to be split at all; otherwise every rank holds it
     /// whole (vision towers that fall back to data parallelism).

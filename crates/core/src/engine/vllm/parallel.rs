@@ -2,7 +2,12 @@
 
 use super::refusal::{Refusal, RefusalKind};
 use super::settings::Settings;
+use super::version::Version;
 use crate::arch::Model;
+use crate::arch::family::stages;
+
+/// The release that the list of classes without pipeline stages was read in.
+const DIVIDES_AS_LISTED: Version = Version::new(0, 32, 0);
 
 /// Divisibility rules that the engine checks before it builds the model (`config/model.py`,
 /// `verify_with_parallel_config`; `config/parallel.py`).
@@ -59,6 +64,13 @@ pub(crate) fn check(model: &Model, settings: &Settings, latent: bool) -> Option<
                 "{} layers cannot be divided over {stages} pipeline stages",
                 model.layers.len()
             ),
+        ));
+    }
+    // Which classes earlier releases divided is not known.
+    if stages > 1 && settings.version >= DIVIDES_AS_LISTED && !stages::divides(&model.architecture) {
+        return Some(Refusal::new(
+            RefusalKind::PipelineParallel,
+            "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface.",
         ));
     }
     if let Some(speculative) = &settings.speculative

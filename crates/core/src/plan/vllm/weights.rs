@@ -124,10 +124,7 @@ pub(in crate::plan) fn weights(
             None => format!(" in {dtype}"),
             Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
         },
-        refusal: inventory
-            .quantization()
-            .and_then(Quantization::refusal)
-            .map(str::to_owned),
+        refusal: inventory.refusal().map(str::to_owned),
         drafter,
     })
 }
