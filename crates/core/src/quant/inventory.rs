@@ -12,7 +12,7 @@ use crate::arch::weight::Shard;
 use crate::arch::{CacheKind, Layer, Model, Op, Parallel, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::engine::vllm::Version;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Kinds that a layer is compared with before it becomes one of its own.
 const COMPARED: usize = 16;
@@ -176,6 +176,20 @@ impl Inventory {
                 .ok_or_else(overflow)?;
         }
         Ok(total)
+    }
+
+    /// Why the ranks cannot divide a tower: the engine builds it before it leaves it out (vLLM 0.32.0, `_mark_tower_model` in
+    /// `models/interfaces.py`), so that this stops a start without images too.
+    pub(crate) fn indivisible_tower(model: &Model, parallel: &Parallel) -> Option<String> {
+        (model.outside.iter().filter(|part| part.tower))
+            .flat_map(|part| &part.weights)
+            .find_map(|weight| {
+                weight
+                    .shard(parallel)
+                    .err()
+                    .filter(|error| error.kind() == ErrorKind::Unsupported)
+                    .map(|error| error.at(&weight.name).to_string())
+            })
     }
 
     /// What PyTorch's allocator holds beyond the bytes of one rank's weights on a pipeline stage: a block whose rest is too

@@ -124,7 +124,10 @@ pub(in crate::plan) fn weights(
             None => format!(" in {dtype}"),
             Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
         },
-        refusal: inventory.refusal().map(str::to_owned),
+        refusal: inventory
+            .refusal()
+            .map(str::to_owned)
+            .or_else(|| Inventory::indivisible_tower(model, parallel)),
         drafter,
     })
 }
