@@ -108,6 +108,13 @@ pub enum Refusal {
         /// Longest length that would fit, by the engine's estimate.
         estimated: Option<u64>,
     },
+    /// Graphs need a block of recurrent state for each sequence.
+    StateBlocks {
+        /// Sequences of one step.
+        max_num_seqs: u64,
+        /// Blocks of the pool.
+        blocks: u64,
+    },
     /// Out of memory while loading or capturing.
     OutOfMemory {
         /// What was asked for last.

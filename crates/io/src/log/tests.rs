@@ -2,6 +2,7 @@
 //! around them are shortened to what the reader looks at.
 
 mod dresses;
+mod tags;
 
 use proptest::prelude::*;
 

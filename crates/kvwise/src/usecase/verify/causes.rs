@@ -72,6 +72,14 @@ fn weights(case: &Case, rows: &[Row], causes: &mut Vec<Cause>) {
             "the engine's figure includes a drafter for speculative decoding".to_owned(),
             drafter.cloned(),
         )
+    } else if actual < predicted
+        && let Some(offloaded) = boot.evidence_of("weights_offloaded")
+    {
+        (
+            "a part of the weights stays on the host (--cpu-offload-gb), which a plan does not know"
+                .to_owned(),
+            Some(offloaded.clone()),
+        )
     } else if actual < predicted * 0.8 {
         (
             format!(
@@ -123,8 +131,27 @@ fn activation(case: &Case, causes: &mut Vec<Cause>) {
     }
     if boot.evidence_of("encoder").is_some() {
         add(
-            "the multimodal encoder was profiled with inputs of the largest size, which the plan does not know (--limit-mm-per-prompt, --skip-mm-profiling)".to_owned(),
+            "the profiling step encoded images or videos: a plan takes the largest ones that the makers' files allow, and fewer inputs or pixels (--limit-mm-per-prompt, --mm-processor-kwargs) take less".to_owned(),
             "encoder",
+        );
+    }
+    if boot.evidence_of("encoder_skipped").is_some() {
+        add(
+            "the server does not profile its encoder (--skip-mm-profiling, or all limits are 0); --language-model-only plans without it".to_owned(),
+            "encoder_skipped",
+        );
+    }
+    if boot.evidence_of("memory_grew").is_some() {
+        add(
+            "another process gave memory back while the engine profiled, so it counted what PyTorch had reserved".to_owned(),
+            "memory_grew",
+        );
+    }
+    if boot.evidence_of("mm_reservation").is_some() {
+        add(
+            "room for decoding images on the GPU was taken off afterwards (--mm-ipc-gpu-memory-gb)"
+                .to_owned(),
+            "mm_reservation",
         );
     }
     if boot.engine == Some(EngineKind::Vllm)

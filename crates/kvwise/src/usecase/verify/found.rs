@@ -16,6 +16,8 @@ use crate::usecase::deployment::Deployment;
 
 /// How far a total of memory may be from a catalogue row to be that card's: logs print two decimals of a GiB.
 const TOTAL_TOLERANCE_BYTES: u64 = 30 << 20;
+/// The V0 engine splits the prompts of models with longer requests (vLLM 0.6.0 to 0.10.2, `engine/arg_utils.py`).
+const V0_SPLITS_ABOVE: u64 = 32_768;
 /// Prompts of the V0 engine's profile where nothing else is said.
 const V0_LEAST_BATCHED_TOKENS: u64 = 2048;
 
@@ -218,11 +220,25 @@ fn vllm(boot: &Boot, found: &mut Found) {
     } else if boot.v0
         && let Some(length) = boot.max_model_len
     {
-        d.max_num_batched_tokens = Some(length.max(V0_LEAST_BATCHED_TOKENS).to_string());
-        found.how.insert(
-            "max_num_batched_tokens",
-            "the V0 engine profiles prompts of the maximum length".to_owned(),
-        );
+        let split = length > V0_SPLITS_ABOVE && !off("enable_chunked_prefill");
+        let (tokens, how) = if split {
+            let early = boot
+                .version
+                .as_deref()
+                .and_then(|version| vllm::Version::parse(version).ok())
+                .is_some_and(|version| version < vllm::Version::new(0, 6, 5));
+            (
+                if early { 512 } else { V0_LEAST_BATCHED_TOKENS },
+                "the V0 engine splits prompts of models with more than 32,768 tokens",
+            )
+        } else {
+            (
+                length.max(V0_LEAST_BATCHED_TOKENS),
+                "the V0 engine profiles prompts of the maximum length",
+            )
+        };
+        d.max_num_batched_tokens = Some(tokens.to_string());
+        found.how.insert("max_num_batched_tokens", how.to_owned());
     }
     if let Some(share) = boot.utilization.or_else(|| measured_share(boot)) {
         d.gpu_memory_utilization = Some(share);
@@ -267,7 +283,7 @@ fn vllm(boot: &Boot, found: &mut Found) {
     );
     flag(
         "language_model_only",
-        on("language_model_only"),
+        on("language_model_only") || takes_no_inputs(boot),
         &mut d.language_model_only,
     );
     flag("enable_lora", on("enable_lora"), &mut d.enable_lora);
@@ -285,6 +301,16 @@ fn vllm(boot: &Boot, found: &mut Found) {
     }
     speculative(boot, found);
     quantization(boot, found);
+}
+
+/// Whether the limits of images and videos are 0: the engine then loads no tower (vLLM 0.32.0, `StageMissingLayer`).
+fn takes_no_inputs(boot: &Boot) -> bool {
+    let Some(Value::Other(text) | Value::Text(text)) = boot.setting("limit_mm_per_prompt") else {
+        return false;
+    };
+    let limits = python::pairs(text);
+    let none = |kind: &str| limits.get(kind).and_then(Value::count) == Some(0);
+    none("image") && none("video")
 }
 
 /// The utilisation from what was requested of all memory, where no line names it.
@@ -457,6 +483,19 @@ mod tests {
             assert_eq!(catalogue::find(&name).unwrap().id, "Qwen/Qwen3-32B", "{given}");
         }
         assert_eq!(known_name("/models/something-of-our-own"), None);
+    }
+
+    #[test]
+    fn a_server_that_takes_no_images_and_videos_is_planned_without_its_tower() {
+        for (limits, without) in [
+            ("{'image': 0, 'video': 0}", true),
+            ("{'image': 0}", false),
+            ("{'image': 4, 'video': 0}", false),
+        ] {
+            let mut boot = Boot::default();
+            (boot.flags).insert("limit_mm_per_prompt".to_owned(), Value::Other(limits.to_owned()));
+            assert_eq!(takes_no_inputs(&boot), without, "{limits}");
+        }
     }
 
     #[test]

@@ -80,6 +80,15 @@ pub(super) fn compare(case: &Case, rows: &mut Vec<Row>) -> Result<Option<Refusal
                 }
             ),
         ),
+        Refusal::StateBlocks { max_num_seqs, blocks } => (
+            case.plan
+                .kv_cache
+                .as_ref()
+                .map(|cache| cache.num_blocks < *max_num_seqs),
+            format!(
+                "the pool has {blocks} blocks and graphs of recurrent models need one for each of the {max_num_seqs} sequences: --max-num-seqs {blocks}, more memory, or --enforce-eager"
+            ),
+        ),
         Refusal::NoMemory | Refusal::TooLong { .. } => {
             let possible = refused_at_the_lower_end(case)?;
             match (&predicted, possible) {

@@ -29,9 +29,14 @@ pub(super) fn shortfall(plan: &Plan) -> f64 {
         .components
         .iter()
         .all(|term| term.name != "kv_cache" || term.bytes == 0);
-    // Graphs may lie outside of the budget: only what is missing without them is missing for sure.
+    // Where graphs lie outside of the budget, only what is missing without them is missing for sure.
+    let counted = plan.engine.name == "vllm"
+        && plan.engine.version.as_deref().is_some_and(|version| {
+            vllm::Version::parse(version)
+                .is_ok_and(|version| vllm::Rules::of(version).subtracts_cuda_graph_estimate)
+        });
     if empty {
-        used.saturating_sub(graphs)
+        used.saturating_sub(if counted { 0 } else { graphs })
             .saturating_sub(plan.memory.budget_bytes) as f64
     } else {
         0.0

@@ -170,10 +170,18 @@ fn vllm_pool(case: &Case, settings: &Settings, rows: &mut Vec<Row>) -> Result<()
         // A plan that does not fit is short of memory by as much as the log's figure is negative.
         let short = super::save::shortfall(plan);
         let predicted = if short > 0.0 {
+            // The largest estimated term is about as uncertain as their sum.
+            let around = |difference: fn(&Term) -> u64| {
+                (plan.memory.components.iter())
+                    .filter(|term| term.basis == Basis::Fitted && term.name != "kv_cache")
+                    .map(difference)
+                    .max()
+                    .unwrap_or(0) as f64
+            };
             (
                 -short,
-                -short - (kv.high_bytes - kv.low_bytes) as f64,
-                kv.high_bytes as f64,
+                -short - around(|term| term.high_bytes.saturating_sub(term.bytes)),
+                -short + around(|term| term.bytes.saturating_sub(term.low_bytes)),
             )
         } else {
             of_term(kv)

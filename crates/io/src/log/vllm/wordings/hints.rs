@@ -16,6 +16,46 @@ pub(super) const ALL: &[Wording] = &[
         },
     },
     Wording {
+        phrase: "Encoder cache initialized with budget of ",
+        source: "builds of 0.23 between releases: as above, without the inputs",
+        read: |boot, line, _| {
+            boot.remark("encoder", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "Skipping memory profiling for multimodal encoder and encoder cache",
+        source: "0.10.2 to 0.33, v1/worker/gpu_model_runner.py: --skip-mm-profiling",
+        read: |boot, line, _| {
+            boot.remark("encoder_skipped", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "Encoder cache will not be initialized",
+        source: "0.7.3 to 0.33, v1/core/encoder_cache_manager.py: --limit-mm-per-prompt is 0 for all kinds",
+        read: |boot, line, _| {
+            boot.remark("encoder_skipped", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "Total CPU offloaded parameters: ",
+        source: "0.17 to 0.33, model_executor/offloader/uva.py: weights that stay on the host",
+        read: |boot, line, _| {
+            boot.remark("weights_offloaded", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "CuMemAllocator: sleep freed ",
+        source: "0.11 to 0.33, device_allocator/cumem.py: sleep mode after start-up",
+        read: |boot, line, _| {
+            boot.remark("sleep_mode", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
         phrase: "Directly load ",
         source: "0.8 to 0.32, compilation/backends.py and decorators.py: compiled graphs came from the cache",
         read: |boot, _, _| {

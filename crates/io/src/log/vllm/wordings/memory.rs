@@ -72,8 +72,8 @@ pub(super) const ALL: &[Wording] = &[
         },
     },
     Wording {
-        phrase: "Memory profiling results: duration=",
-        source: "0.6.2 to 0.6.4, worker/worker.py: all terms of a line as name=value",
+        phrase: "Memory profiling results: ",
+        source: "0.6.2 to 0.6.4, worker/worker.py: all terms of a line as name=value (the duration before them in some builds)",
         read: |boot, line, rest| profiling_results(boot, line, rest),
     },
     Wording {
@@ -109,8 +109,19 @@ pub(super) const ALL: &[Wording] = &[
         },
     },
     Wording {
+        phrase: ", requested GPU memory: ",
+        source: "0.9.2 to 0.10.0 at debug level, v1/worker/gpu_worker.py",
+        read: |boot, line, rest| {
+            let (requested, _) = gib(rest)?;
+            let rank = boot.rank(&line.worker);
+            rank.requested = Some(requested);
+            rank.free_at_start = gib_after(&line.text, "Initial free memory: ").or(rank.free_at_start);
+            own(boot)
+        },
+    },
+    Wording {
         phrase: "; Requested memory: ",
-        source: "0.9 to 0.32 at debug level, v1/worker/gpu_worker.py",
+        source: "0.10.1 to 0.33 at debug level, v1/worker/gpu_worker.py",
         read: |boot, line, rest| {
             let (utilization, rest) = number(rest)?;
             let requested = gib_after(rest, "(util), ")?;
@@ -157,8 +168,50 @@ pub(super) const ALL: &[Wording] = &[
         },
     },
     Wording {
+        phrase: "Applying persisted startup plan ",
+        source: "0.26 to 0.33, v1/worker/startup_plan.py: an earlier start's size is taken, nothing is profiled",
+        read: |boot, line, rest| {
+            let bytes = count(after(rest, "kv_cache_memory_bytes=")?)?.0;
+            let given = Figure::exact(i64::try_from(bytes).ok()?);
+            boot.kv_given = Some(given);
+            boot.rank(&line.worker).available_kv = Some(given);
+            boot.remark("startup_plan", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "of GPU memory for frontend multimodal decoding",
+        source: "0.25 to 0.33, v1/worker/gpu_worker.py: what image decoding keeps is taken off afterwards",
+        read: |boot, line, rest| {
+            let left = gib_after(rest, "KV cache memory reduced to ")?;
+            boot.rank(&line.worker).available_kv = Some(left);
+            boot.remark("mm_reservation", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "Free memory grew by ",
+        source: "0.29 to 0.33, v1/worker/gpu_worker.py: another process gave memory back during the profile",
+        read: |boot, line, rest| {
+            gib(rest)?;
+            boot.remark("memory_grew", line.number, &line.text);
+            own(boot)
+        },
+    },
+    Wording {
+        phrase: "VLLM_CPU_KVCACHE_SPACE not set. Using ",
+        source: "0.13 to 0.19 on CPUs, platforms/cpu.py",
+        read: |boot, line, rest| {
+            let (given, _) = gib(rest)?;
+            boot.cpu = true;
+            boot.kv_given = Some(whole_gib(given));
+            boot.rank(&line.worker).available_kv = Some(whole_gib(given));
+            own(boot)
+        },
+    },
+    Wording {
         phrase: "Explicitly set (",
-        source: "0.27 to 0.32 on CPUs, v1/worker/cpu_worker.py",
+        source: "0.20 to 0.33 on CPUs, v1/worker/cpu_worker.py",
         read: |boot, line, rest| {
             let (given, rest) = gib(rest)?;
             let total = gib(rest.strip_prefix('/')?)?.0;
@@ -172,7 +225,7 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "Auto set (",
-        source: "0.27 to 0.32 on CPUs, v1/worker/cpu_worker.py",
+        source: "0.20 to 0.33 on CPUs, v1/worker/cpu_worker.py",
         read: |boot, line, rest| {
             let (available, rest) = gib(rest)?;
             let total = gib(rest.strip_prefix('/')?)?.0;
@@ -187,7 +240,7 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "for CPU backend is not set, using ",
-        source: "0.6 to 0.26 on CPUs, platforms/cpu.py",
+        source: "0.6 to 0.12 on CPUs, platforms/cpu.py",
         read: |boot, line, rest| {
             let (gibs, _) = count(rest)?;
             boot.cpu = true;
@@ -200,7 +253,7 @@ pub(super) const ALL: &[Wording] = &[
     // Graphs.
     Wording {
         phrase: "Estimated CUDA graph memory: ",
-        source: "0.19 to 0.32, v1/worker/gpu_model_runner.py",
+        source: "0.18 to 0.33, v1/worker/gpu_model_runner.py",
         read: |boot, line, rest| {
             boot.rank(&line.worker).graphs_estimate = Some(gib(rest)?.0);
             own(boot)
@@ -208,7 +261,7 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "CUDA graph pool memory: ",
-        source: "0.19 to 0.32, v1/worker/gpu_worker.py",
+        source: "0.18 to 0.33, v1/worker/gpu_worker.py",
         read: |boot, line, rest| {
             let (actual, rest) = gib(rest)?;
             let rank = boot.rank(&line.worker);
@@ -229,7 +282,7 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "CUDA graph memory profiling is enabled",
-        source: "0.21 to 0.32, v1/worker/gpu_worker.py",
+        source: "0.20 to 0.33, v1/worker/gpu_worker.py",
         read: |boot, _, rest| {
             let (utilization, _) = number(after(rest, "--gpu-memory-utilization=")?)?;
             boot.utilization = Some(utilization);
@@ -248,9 +301,10 @@ pub(super) const ALL: &[Wording] = &[
     // The refusal of the start-up check before the summary, whose beginning is the same.
     Wording {
         phrase: "on startup is less than",
-        source: "0.9 to 0.32, v1/worker/utils.py (with the device's name since 0.14)",
+        source: "0.9 to 0.33, v1/worker/utils.py (with the device's name since 0.14); cpu_worker.py since 0.20",
         read: |boot, line, rest| {
-            let memory = after(&line.text, "Free memory on device")?;
+            let memory = after(&line.text, "Free memory on device")
+                .or_else(|| after(&line.text, "Available memory on node"))?;
             let (free, tail) = gib(after(memory, "(")?)?;
             let total = gib(tail.strip_prefix('/')?)?.0;
             let (utilization, tail) = number(after(rest, "(")?)?;
@@ -272,8 +326,32 @@ pub(super) const ALL: &[Wording] = &[
         },
     },
     Wording {
+        phrase: "on kv cache allocation is less than requested memory for kv (",
+        source: "0.20 to 0.33 on CPUs, v1/worker/cpu_worker.py",
+        read: |boot, line, rest| {
+            let memory = after(&line.text, "Available memory on node")?;
+            let (free, tail) = gib(after(memory, "(")?)?;
+            let total = gib(tail.strip_prefix('/')?)?.0;
+            let requested = gib(rest)?.0;
+            boot.cpu = true;
+            let rank = boot.rank(&line.worker);
+            rank.total = Some(total);
+            rank.free_at_start = Some(free);
+            rank.requested = Some(requested);
+            refuse(
+                boot,
+                Refusal::FreeMemory {
+                    free,
+                    total,
+                    utilization: requested.bytes as f64 / total.bytes.max(1) as f64,
+                    requested,
+                },
+            )
+        },
+    },
+    Wording {
         phrase: "Free memory on device",
-        source: "0.11 to 0.32, v1/worker/gpu_worker.py: the summary after start-up",
+        source: "0.10.2 to 0.33, v1/worker/gpu_worker.py: the summary after start-up",
         read: |boot, line, rest| {
             let (free, tail) = gib(after(rest, "(")?)?;
             let total = gib(tail.strip_prefix('/')?)?.0;

@@ -10,7 +10,7 @@ pub(super) const ALL: &[Wording] = &[
     // The pool.
     Wording {
         phrase: "KV cache size: ",
-        source: "0.8 to 0.32, v1/core/kv_cache_utils.py (with the concurrency in one line since 0.22)",
+        source: "0.8 to 0.32, v1/core/kv_cache_utils.py (with the concurrency in one line since 0.28)",
         read: |boot, line, rest| {
             let (tokens, tail) = count(rest)?;
             if !tail.trim_start().starts_with("token") {
@@ -25,7 +25,7 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "Maximum concurrency for ",
-        source: "0.6 to 0.21, v1/core/kv_cache_utils.py; executor/executor_base.py",
+        source: "0.6.3 to 0.27, v1/core/kv_cache_utils.py; executor/executor_base.py",
         read: |boot, line, _| {
             concurrency(boot, &line.text);
             own(boot)
@@ -65,11 +65,12 @@ pub(super) const ALL: &[Wording] = &[
     },
     Wording {
         phrase: "Auto-fit max_model_len: ",
-        source: "0.14 to 0.32, v1/core/kv_cache_utils.py",
+        source: "0.14 to 0.33, v1/core/kv_cache_utils.py, since 0.33 kv_cache_planning.py",
         read: |boot, _, rest| {
             let length = after(rest, " to ")
                 .filter(|_| rest.starts_with("reduced"))
-                .or_else(|| after(rest, "length "));
+                .or_else(|| after(rest, "length "))
+                .or_else(|| after(rest, "max_model_len="));
             boot.max_model_len = Some(count(length?)?.0);
             own(boot)
         },
@@ -82,7 +83,32 @@ pub(super) const ALL: &[Wording] = &[
             own(boot)
         },
     },
+    Wording {
+        phrase: "Multiplying the GPU KV cache size by the ",
+        source: "0.10.2 to 0.20, v1/core/kv_cache_utils.py: context parallelism, counted in the tokens below",
+        read: |boot, line, _| {
+            boot.remark("context_parallel", line.number, &line.text);
+            own(boot)
+        },
+    },
     // Refusals.
+    Wording {
+        phrase: ") exceeds available Mamba cache blocks (",
+        source: "0.20 to 0.33, config/compilation.py: a block for each sequence of a graph",
+        read: |boot, line, rest| {
+            let (max_num_seqs, _) = count(after(&line.text, "max_num_seqs (")?)?;
+            let (blocks, _) = count(rest)?;
+            refuse(boot, Refusal::StateBlocks { max_num_seqs, blocks })
+        },
+    },
+    Wording {
+        phrase: "frontend multimodal GPU decoding reserves ",
+        source: "0.25 to 0.33, v1/worker/gpu_worker.py",
+        read: |boot, line, _| {
+            boot.remark("mm_reservation", line.number, &line.text);
+            refuse(boot, Refusal::NoMemory)
+        },
+    },
     Wording {
         phrase: "No available memory for the cache blocks",
         source: "0.4 to 0.32, v1/core/kv_cache_utils.py; worker/worker.py",
