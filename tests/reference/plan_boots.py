@@ -16,6 +16,20 @@ ROWS = pathlib.Path(__file__).parents[2] / "data/measurements/vllm_boots_plans.t
 GIB = 1 << 30
 
 
+def missing(memory: dict) -> tuple[float, tuple[float, float]]:
+    """What is left, below zero, where nothing is left for a cache, and how far the largest estimate may be off."""
+    terms = [
+        term
+        for term in memory["components"]
+        if term["name"] not in ("kv_cache", "unused") and "leaves to the memory" not in term["formula"]
+    ]
+    left = memory["budget_bytes"] - sum(term["bytes"] for term in terms)
+    fitted = [term for term in terms if term["basis"] == "fitted"]
+    above = max(term["high_bytes"] - term["bytes"] for term in fitted)
+    below = max(term["bytes"] - term["low_bytes"] for term in fitted)
+    return left / GIB, (above / GIB, below / GIB)
+
+
 def main() -> None:
     binary = sys.argv[1]
     errors = []
@@ -27,6 +41,9 @@ def main() -> None:
             cache = next(c for c in answer["memory"]["components"] if c["name"] == "kv_cache")
             logged = float(row["available_gib"])
             low, best, high = (cache[k] / GIB for k in ("low_bytes", "bytes", "high_bytes"))
+            if not cache["bytes"]:
+                best, spread = missing(answer["memory"])
+                low, high = min(best - spread[0], low), max(best + spread[1], high)
             error = (best - logged) / float(row["gpu_gib"]) * 100
             errors.append(abs(error))
             held = low - 0.005 <= logged <= high + 0.005

@@ -1,7 +1,8 @@
 //! What an engine takes besides weights and KV cache: activations, CUDA graphs, memory outside of PyTorch.
 //!
 //! Physics first: at the peak of the profiling step either one layer's feed-forward is alive, or the sampler's copies of
-//! the logits, or the vision tower's activations, whichever is largest. The V0 engine holds fewer copies of the residual
+//! the logits, both beside the embeddings of the images that the tower encoded before, or the tower's own activations
+//! ([`encoder`] says what it encodes), whichever is largest. The V0 engine holds fewer copies of the residual
 //! stream than V1, more without FlashAttention, and tensor parallelism adds the buffers of the sum over ranks; which copies
 //! the sampler makes depends on the version ([`Rules::sampler_decibytes_per_logit`](crate::engine::vllm::Rules)). The
 //! constants ([`Constants::FITTED`]) were then fitted to budgets that published start-up logs print
@@ -10,11 +11,14 @@
 
 #[cfg(test)]
 mod accuracy;
+pub mod encoder;
 mod spread;
 
 pub use spread::{Footing, Spread};
 
 use super::ledger::{Basis, Term};
+use encoder::Encoder;
+
 use crate::engine::vllm::SORTING_SAMPLER;
 use crate::units::{GIB, MIB, human_bytes};
 
@@ -35,8 +39,8 @@ pub struct Constants {
     pub unified_bytes: u64,
     /// Captured CUDA graphs.
     pub graph_bytes: u64,
-    /// Activations of a vision tower that takes images of any size, under the V1 engine.
-    pub vision_bytes: u64,
+    /// Tenths of a byte that a vision tower holds at its peak for each element of a patch's residual stream.
+    pub vision_decibytes: u64,
     /// Copies of the residual stream that are alive beside a feed-forward under the V1 engine.
     pub streams: u64,
     /// The same under the V0 engine with FlashAttention; one more without.
@@ -46,7 +50,7 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// Fitted to the 103 budgets of `data/measurements/vllm_boots.csv`.
+    /// Fitted to the 126 budgets of `data/measurements/vllm_boots.csv`.
     pub const FITTED: Self = Self {
         context_bytes: 100 * MIB,
         amd_bytes: 450 * MIB,
@@ -55,7 +59,7 @@ impl Constants {
         pipeline_bytes: 512 * MIB,
         unified_bytes: 3 * GIB,
         graph_bytes: 512 * MIB,
-        vision_bytes: 2 * GIB,
+        vision_decibytes: 280,
         streams: 6,
         streams_v0: 4,
         streams_of_ranks: 2,
@@ -74,6 +78,9 @@ impl Constants {
         }
     }
 }
+
+/// What captured graphs took in four of five start-up logs that say so.
+const GRAPHS_BETWEEN: (u64, u64) = (100 * MIB, 2 * GIB);
 
 /// What the overhead depends on. Everything is per rank, or of the whole model where the name says so.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -98,8 +105,8 @@ pub struct Inputs {
     pub enforce_eager: bool,
     /// Whether the GPU shares the host's memory.
     pub unified_memory: bool,
-    /// Whether the model has a vision tower for images of any size that the engine profiles.
-    pub vision_tower: bool,
+    /// What the profiling step encodes of images or videos.
+    pub encoder: Encoder,
     /// Whether the V0 engine serves it.
     pub v0_engine: bool,
     /// Whether attention is xFormers' (the V0 engine on GPUs before Ampere).
@@ -110,7 +117,7 @@ pub struct Inputs {
     pub symmetric_memory: bool,
     /// Tenths of a byte that the sampler holds for each logit.
     pub sampler_decibytes_per_logit: u64,
-    /// Whether the engine keeps the graphs' memory out of the KV budget (vLLM since 0.21).
+    /// Whether the engine keeps the graphs' memory out of the KV budget (vLLM since 0.20; on AMD since 0.26).
     pub graphs_in_budget: bool,
 }
 
@@ -119,6 +126,8 @@ impl Inputs {
     pub const fn footing(&self) -> Footing {
         if self.unified_memory {
             Footing::Unified
+        } else if self.amd {
+            Footing::Amd
         } else if self.sampler_decibytes_per_logit == SORTING_SAMPLER {
             Footing::Sorting
         } else {
@@ -178,6 +187,7 @@ struct Numbers {
     rows: u64,
     logits: u64,
     vision: u64,
+    held: u64,
     graphs: u64,
     communication: u64,
     symmetric: u64,
@@ -207,7 +217,15 @@ impl Numbers {
                 .saturating_mul(i.vocab_size)
                 .saturating_mul(i.sampler_decibytes_per_logit)
                 / 10,
-            vision: only(i.vision_tower && !i.v0_engine, c.vision_bytes),
+            vision: only(
+                !i.v0_engine,
+                i.encoder
+                    .patches
+                    .saturating_mul(i.encoder.width)
+                    .saturating_mul(c.vision_decibytes)
+                    / 10,
+            ),
+            held: only(!i.v0_engine, i.encoder.held_bytes),
             graphs: only(!i.enforce_eager, c.graph_bytes),
             communication: only(i.tensor_parallel_size > 1, c.communication_bytes),
             symmetric: only(
@@ -222,7 +240,10 @@ impl Numbers {
     }
 
     fn activation(&self) -> u64 {
-        self.layer.max(self.logits).max(self.vision)
+        self.layer
+            .max(self.logits)
+            .saturating_add(self.held)
+            .max(self.vision)
     }
 
     fn non_torch(&self) -> u64 {
@@ -258,8 +279,19 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             i.sampler_decibytes_per_logit % 10
         ),
     ];
+    let beside = if n.held > 0 {
+        format!(" + {} of embeddings", human_bytes(n.held))
+    } else {
+        String::new()
+    };
     if n.vision > 0 {
-        candidates.push(format!("{} of the vision tower", human_bytes(n.vision)));
+        candidates.push(format!(
+            "{} patches x {} x {}.{} B in the tower",
+            i.encoder.patches,
+            i.encoder.width,
+            c.vision_decibytes / 10,
+            c.vision_decibytes % 10
+        ));
     }
     let graphs = if i.enforce_eager {
         Term::exact("cuda_graphs", 0, "--enforce-eager: none are captured")
@@ -269,10 +301,11 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         } else {
             ", which this version leaves to the memory it does not use"
         };
-        fitted(
+        Term::estimated(
             "cuda_graphs",
+            Basis::Fitted,
             n.graphs,
-            i.footing(),
+            GRAPHS_BETWEEN,
             format!("{} for the captured graphs{left}", human_bytes(n.graphs)),
         )
     };
@@ -296,12 +329,22 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             "activation",
             n.activation(),
             i.footing(),
-            format!("max({})", candidates.join(", ")),
+            peak(&candidates, &beside),
         ),
         graphs,
         non_torch: fitted("non_torch", n.non_torch(), i.footing(), parts.join(" + ")),
         graphs_in_budget: i.graphs_in_budget,
         footing: i.footing(),
+    }
+}
+
+/// The largest of the candidates; embeddings are beside the first two, which are the language model's.
+fn peak(candidates: &[String], beside: &str) -> String {
+    match candidates {
+        [layer, logits, tower] if !beside.is_empty() => {
+            format!("max(max({layer}, {logits}){beside}, {tower})")
+        }
+        _ => format!("max({})", candidates.join(", ")),
     }
 }
 
@@ -320,7 +363,11 @@ mod tests {
         pipeline_parallel_size: 1,
         enforce_eager: false,
         unified_memory: false,
-        vision_tower: false,
+        encoder: Encoder {
+            patches: 0,
+            width: 0,
+            held_bytes: 0,
+        },
         v0_engine: false,
         xformers: false,
         amd: false,
@@ -367,11 +414,21 @@ mod tests {
         };
         let layer = overhead(&few).activation.bytes;
         assert_eq!(layer, 8192 * (28_672 * 3 / 2 + 4096 * 6) * 2);
-        let seeing = Inputs {
-            vision_tower: true,
+        let seeing = |held_bytes| Inputs {
+            encoder: Encoder {
+                patches: 65_536,
+                width: 1152,
+                held_bytes,
+            },
             ..few
         };
-        assert_eq!(overhead(&seeing).activation.bytes, 2 * GIB);
+        let tower = 65_536 * 1152 * 28;
+        assert_eq!(overhead(&seeing(GIB / 8)).activation.bytes, tower);
+        assert_eq!(overhead(&seeing(2 * GIB)).activation.bytes, layer + 2 * GIB);
+        assert!(
+            (overhead(&seeing(GIB)).activation.formula)
+                .ends_with("+ 1.00 GiB of embeddings, 65536 patches x 1152 x 28.0 B in the tower)")
+        );
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! `determine_available_memory`, and `vllm/v1/worker/utils.py`, `request_memory`).
 
 mod explain;
+mod states;
 pub(super) mod weights;
 
+use super::budget::encoder::{Encoder, Step as EncoderStep};
 use super::budget::{self, Inputs, Spread};
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Derivation, Step, Term};
@@ -13,7 +15,7 @@ use super::pool::Pool;
 use super::request::{Request, Subject};
 use crate::arch::{Config, Model, Parallel};
 use crate::dtype::Dtype;
-use crate::engine::vllm::{self, Settings, Version};
+use crate::engine::vllm::{self, MaxModelLen, Settings, Version};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, ErrorKind, Result};
 use explain::{explain_layout, kv_cache};
@@ -26,6 +28,9 @@ const V1_ON_AMD: vllm::Version = vllm::Version::new(0, 10, 0);
 /// From this release on no sampler sorts all logits (vllm-project/vllm pull request 33538); before it, the one of AMD GPUs
 /// did in every release (start-up logs of 0.9.2 and 0.11.0 on MI300X).
 const SAMPLES_UNSORTED: vllm::Version = vllm::Version::new(0, 17, 0);
+
+/// From this release on graphs are estimated on AMD GPUs too (`v1/worker/gpu_worker.py` of 0.25.0 and 0.26.0).
+const GRAPHS_ON_AMD: vllm::Version = vllm::Version::new(0, 26, 0);
 
 /// Resident size of an idle CPU worker of vLLM 0.32.0 with a tiny model: 0.7 to 0.95 GiB.
 const HOST_PROCESS_BYTES: u64 = 900 << 20;
@@ -359,6 +364,11 @@ fn serve<'a>(
         return Ok(evaluation);
     };
     explain_layout(&layout, &mut evaluation.steps);
+    if evaluation.refused.is_none() {
+        evaluation
+            .warnings
+            .extend(states::too_few_blocks(model, settings, &layout));
+    }
     evaluation.max_model_len = Some(layout.max_model_len);
     let unit_bytes = layout.stages.iter().map(|s| s.bytes_per_block).max().unwrap_or(0);
     if unit_bytes == 0 {
@@ -406,6 +416,22 @@ fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -
         ..
     } = setting;
     let (tokens, sequences) = vllm::step_limits(model, settings, *gpu)?;
+    let v0_engine = rules.v0(gpu) || (setting.amd && settings.version < V1_ON_AMD);
+    let element_bytes = dtype.bits() / 8;
+    let encoder = if settings.language_model_only || v0_engine {
+        Encoder::default()
+    } else {
+        let step = EncoderStep {
+            version: settings.version,
+            max_num_batched_tokens: tokens,
+            max_num_seqs: sequences,
+            max_model_len: match settings.max_model_len {
+                MaxModelLen::Tokens(tokens) => tokens,
+                MaxModelLen::Derived | MaxModelLen::Auto => model.max_position.unwrap_or(2048),
+            },
+        };
+        Encoder::of(model, config, &step, element_bytes)?
+    };
     Ok(Inputs {
         max_num_batched_tokens: tokens,
         max_num_seqs: sequences,
@@ -413,13 +439,13 @@ fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -
         hidden_size: model.hidden_size.saturating_mul(config.dim_or("hc_mult", 1)?),
         widest_projection: weights::widest_projection(model, parallel),
         vocab_size: model.vocab_size,
-        element_bytes: dtype.bits() / 8,
+        element_bytes,
         tensor_parallel_size: parallel.tp,
         pipeline_parallel_size: parallel.pp,
         enforce_eager: settings.enforce_eager,
         unified_memory: setting.unified,
-        vision_tower: !settings.language_model_only && sees_any_size(model),
-        v0_engine: rules.v0(gpu) || (setting.amd && settings.version < V1_ON_AMD),
+        encoder,
+        v0_engine,
         xformers: rules.v0(gpu) && gpu.major < 8,
         amd: setting.amd,
         symmetric_memory: !setting.amd && matches!(gpu.major, 9 | 10),
@@ -429,24 +455,9 @@ fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -
         } else {
             rules.sampler_decibytes_per_logit
         },
-        graphs_in_budget: rules.subtracts_cuda_graph_estimate,
+        graphs_in_budget: rules.subtracts_cuda_graph_estimate
+            && !(setting.amd && settings.version < GRAPHS_ON_AMD),
     })
-}
-
-/// Whether the model has a tower whose number of image tokens follows the image's size, so that the engine profiles a
-/// very large one: the families of Qwen-VL and GLM-V. Towers with a fixed number (Gemma, Llama 4) take little.
-fn sees_any_size(model: &Model) -> bool {
-    let family = [
-        "Qwen2VL",
-        "Qwen2_5_VL",
-        "Qwen3VL",
-        "Qwen3_5",
-        "Glm4v",
-        "KimiK25",
-        "KimiVL",
-    ];
-    family.iter().any(|name| model.architecture.starts_with(name))
-        && model.outside.iter().any(|part| part.tower)
 }
 
 /// Bytes of the checkpoint and where they come from.
