@@ -1,6 +1,7 @@
 //! `kvwise verify` and `kvwise config` from the outside, on the logs in `tests/data/verify`.
 
 mod others;
+mod published;
 mod settings;
 
 use std::fs;

@@ -67,7 +67,10 @@ fn weights(case: &Case, rows: &[Row], causes: &mut Vec<Cause>) {
     } else {
         0.0
     };
-    let (cause, evidence) = if actual > predicted && drafter.is_some() {
+    let planned_drafter = (case.plan.inputs)
+        .get("speculative_config")
+        .is_some_and(|config| !config.is_null());
+    let (cause, evidence) = if actual > predicted && drafter.is_some() && !planned_drafter {
         (
             "the engine's figure includes a drafter for speculative decoding".to_owned(),
             drafter.cloned(),

@@ -18,6 +18,8 @@ use crate::usecase::deployment::Deployment;
 const TOTAL_TOLERANCE_BYTES: u64 = 30 << 20;
 /// The V0 engine splits the prompts of models with longer requests (vLLM 0.6.0 to 0.10.2, `engine/arg_utils.py`).
 const V0_SPLITS_ABOVE: u64 = 32_768;
+/// Sequences of one step of the V0 engine (vLLM 0.6.0 to 0.10.2, `config.py`).
+const V0_SEQUENCES: u64 = 256;
 /// Prompts of the V0 engine's profile where nothing else is said.
 const V0_LEAST_BATCHED_TOKENS: u64 = 2048;
 
@@ -239,6 +241,13 @@ fn vllm(boot: &Boot, found: &mut Found) {
         };
         d.max_num_batched_tokens = Some(tokens.to_string());
         found.how.insert("max_num_batched_tokens", how.to_owned());
+    }
+    if boot.v0 && d.max_num_seqs.is_none() {
+        d.max_num_seqs = Some(V0_SEQUENCES);
+        found.how.insert(
+            "max_num_seqs",
+            "the V0 engine's default in every release".to_owned(),
+        );
     }
     if let Some(share) = boot.utilization.or_else(|| measured_share(boot)) {
         d.gpu_memory_utilization = Some(share);
