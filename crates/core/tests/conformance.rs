@@ -579,7 +579,7 @@ const QUANTISED: &str = "\n## Quantised checkpoints\n\n\
     - llm-compressor's 4-bit integers with 8-bit activations, which only compute capability 9.0 runs: a plan sizes them on every\n  \
     GPU, as packed integers.\n\
     - torchao and Humming, whose tensors are made by other libraries, are not sized; `moe_wna16` as a checkpoint's own method is\n  \
-    refused by the engine.\n\n\
+    refused as the engine does.\n\n\
     Where the reference has no GPU it differs by itself: auto-round's experts stay in 16 bits, `experts_int8` is counted before the\n\
     load turns it to 8 bits, GPTQ of 8 bits is refused, and kernels accept groups that no kernel takes.\n";
 

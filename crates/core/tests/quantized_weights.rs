@@ -88,6 +88,7 @@ fn values_that_cannot_be_used_are_named() {
     for (q, part) in [
         (r#"{"quant_method": "squeezellm"}"#, "squeezellm"),
         (r#"{"quant_method": "torchao"}"#, "torchao"),
+        (r#"{"quant_method": "moe_wna16"}"#, "gptq and awq"),
         (r#"{"quant_method": "quark"}"#, "export"),
         (r#"{"quant_method": "auto-round", "bits": 3}"#, "bits"),
         (

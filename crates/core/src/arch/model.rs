@@ -119,7 +119,14 @@ impl DerefMut for Weights {
 
 impl PartialEq for Weights {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+        self.is(other) || self.0 == other.0
+    }
+}
+
+impl Weights {
+    /// Whether both are the same in memory, as those of layers of one kind mostly are.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -69,11 +69,17 @@ impl Inventory {
                     None
                 })
         };
+        // Without names in it, a scheme is the same for all layers that share their parameters.
+        let by_path = quantization.as_ref().is_some_and(Quantization::reads_paths);
         let of_layer = model
             .layers
             .iter()
             .enumerate()
             .map(|(layer, Layer { weights, .. })| {
+                let shared = |kind: &Kind| model.layers[kind.layer].weights.is(weights);
+                if !by_path && let Some(kind) = kinds.iter().rposition(shared) {
+                    return kind;
+                }
                 let prefix = match &quantization {
                     Some(_) => format!("{}.{layer}.", model.layers_path),
                     None => String::new(),
@@ -169,6 +175,15 @@ impl Inventory {
                     quantization.scales_cache_at(|| format!("{}.{i}.{}", model.layers_path, cache.name))
                 })
                 .count() as u64;
+            // Layers that read the cache of an earlier one have scales of their own.
+            let sharing = (0u64..)
+                .zip(&model.layers)
+                .filter(|(layer, held)| range.contains(layer) && shares_a_cache(held))
+                .filter(|(i, _)| {
+                    quantization.scales_cache_at(|| format!("{}.{i}.self_attn.attn", model.layers_path))
+                })
+                .count() as u64;
+            let caches = if caches > 0 { caches + sharing } else { 0 };
             total = scales
                 .bytes(dtype, model.attention_scales)?
                 .checked_mul(caches)
@@ -327,6 +342,11 @@ const fn allocator_rest(bytes: u64) -> u64 {
     if rest > SMALL { 0 } else { rest }
 }
 
+/// Whether a layer attends without a cache of its own.
+fn shares_a_cache(layer: &Layer) -> bool {
+    layer.caches.is_empty() && layer.weights.iter().any(|weight| weight.role == Role::Attention)
+}
+
 /// The head of a model whose head is its embedding: the engine builds one in the checkpoint's scheme and puts the
 /// embedding's weight into it, so that the rest of the scheme's parameters stay (vLLM 0.32.0, `tie_weights` in
 /// `quantization/base_config.py`).
@@ -461,6 +481,18 @@ mod tests {
         }
         let range = parallel.stage_layers(stage, model.layers.len() as u64)?;
         for (i, layer) in (0u64..).zip(&model.layers).filter(|(i, _)| range.contains(i)) {
+            if let Some(quantization) = quantization
+                && shares_a_cache(layer)
+                && quantization.cache_scales != CacheScales::None
+                && quantization.scales_cache_at(|| format!("{}.{i}.self_attn.attn", model.layers_path))
+                && model
+                    .layers
+                    .iter()
+                    .flat_map(|l| &l.caches)
+                    .any(|c| quantization.cache_scales.are_beside(&c.kind))
+            {
+                total += quantization.cache_scales.bytes(dtype, model.attention_scales)?;
+            }
             for cache in &layer.caches {
                 if let Some(quantization) = quantization
                     && quantization.cache_scales.are_beside(&cache.kind)

@@ -142,12 +142,19 @@ impl Quantization {
             "experts_int8" => Self::named("experts_int8")?,
             "fbgemm_fp8" => fbgemm(&q)?,
             "bitsandbytes" => bitsandbytes(&q)?,
-            "torchao" | "humming" | "moe_wna16" | "online" | "fp_quant" => {
+            "torchao" | "humming" | "online" | "fp_quant" => {
                 return Err(Error::not_found(format!(
                     "{} is {method:?}, a format that vLLM loads and that is not described here yet",
                     q.name("quant_method")
                 ))
                 .hint("--quantization none plans the model without its quantisation, a format's name with that one"));
+            }
+            "moe_wna16" => {
+                return Err(Error::unsupported(format!(
+                    "{} is \"moe_wna16\": moe_wna16 only support gptq and awq.",
+                    q.name("quant_method")
+                ))
+                .hint("--quantization moe_wna16 takes its kernels for a GPTQ or AWQ checkpoint"));
             }
             // The engine takes files without a method by their producer; without that they are not quantised.
             "" if producer == "modelopt" && q.get("quant_method").is_some() => modelopt::read(&q)?,
@@ -242,6 +249,25 @@ impl Quantization {
         &self.name
     }
 
+    /// The same with routed experts packed by bytes (`--quantization moe_wna16` for a GPTQ or AWQ checkpoint); `None` for
+    /// other formats, which the engine refuses that for.
+    #[must_use]
+    pub(crate) fn with_experts_in_bytes(mut self) -> Option<Self> {
+        let Rule::Uniform {
+            scheme: Scheme::Packed(packed),
+            experts,
+            ..
+        } = &mut self.rule
+        else {
+            return None;
+        };
+        *experts = Some(Scheme::Packed(Packed {
+            layout: Layout::Bytes,
+            ..*packed
+        }));
+        Some(self)
+    }
+
     /// The same with the padding of the kernel that runs 4-bit block-scaled experts on the GPU at hand.
     #[must_use]
     pub fn with_mxfp4_padding(mut self, padding: Mxfp4Padding) -> Self {
@@ -295,6 +321,14 @@ impl Quantization {
             Rule::Listed(listed) => listed.scheme(path, is_experts),
             Rule::Quark(modules) => modules.scheme(path, is_head, is_experts),
             Rule::Overrides(overrides) => Ok(overrides.scheme(path, is_head)),
+        }
+    }
+
+    /// Whether a module's scheme depends on its path.
+    fn reads_paths(&self) -> bool {
+        match &self.rule {
+            Rule::Uniform { ignore, .. } => !ignore.is_empty(),
+            _ => true,
         }
     }
 

@@ -143,8 +143,13 @@ impl Ignore {
         }
     }
 
+    /// Whether it names nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.globs.is_empty() && self.expressions.is_empty()
+    }
+
     fn answer(&self, path: &str) -> Skip {
-        if self.exact.is_empty() && self.globs.is_empty() && self.expressions.is_empty() {
+        if self.is_empty() {
             return Skip::None;
         }
         if self.exact.contains(path) {

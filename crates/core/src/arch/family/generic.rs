@@ -242,7 +242,7 @@ pub(crate) fn moshi(t: &Text) -> Result<Decoder> {
         _ => 0,
     };
     let embedded = d.ends.vocab + codes + 1;
-    d.ends.tied = false;
+    d.ends.tied &= codes == 0;
     let mut decoder = d.build()?;
     for part in &mut decoder.outside {
         for weight in &mut part.weights {
@@ -255,7 +255,8 @@ pub(crate) fn moshi(t: &Text) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// BitNet: norms inside of both parts; its plan leaves the down projection whole.
+/// BitNet: norms inside of both parts; its plan leaves the down projection whole, and the other two where the ranks do not
+/// divide them.
 pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
     let d = llama::base(t)?;
     let (hidden, width) = (d.hidden, d.mlp.width);
@@ -264,7 +265,11 @@ pub(crate) fn bitnet(t: &Text) -> Result<Decoder> {
             d.mlp
                 .weights(hidden)
                 .into_iter()
-                .filter(|w| !w.name.ends_with("down_proj")),
+                .filter(|w| !w.name.ends_with("down_proj"))
+                .map(|mut w| {
+                    w.whole_unless_divides = Some(width);
+                    w
+                }),
         );
         layer
             .weights

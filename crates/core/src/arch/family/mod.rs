@@ -26,6 +26,7 @@ mod kimi;
 mod llama;
 mod llama4;
 mod mamba;
+mod medusa;
 mod mimo_v2;
 mod minicpm;
 mod minimax;
@@ -58,6 +59,7 @@ mod zamba;
 
 pub use dense::Decoder;
 pub use eagle::{Eagle, read_eagle};
+pub use medusa::read_medusa;
 pub use refusal::Refusal;
 pub use rotary::rotary_elements;
 pub use standing::{Standing, standing};

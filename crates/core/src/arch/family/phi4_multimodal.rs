@@ -22,7 +22,8 @@ pub(crate) fn read(t: &Text) -> Result<Decoder> {
     if let Some(audio) = t.top.sub("audio_config")? {
         weights.extend(sound(&audio, d.hidden)?);
     }
-    decoder.outside.push(part(Place::First, weights));
+    // Its plan of stages does not name them: every stage keeps them.
+    decoder.outside.push(part(Place::Every, weights));
     Ok(decoder)
 }
 

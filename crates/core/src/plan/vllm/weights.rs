@@ -152,6 +152,11 @@ fn quantization(config: &Config, settings: &Settings) -> Result<Option<Quantizat
         None => Quantization::read(config),
         Some(name) => match Quantization::read(config)? {
             None => Quantization::named(name).map(Some),
+            // Other kernels for the experts of a GPTQ or AWQ checkpoint.
+            Some(own) if name.eq_ignore_ascii_case("moe_wna16") => match own.with_experts_in_bytes() {
+                Some(own) => Ok(Some(own)),
+                None => Err(Error::unsupported("moe_wna16 only support gptq and awq.")),
+            },
             // `awq_marlin` for an AWQ checkpoint names a kernel, not another format.
             Some(own)
                 if normalise(name).contains(&normalise(own.name()))

@@ -200,6 +200,9 @@ fn draft(place: &str, found: Found, method: Method, target: Option<&Model>) -> R
             let vocab = target.map_or(0, |target| target.vocab_size);
             family::read_eagle(&found.name, &found.config, generation, vocab).map_err(|e| e.at(place))?
         }
+        None if method == Method::Medusa => {
+            family::read_medusa(&found.name, &found.config).map_err(|e| e.at(place))?
+        }
         None => match family::read(&found.name, &found.config).map_err(|e| e.at(place))? {
             family::Reading::Model(model) => *model,
             family::Reading::Refused(refusal) => {
