@@ -576,8 +576,6 @@ const QUANTISED: &str = "\n## Quantised checkpoints\n\n\
     a plan keeps towers in 16 bits, as published checkpoints do.\n\
     - gpt-oss in a format whose experts have no biases in the engine (ModelOpt, AWQ, llm-compressor's FP8 and FP4): a plan counts\n  \
     biases for ModelOpt and llm-compressor.\n\
-    - llm-compressor's 4-bit integers with 8-bit activations, which only compute capability 9.0 runs: a plan sizes them on every\n  \
-    GPU, as packed integers.\n\
     - torchao and Humming, whose tensors are made by other libraries, are not sized; `moe_wna16` as a checkpoint's own method is\n  \
     refused as the engine does.\n\n\
     Where the reference has no GPU it differs by itself: auto-round's experts stay in 16 bits, `experts_int8` is counted before the\n\

@@ -4,7 +4,7 @@
 //! (`initialize_model` with `speculative_config`), then its own grouping and sizing; backends `FLASH_ATTN` and `FLASHMLA`,
 //! 8192 tokens and 256 sequences a step. Weights are the drafter's parameters without the embedding and, for
 //! multi-token prediction, without the output head, which are the target's own. Rows with a `config` have their own target,
-//! those without a capacity are of a model for which a GPU's kernel keeps a block that the reference does not (FlashKDA).
+//! those without a capacity are of a model for which a GPU's kernel keeps a block that the reference does not (`FlashKDA`).
 
 use kvwise_core::arch::family::{Eagle, Reading, read, read_eagle};
 use kvwise_core::arch::{CacheKind, Config, Model, Parallel};

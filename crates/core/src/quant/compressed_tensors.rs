@@ -9,8 +9,10 @@ use crate::{Error, Result};
 /// Schemes in the order of `config_groups`, and what is left out.
 #[derive(Debug, Clone)]
 pub(super) struct Groups {
-    groups: Vec<Group>,
+    list: Vec<Group>,
     ignore: Ignore,
+    /// Whether linear modules have 4-bit integers with 8-bit float activations.
+    for_hopper: bool,
 }
 
 /// A scheme and what it is for.
@@ -32,10 +34,18 @@ enum Target {
 }
 
 impl Groups {
+    /// Why a GPU of another compute capability than 9.0 would not run it (vLLM 0.32.0, `_is_fp8_w4a8_sm90`).
+    pub(super) fn refusal_on(&self, capability: (u32, u32)) -> Option<&'static str> {
+        (self.for_hopper && capability != (9, 0)).then_some(
+            "No compressed-tensors compatible scheme was found: 4-bit integers with 8-bit float activations run on compute \
+             capability 9.0 alone",
+        )
+    }
+
     /// The same for a class that fuses other modules.
     pub(super) fn fuse(&mut self, fused: Fused) {
         self.ignore.fuse(fused);
-        for target in self.groups.iter_mut().flat_map(|group| &mut group.targets) {
+        for target in self.list.iter_mut().flat_map(|group| &mut group.targets) {
             if let Target::Module(names) = target {
                 names.fuse(fused);
             }
@@ -60,7 +70,7 @@ impl Groups {
         let named =
             |t: &Target| matches!(t, Target::Module(m) if m.skips(path) || is_experts && m.skips(&inside));
         let found = |wanted: &dyn Fn(&Target) -> bool| {
-            self.groups.iter().find(|group| group.targets.iter().any(wanted))
+            self.list.iter().find(|group| group.targets.iter().any(wanted))
         };
         let group = found(&named).or_else(|| {
             if is_head {
@@ -86,7 +96,8 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
         )));
     };
     let format = q.str("format")?.unwrap_or_default();
-    let mut groups = Vec::new();
+    let mut list = Vec::new();
+    let mut for_hopper = false;
     let mut refusal = None;
     for key in config_groups.map().keys() {
         let Some(group) = config_groups.sub(key)? else {
@@ -113,7 +124,16 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        groups.push(Group {
+        if let Some(input) = &input {
+            let kinds = (
+                weights.str("type")?.unwrap_or("int"),
+                input.str("type")?.unwrap_or("int"),
+            );
+            for_hopper |= kinds == ("int", "float")
+                && weights.u64("num_bits")? == Some(4)
+                && targets.iter().any(|target| matches!(target, Target::Linear));
+        }
+        list.push(Group {
             targets,
             scheme: scheme(format, &weights, input.as_ref())?,
             not_for_experts: not_for_experts(&weights, input.as_ref())?,
@@ -121,7 +141,11 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
     }
     Ok(Quantization {
         name: "compressed-tensors".to_owned(),
-        rule: Rule::Groups(Groups { groups, ignore }),
+        rule: Rule::Groups(Groups {
+            list,
+            ignore,
+            for_hopper,
+        }),
         cache_scales: CacheScales::ThreeWithZeros,
         padding: Mxfp4Padding::NONE,
         refusal,
@@ -219,4 +243,58 @@ fn scheme(format: &str, weights: &Config, input: Option<&Config>) -> Result<Sche
             )));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A checkpoint with one group.
+    fn checkpoint(group: &str) -> Quantization {
+        let text = format!(
+            r#"{{"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+            "config_groups": {{"group_0": {group}}}}}"#
+        );
+        read(&Config::parse(text.as_bytes()).unwrap()).unwrap()
+    }
+
+    fn groups(read: &Quantization) -> &Groups {
+        match &read.rule {
+            Rule::Groups(groups) => groups,
+            _ => panic!("not llm-compressor's rule"),
+        }
+    }
+
+    #[test]
+    fn four_bit_integers_with_float_activations_are_for_hopper_alone() {
+        let read = checkpoint(
+            r#"{"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+            "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true}}"#,
+        );
+        assert_eq!(groups(&read).refusal_on((9, 0)), None);
+        assert!(groups(&read).refusal_on((8, 0)).is_some());
+    }
+
+    #[test]
+    fn experts_in_fp8_need_scales_of_one_kind() {
+        let of = |weights: &str, input: &str, dynamic: bool| {
+            checkpoint(&format!(
+                r#"{{"targets": ["Linear"], "weights": {{"num_bits": 8, "type": "float", "strategy": "{weights}"}},
+                "input_activations": {{"num_bits": 8, "type": "float", "strategy": "{input}", "dynamic": {dynamic}}}}}"#
+            ))
+        };
+        let scheme = |read: &Quantization, experts: bool| {
+            groups(read).scheme("model.layers.0.mlp.experts", false, experts)
+        };
+        for (weights, input, dynamic, fine) in [
+            ("channel", "token", true, true),
+            ("tensor", "tensor", false, true),
+            ("tensor", "token", true, false),
+            ("channel", "token", false, false),
+        ] {
+            let read = of(weights, input, dynamic);
+            assert_eq!(scheme(&read, true).is_ok(), fine, "{weights} {input}");
+            assert!(scheme(&read, false).is_ok(), "{weights} {input}");
+        }
+    }
 }

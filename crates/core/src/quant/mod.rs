@@ -239,6 +239,14 @@ impl Quantization {
         self.refusal.as_deref()
     }
 
+    /// Why a GPU of this compute capability would not run it.
+    pub(crate) fn refusal_on(&self, capability: (u32, u32)) -> Option<&'static str> {
+        match &self.rule {
+            Rule::Groups(groups) => groups.refusal_on(capability),
+            _ => None,
+        }
+    }
+
     fn refused(mut self, reason: impl Into<String>) -> Self {
         self.refusal = Some(reason.into());
         self

@@ -127,6 +127,10 @@ pub(in crate::plan) fn weights(
         refusal: inventory
             .refusal()
             .map(str::to_owned)
+            .or_else(|| {
+                let reason = inventory.quantization()?.refusal_on((gpu.major, gpu.minor))?;
+                Some(reason.to_owned())
+            })
             .or_else(|| Inventory::indivisible_tower(model, parallel)),
         drafter,
     })
