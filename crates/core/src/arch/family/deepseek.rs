@@ -84,14 +84,14 @@ fn plain(t: &Text) -> Result<Dense> {
     })
 }
 
-/// DeepSeek V1: ordinary attention (vLLM 0.32.0, `DeepseekAttention` in `deepseek_v2.py`).
+/// DeepSeek V1: ordinary attention without biases, whatever `attention_bias` says (vLLM 0.32.0, `DeepseekAttention` in
+/// `deepseek_v2.py`).
 ///
 /// # Errors
 /// If a size is missing or out of range.
 pub(crate) fn v1(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
     d.attends.fill(t.attend_of_all()?);
-    d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
     match t.config.get("n_routed_experts") {
         None => d.build(),
         Some(_) => d.build_moe(&experts_of(t)?, &after_dense(t, 0)?),
