@@ -168,6 +168,64 @@ fn bad_flags_and_traces_are_refused_with_a_sentence_and_exit_2() {
         (&good, &["--capacity", "99999999999999"], "2^31"),
         (&good, &["--capacity", "10", "--policy", "arc"], "arc"),
         (&good, &["--capacity", "10", "--policy-config", "{\"x\": 1}"], "x"),
+        (
+            &good,
+            &["--capacity", "90", "--scheduler", "batch", "--running", "2"],
+            "--running",
+        ),
+        (
+            &good,
+            &[
+                "--capacity",
+                "90",
+                "--scheduler",
+                "one-by-one",
+                "--enable-mixed-chunk",
+            ],
+            "--enable-mixed-chunk",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--chunked-prefill-size", "0"],
+            "--chunked-prefill-size is 0",
+        ),
+        (
+            &good,
+            &[
+                "--capacity",
+                "90",
+                "--schedule-policy",
+                "lpm",
+                "--enable-priority-scheduling",
+            ],
+            "--schedule-policy is lpm",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--schedule-policy", "random"],
+            "random",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--retraction-policy", "priority"],
+            "--enable-priority-scheduling",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--schedule-conservativeness", "0"],
+            "--schedule-conservativeness is 0",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--page", "4", "--scheduler", "batch"],
+            "multiple",
+        ),
+        (
+            &good,
+            &["--capacity", "90", "--max-running-requests", "0"],
+            "--max-running-requests is 0",
+        ),
+        (&good, &["--capacity", "90", "--clock", "step"], "--clock"),
         (&empty, &["--capacity", "10"], "empty"),
         (&odd, &["--capacity", "10"], "line 1"),
     ] {
@@ -315,6 +373,123 @@ fn reference_replay_sglang() {
     }
     sglang.end();
     eprintln!("{count} cases compared; refused, retracted, aborted and admitted again: {seen:?}");
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// What `kvwise replay --scheduler batch` makes of a case, as lines.
+fn batch_events_of(case: &Value, folder: &Path) -> Result<Vec<String>, String> {
+    let (trace, events) = (folder.join("trace.jsonl"), folder.join("events.jsonl"));
+    let rows = case["rows"].as_array().unwrap();
+    let text: Vec<String> = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(&trace, text.concat()).unwrap();
+    let given = case["flags"].as_array().unwrap();
+    let mut flags: Vec<&str> = given.iter().map(|flag| flag.as_str().unwrap()).collect();
+    flags.extend(["--events", events.to_str().unwrap()]);
+    let output = replay(&trace, &flags);
+    if output.status.success() {
+        Ok(lines(&events))
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// The settings of a case, without its requests.
+fn settings_of(case: &Value) -> String {
+    let mut settings = case.as_object().unwrap().clone();
+    for long in ["requests", "rows", "flags"] {
+        settings.remove(long);
+    }
+    Value::Object(settings).to_string()
+}
+
+/// Cases whose fingerprints are stored.
+const STORED_BATCHES: u64 = 120;
+
+fn fingerprints() -> PathBuf {
+    data("batches.txt")
+}
+
+/// Number and 64-bit FNV-1a of event lines.
+fn fingerprint(lines: &[String]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in lines.iter().flat_map(|line| line.bytes().chain([b'\n'])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{} {hash:016x}", lines.len())
+}
+
+#[test]
+fn the_schedulers_events_are_those_that_equalled_sglangs_line_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = std::fs::read_to_string(fingerprints()).unwrap();
+    assert_eq!(stored.lines().count() as u64, STORED_BATCHES);
+    for (seed, line) in (0..).zip(stored.lines()) {
+        let case = replay_sglang_cases::batch_case(seed);
+        let ours = batch_events_of(&case, folder.path()).unwrap();
+        assert_eq!(
+            fingerprint(&ours),
+            line,
+            "case {seed} differs now: compare with SGLang (reference_replay_sglang_batches), {}",
+            settings_of(&case)
+        );
+    }
+}
+
+/// SGLang's scheduler against a real SGLang: as [`reference_replay_sglang`], with `KVWISE_SGLANG_WRITE` to store
+/// fingerprints of SGLang's answers to the first cases anew.
+#[test]
+#[expect(clippy::print_stderr, reason = "the counts of an opt-in comparison")]
+fn reference_replay_sglang_batches() {
+    if std::env::var_os("KVWISE_SGLANG_PYTHON").is_none() {
+        return;
+    }
+    let first = asking::number("KVWISE_SGLANG_FIRST", 0);
+    let count = asking::number("KVWISE_SGLANG_RANDOM", 300);
+    let folder = tempfile::tempdir().unwrap();
+    let mut sglang = Script::start("KVWISE_SGLANG_PYTHON", "sglang_scheduler.py", &[]);
+    let words = [
+        "rejected\"",
+        "retract\"",
+        "preempt\"",
+        "evict\"",
+        "abort\"",
+        "resumed\": true",
+    ];
+    let (mut wrong, mut seen, mut stored) = (Vec::new(), [0_usize; 6], Vec::new());
+    for seed in first..first + count {
+        let case = replay_sglang_cases::batch_case(seed);
+        let answer = sglang.answer(&case);
+        let theirs: Vec<String> = serde_json::from_str(&answer).unwrap();
+        for (count, word) in seen.iter_mut().zip(words) {
+            *count += theirs.iter().filter(|line| line.contains(word)).count();
+        }
+        if seed < STORED_BATCHES {
+            stored.push(fingerprint(&theirs) + "\n");
+        }
+        let ours = batch_events_of(&case, folder.path()).unwrap_or_else(|said| vec![said]);
+        if ours != theirs {
+            let same = ours.iter().zip(&theirs).take_while(|(own, their)| own == their);
+            let at = same.count();
+            wrong.push(format!(
+                "case {seed}, {}, line {} of {}:\n  ours   {:?}\n  theirs {:?}",
+                settings_of(&case),
+                at + 1,
+                theirs.len(),
+                ours.get(at),
+                theirs.get(at)
+            ));
+        }
+    }
+    sglang.end();
+    eprintln!("{count} cases compared; lines of {words:?}: {seen:?}");
+    if std::env::var_os("KVWISE_SGLANG_WRITE").is_some() {
+        std::fs::write(fingerprints(), stored.concat()).unwrap();
+    }
     assert!(
         wrong.is_empty(),
         "{} of {count} differ:\n{}",

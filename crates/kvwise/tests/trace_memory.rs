@@ -37,13 +37,23 @@ fn a_trace_that_is_too_large_is_refused_before_it_is_read() {
     let path = folder.path().join("t.jsonl");
     unshared(&path, 12_000);
     let name = path.to_str().unwrap();
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["curve", name],
         &["tree", name],
         &["trace", "info", name],
         &["trace", "convert", name, "--to", "tokens"],
         &["replay", name, "--num-blocks", "1000"],
         &["replay", name, "--engine", "sglang", "--capacity", "100000"],
+        &[
+            "replay",
+            name,
+            "--engine",
+            "sglang",
+            "--capacity",
+            "100000",
+            "--scheduler",
+            "batch",
+        ],
     ];
     for command in commands {
         let output = kvwise(&[command, &["--max-memory", "18MiB"]].concat());
@@ -149,19 +159,14 @@ fn commands(name: &str, content: bool) -> Vec<Vec<&str>> {
         commands.push(vec!["trace", "convert", name, "--to", "mooncake"]);
         commands.push(vec!["trace", "convert", name, "--to", "tokens"]);
         commands.push([&replay[..], &["--groups", "full:1,swa1024:3"]].concat());
-        commands.push(vec![
-            "replay",
-            name,
-            "--engine",
-            "sglang",
-            "--capacity",
-            "1000000",
-        ]);
+        let sglang = ["replay", name, "--engine", "sglang", "--capacity", "1000000"];
+        commands.push(sglang.to_vec());
+        commands.push([&sglang[..], &["--scheduler", "batch"]].concat());
     }
     commands
 }
 
-/// Traces of the formats that can be made here: ids that share nothing, tokens of chats, lengths.
+/// Traces of the formats that can be made here: ids that share nothing, tokens of chats, lengths; the first two compressed, too.
 fn generated(folder: &Path) -> Vec<(PathBuf, bool)> {
     let path = |name: &str| folder.join(name);
     unshared(&path("mooncake.jsonl"), 100_000);
@@ -189,11 +194,21 @@ fn generated(folder: &Path) -> Vec<(PathBuf, bool)> {
         .unwrap();
     }
     std::fs::write(path("azure.csv"), azure).unwrap();
-    vec![
+    let mut traces = vec![
         (path("mooncake.jsonl"), true),
-        (chats, true),
+        (chats.clone(), true),
         (path("azure.csv"), false),
-    ]
+    ];
+    for (from, to, compressed) in [
+        (path("mooncake.jsonl"), "mooncake", path("mooncake.jsonl.zst")),
+        (chats, "tokens", path("tokens.jsonl.gz")),
+    ] {
+        let (from, name) = (from.to_str().unwrap(), compressed.to_str().unwrap());
+        let output = kvwise(&["trace", "convert", from, "--to", to, "-o", name]);
+        assert!(output.status.success());
+        traces.push((compressed, true));
+    }
+    traces
 }
 
 /// Opt-in (`KVWISE_MEMORY_TRACES=a:b cargo test -p kvwise --test trace_memory -- --ignored`): what is said of every command

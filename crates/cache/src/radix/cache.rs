@@ -157,12 +157,15 @@ impl<T: Copy + Eq + Hash, O: TreeObserver<T>> RadixCache<T, O> {
         })
     }
 
-    /// Cached tokens of a key, all of it looked up; what is found counts as used now.
-    pub fn touch(&mut self, namespace: Namespace, key: &[T]) -> usize {
+    /// The cached part of a key, all of it looked up; what is found counts as used now.
+    pub fn touch(&mut self, namespace: Namespace, key: &[T]) -> Match {
         if self.enabled {
-            self.tree.match_prefix(namespace, key).len
+            self.tree.match_prefix(namespace, key)
         } else {
-            0
+            Match {
+                len: 0,
+                node: self.tree.root(),
+            }
         }
     }
 

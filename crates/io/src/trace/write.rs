@@ -56,7 +56,7 @@ fn write_lines(
                     trace.output_len(index)
                 )
                 .map_err(fail)?;
-                list(&mut line, paths.get(index).iter().map(u64::from)).map_err(fail)?;
+                list(&mut line, paths.get(index).iter().map(u64::from));
                 line.extend_from_slice(b"]}\n");
                 out.write_all(&line).map_err(fail)?;
             }
@@ -87,11 +87,11 @@ fn tokens_line(trace: &Trace, index: usize, line: &mut Vec<u8>) -> Result<()> {
         }
         Prompt::Tokens(tokens) => {
             line.extend_from_slice(b", \"tokens\": [");
-            list(line, tokens.iter().map(|&t| u64::from(t))).map_err(fail)?;
+            list(line, tokens.iter().map(|&t| u64::from(t)));
         }
         Prompt::Blocks(path) => {
             line.extend_from_slice(b", \"hash_ids\": [");
-            list(line, path.iter().map(u64::from)).map_err(fail)?;
+            list(line, path.iter().map(u64::from));
         }
     }
     line.push(b']');
@@ -99,7 +99,7 @@ fn tokens_line(trace: &Trace, index: usize, line: &mut Vec<u8>) -> Result<()> {
     write!(line, ", \"input_length\": {input}, \"output_length\": {output}").map_err(fail)?;
     if let Some(tokens) = trace.output_tokens(index) {
         line.extend_from_slice(b", \"output_tokens\": [");
-        list(line, tokens.iter().map(|&t| u64::from(t))).map_err(fail)?;
+        list(line, tokens.iter().map(|&t| u64::from(t)));
         line.push(b']');
     }
     if trace.priority(index) != 0 {
@@ -123,20 +123,42 @@ fn number(value: f64) -> String {
     let nearest = value.round();
     // times in milliseconds come from a division by 1000: undo its rounding
     if (value - nearest).abs() < 1e-6 {
+        // as an integer, which is written ten times as fast
+        #[expect(clippy::cast_possible_truncation, reason = "whole, and below 2^53")]
+        if nearest.abs() < 9e15 {
+            return (nearest as i64).to_string();
+        }
         format!("{nearest:.0}")
     } else {
         value.to_string()
     }
 }
 
-fn list(line: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) -> io::Result<()> {
+/// Numbers with commas between them: most of what is written, so made without the formatting machinery.
+fn list(line: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) {
     for (k, n) in numbers.enumerate() {
         if k > 0 {
             line.extend_from_slice(b", ");
         }
-        write!(line, "{n}")?;
+        digits(line, n);
     }
-    Ok(())
+}
+
+/// A number in decimal digits.
+fn digits(line: &mut Vec<u8>, number: u64) {
+    // 2^64 has 20 digits
+    let mut buffer = [0_u8; 20];
+    let mut at = buffer.len();
+    let mut left = number;
+    loop {
+        at -= 1;
+        buffer[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    line.extend_from_slice(&buffer[at..]);
 }
 
 /// Writes `trace` to the file `path`, compressed if its name ends in `.gz` or `.zst`.
@@ -160,4 +182,19 @@ pub fn write_file(trace: &Trace, format: WriteFormat, block_tokens: Option<u32>,
         _ => write_lines(trace, format, block_tokens, &mut file, &fail)?,
     }
     file.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_decimal_with_commas_between_them() {
+        let mut line = Vec::new();
+        list(
+            &mut line,
+            [0, 7, 10, 909, u64::from(u32::MAX), u64::MAX].into_iter(),
+        );
+        assert_eq!(line, b"0, 7, 10, 909, 4294967295, 18446744073709551615");
+    }
 }

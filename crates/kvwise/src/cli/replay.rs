@@ -4,17 +4,20 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use kvwise_core::{Error, Result};
-use kvwise_sim::sched::{self, sglang::ReplayConfig};
+use kvwise_sim::replay::sglang::{Clock, ReplayConfig};
+use kvwise_sim::trace::Trace;
+use kvwise_sim::{replay, sched};
 use serde::Serialize;
 
 use super::interrupt::leave_nothing_behind;
 use super::output::Output;
+use super::replay_sglang::{Driver, SglangArgs};
 use super::replay_vllm::VllmArgs;
 use super::trace_input::TraceInput;
 use crate::printer::{ExitStatus, Printer};
 use crate::report::table::{Align, Grid};
 use crate::usecase::trace_memory::Need;
-use crate::usecase::{replay_sglang, replay_vllm};
+use crate::usecase::{replay_batches, replay_sglang, replay_vllm};
 
 /// Replay a trace through an engine's prefix cache, event for event.
 #[derive(Debug, Args)]
@@ -25,7 +28,9 @@ use crate::usecase::{replay_sglang, replay_vllm};
   kvwise replay trace.jsonl --engine vllm --num-blocks 4000 --engine-version 0.22   # frees in the older order
   kvwise replay trace.jsonl --num-blocks 4000 --speculative-config '{\"method\":\"eagle3\",\"num_speculative_tokens\":3}'
   kvwise replay trace.jsonl --engine sglang --capacity 200000
-  kvwise replay trace.jsonl.zst --engine sglang --capacity 60032 --page 64 --policy slru --events events.jsonl")]
+  kvwise replay trace.jsonl.zst --engine sglang --capacity 60032 --page 64 --policy slru --events events.jsonl
+  kvwise replay trace.jsonl --engine sglang --capacity 200000 --scheduler batch --chunked-prefill-size 2048
+  kvwise replay trace.jsonl --engine sglang --capacity 200000 --enable-priority-scheduling --enable-mixed-chunk")]
 pub struct ReplayArgs {
     #[command(flatten)]
     input: TraceInput,
@@ -46,6 +51,14 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
 
+    /// What arrival times count [default: step for the tokens format, time for others]. SGLang: with --scheduler batch.
+    #[arg(long, value_enum, help_heading = "Clock")]
+    clock: Option<ClockArg>,
+
+    /// Seconds a step takes, under --clock time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.05, help_heading = "Clock")]
+    step_time: f64,
+
     #[command(flatten)]
     vllm: VllmArgs,
 
@@ -57,33 +70,23 @@ pub struct ReplayArgs {
 enum Engine {
     /// vLLM 0.32.0: scheduler, block pool and managers.
     Vllm,
-    /// SGLang 0.5.23: radix tree, allocators and request rows.
+    /// SGLang 0.5.23: radix tree, allocators and request rows, one request after the other or by its scheduler.
     Sglang,
 }
 
-/// Flags of `--engine sglang`.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "SGLang")]
-struct SglangArgs {
-    /// Tokens of the KV pool (what SGLang logs as `max_total_num_tokens`), a multiple of the page size.
-    #[arg(long, value_name = "TOKENS")]
-    capacity: Option<usize>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ClockArg {
+    /// Scheduler steps.
+    Step,
+    /// Seconds.
+    Time,
+}
 
-    /// Tokens per page (--page-size of the server).
-    #[arg(long, value_name = "TOKENS", default_value_t = 1)]
-    page: usize,
-
-    /// Parameters of the policy: {"`protected_threshold"`: 2} or {"threshold": 0, "`next_prompt_estimate"`: 0}.
-    #[arg(long, value_name = "JSON")]
-    policy_config: Option<String>,
-
-    /// Requests held running at once.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    running: usize,
-
-    /// Longest prompt plus output; longer requests are refused.
-    #[arg(long, value_name = "TOKENS", default_value_t = 131_072)]
-    max_context: usize,
+impl ReplayArgs {
+    fn clock(&self, trace: &Trace) -> Clock {
+        let steps = self.clock.map(|clock| clock == ClockArg::Step);
+        replay_vllm::clock(steps, self.step_time, trace.format())
+    }
 }
 
 /// Runs the command.
@@ -109,47 +112,51 @@ fn vllm(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
             beside: &|size| args.vllm.working_bytes(size),
         },
     )?;
-    let config = args.vllm.config(args.policy.as_deref(), &loaded.trace, printer)?;
+    let clock = args.clock(&loaded.trace);
+    let config = args
+        .vllm
+        .config(args.policy.as_deref(), clock, &loaded.trace, printer)?;
     let report = replay_vllm::replay(&loaded.trace, &config, args.events.as_deref())?;
     print(args, printer, &report)
 }
 
 fn sglang(args: &ReplayArgs, printer: Printer) -> Result<ExitStatus> {
-    let flags = &args.sglang;
-    let capacity_tokens = flags.capacity.ok_or_else(|| {
-        Error::input("--capacity is missing: the tokens of the KV pool")
-            .hint("SGLang logs it at its start as max_total_num_tokens")
-    })?;
-    // slots are numbered in 31 bits
-    if capacity_tokens >= 1 << 31 {
-        return Err(Error::input(format!(
-            "--capacity is {capacity_tokens} tokens, expected less than 2^31"
-        )));
+    match args.sglang.driver(args.policy.as_deref())? {
+        Driver::OneByOne(config) => {
+            if args.clock.is_some() {
+                return Err(Error::input(
+                    "--clock has no effect on requests that are served one by one, in the order of the trace",
+                )
+                .hint("pass --scheduler batch to replay SGLang's own batches"));
+            }
+            let need = Need {
+                what: "the replay",
+                block_tokens: None,
+                beside: &|size| {
+                    let (tokens, page) = (config.capacity_tokens as u64, config.page_size as u64);
+                    sched::sglang::working_bytes(size, tokens, page, config.max_running as u64)
+                },
+            };
+            let loaded = args.input.load(printer, &need)?;
+            let report = replay_sglang::replay(&loaded.trace, &config, args.events.as_deref())?;
+            print(args, printer, &report)
+        }
+        Driver::Batch(scheduler) => {
+            let need = Need {
+                what: "the replay",
+                block_tokens: None,
+                beside: &|size| {
+                    let (tokens, page) = (scheduler.capacity_tokens as u64, scheduler.page_size as u64);
+                    replay::sglang::working_bytes(size, tokens, page, scheduler.max_running as u64)
+                },
+            };
+            let loaded = args.input.load(printer, &need)?;
+            let clock = args.clock(&loaded.trace);
+            let config = ReplayConfig { scheduler, clock };
+            let report = replay_batches::replay(&loaded.trace, &config, args.events.as_deref())?;
+            print(args, printer, &report)
+        }
     }
-    let config = ReplayConfig {
-        capacity_tokens,
-        page_size: flags.page,
-        policy: replay_sglang::policy(
-            args.policy.as_deref().unwrap_or("lru"),
-            flags.policy_config.as_deref(),
-        )?,
-        max_running: flags.running,
-        max_context_tokens: flags.max_context,
-        longest_request_tokens: None,
-    };
-    let loaded = args.input.load(
-        printer,
-        &Need {
-            what: "the replay",
-            block_tokens: None,
-            beside: &|size| {
-                let tokens = capacity_tokens as u64;
-                sched::sglang::working_bytes(size, tokens, flags.page as u64, flags.running as u64)
-            },
-        },
-    )?;
-    let report = replay_sglang::replay(&loaded.trace, &config, args.events.as_deref())?;
-    print(args, printer, &report)
 }
 
 /// Prints a flat report: its fields as rows, or as JSON.

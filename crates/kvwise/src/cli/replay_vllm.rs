@@ -1,9 +1,9 @@
 //! The flags of `kvwise replay --engine vllm`, named as vLLM names them.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kvwise_core::engine::vllm::version::Version;
 use kvwise_core::{Error, Result};
-use kvwise_sim::replay::vllm::{Isolation, ReplayConfig, working_bytes};
+use kvwise_sim::replay::vllm::{Clock, Isolation, ReplayConfig, working_bytes};
 use kvwise_sim::sched::vllm::{Policy, SchedulerConfig};
 use kvwise_sim::trace::{Trace, TraceSize};
 
@@ -78,22 +78,6 @@ pub struct VllmArgs {
     /// Keep prefixes of different LoRA adapters (field "lora") apart, as a vLLM with LoRA does.
     #[arg(long)]
     lora_keys: bool,
-
-    /// What arrival times count [default: step for the tokens format, time for others].
-    #[arg(long, value_enum)]
-    clock: Option<ClockArg>,
-
-    /// Seconds a step takes, under --clock time.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.05)]
-    step_time: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ClockArg {
-    /// Scheduler steps.
-    Step,
-    /// Seconds.
-    Time,
 }
 
 impl VllmArgs {
@@ -113,7 +97,13 @@ impl VllmArgs {
     ///
     /// # Errors
     /// If a flag is missing or cannot be used.
-    pub fn config(&self, policy: Option<&str>, trace: &Trace, printer: Printer) -> Result<ReplayConfig> {
+    pub fn config(
+        &self,
+        policy: Option<&str>,
+        clock: Clock,
+        trace: &Trace,
+        printer: Printer,
+    ) -> Result<ReplayConfig> {
         let num_blocks = self.num_blocks.ok_or_else(|| {
             Error::input("--num-blocks is missing: the blocks of the KV pool, the null block included")
                 .hint("vLLM logs it at its start; or ask `kvwise plan` for the model and the GPU")
@@ -143,7 +133,6 @@ impl VllmArgs {
                 Version::NEWEST
             ));
         }
-        let steps = self.clock.map(|clock| clock == ClockArg::Step);
         let groups = replay_vllm::groups(&self.groups, self.block_size)?;
         let retention = replay_vllm::retention_of(self.retention.as_deref(), version, &groups)?;
         Ok(ReplayConfig {
@@ -166,7 +155,7 @@ impl VllmArgs {
                     .transpose()?,
                 ..SchedulerConfig::new(num_blocks, self.block_size)
             },
-            clock: replay_vllm::clock(steps, self.step_time, trace.format()),
+            clock,
             isolation: Isolation { lora: self.lora_keys },
         })
     }

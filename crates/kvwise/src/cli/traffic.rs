@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use kvwise_core::units::parse_count;
 use kvwise_core::{Error, ErrorKind, Result};
-use kvwise_sim::sched::sglang::step::SchedulePolicy;
 use kvwise_sim::simulate::{Routing, Slo, TierPolicy};
 
 use super::curve::parse_tier;
+use super::schedule::ScheduleName;
 use super::trace_input::ReadingArgs;
 use crate::printer::Printer;
 use crate::usecase::curve::Room;
@@ -147,17 +147,6 @@ enum RoutingName {
     PrefixAware,
     /// Where the session began.
     Session,
-}
-
-/// Orders of SGLang's waiting queue by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ScheduleName {
-    /// First come, first served.
-    Fcfs,
-    /// Longest prefix match first.
-    Lpm,
-    /// Longest output first.
-    Lof,
 }
 
 /// What joins the machines of one engine; `recommend` takes it, too.
@@ -345,11 +334,7 @@ impl ServingArgs {
                 RoutingName::Session => Routing::SessionAffinity,
             },
             acceptance_rate: self.acceptance_rate,
-            schedule_policy: match self.schedule_policy {
-                ScheduleName::Fcfs => SchedulePolicy::Fcfs,
-                ScheduleName::Lpm => SchedulePolicy::Lpm,
-                ScheduleName::Lof => SchedulePolicy::Lof,
-            },
+            schedule_policy: self.schedule_policy.into(),
             conservativeness: self.schedule_conservativeness,
             recv_interval: self.scheduler_recv_interval,
             max_prefill_tokens: self.max_prefill_tokens,

@@ -22,6 +22,7 @@ pub mod profile;
 pub mod progress;
 pub mod rate;
 pub mod recommend;
+pub mod replay_batches;
 pub mod replay_sglang;
 pub mod replay_vllm;
 pub mod served;

@@ -199,9 +199,10 @@ pub fn speculation(text: &str, accepted_tokens: f64) -> Result<Speculation> {
         Method::DraftModel => Drafter::Model,
         Method::Suffix => {
             return Err(Error::unsupported(
-                "--speculative-config method suffix is not replayed: its drafts are as many as it finds",
+                "--speculative-config method suffix is not replayed: how many tokens it drafts in a step, and which of them are \
+                 right, follows from what was generated before (Arctic Inference's suffix trees), and not from a mean",
             )
-            .hint("all other methods are replayed"));
+            .hint("method ngram drafts a fixed number with the same scheduling and no KV cache of its own"));
         }
     };
     let draft_counts = DraftCounts::new(

@@ -83,11 +83,14 @@ pub fn working_bytes(size: &TraceSize, capacity_tokens: u64, page_size: u64, max
         .min(tokens)
         .saturating_mul(8 + 4);
     let pages = 4 * capacity_tokens / page_size.max(1);
-    // requests differ in length: twice the mean
+    // requests differ in length: twice the mean, and one far longer (of agents' prompts the longest is seven times the mean)
+    let mean = tokens / size.requests.max(1);
     let running = max_running
         .saturating_add(1)
         .min(size.requests)
-        .saturating_mul((8 + 4) * 2 * tokens / size.requests.max(1));
+        .saturating_mul(2)
+        .saturating_add(8)
+        .saturating_mul((8 + 4) * mean);
     tree.saturating_add(pages)
         .saturating_add(running)
         .saturating_add(4 * size.requests)

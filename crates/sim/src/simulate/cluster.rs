@@ -179,6 +179,9 @@ impl<'a> Cluster<'a> {
             self.take_notices(behind);
             self.sample(at);
         }
+        for replica in &mut self.replicas {
+            replica.end()?;
+        }
         self.finish();
         Ok(())
     }

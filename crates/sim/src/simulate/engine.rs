@@ -4,6 +4,7 @@ use kvwise_cache::pool::BlockId;
 use kvwise_core::{Error, Result};
 
 use super::handoff::ReadFromPrefill;
+use super::run::RunEvents;
 use super::tiers::{TierTotals, Tiers};
 use crate::cost::Prefill;
 use crate::replay::vllm::{Isolation, TraceContent};
@@ -112,6 +113,10 @@ pub(super) trait EngineState {
     /// What its tiers did.
     fn tiers(&self) -> Vec<TierTotals> {
         Vec::new()
+    }
+    /// Nothing comes any more: what is still to be learned of the last step is learned.
+    fn end(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -372,21 +377,48 @@ impl<E: SchedulerEvents, K: TimedConnector> EngineState for VllmEngine<'_, E, K>
 }
 
 /// SGLang's scheduler over a trace.
-pub(super) struct SglangEngine<'a> {
+pub(super) struct SglangEngine<'a, E> {
     scheduler: SteppedScheduler<'a>,
+    events: E,
     /// Whether prompts are computed apart.
     apart: bool,
     /// Whether the loop turns without a batch: then it has seen everything that happened meanwhile.
     idle: bool,
 }
 
-impl<'a> SglangEngine<'a> {
-    pub(super) fn new(trace: &'a Trace, config: StepConfig) -> Result<Self> {
+impl<'a, E: RunEvents> SglangEngine<'a, E> {
+    pub(super) fn new(trace: &'a Trace, config: StepConfig, events: E) -> Result<Self> {
+        let preempts = config
+            .priorities
+            .is_some_and(|priorities| priorities.preemption_threshold.is_some());
+        if preempts && config.overlap {
+            return Err(Error::unsupported(
+                "preemption by priority is not simulated while batches overlap: a request may lose its last token after it was \
+                 counted",
+            )
+            .hint("turn the overlap or the preemption off"));
+        }
+        let mut scheduler = SteppedScheduler::new(trace, config)?;
+        if E::STEPS {
+            scheduler.keep_events();
+        }
         Ok(Self {
-            scheduler: SteppedScheduler::new(trace, config)?,
+            scheduler,
+            events,
             apart: config.side != Side::Whole,
             idle: true,
         })
+    }
+}
+
+impl<E: RunEvents> SglangEngine<'_, E> {
+    /// Passes on what the scheduler has noted.
+    fn tell(&mut self) {
+        if E::STEPS {
+            for (turn, event) in self.scheduler.take_events() {
+                self.events.happened(turn, &event);
+            }
+        }
     }
 }
 
@@ -411,7 +443,7 @@ fn take_outcome(outcome: &StepOutcome, report: &mut StepReport) {
     }
 }
 
-impl EngineState for SglangEngine<'_> {
+impl<E: RunEvents> EngineState for SglangEngine<'_, E> {
     ask_scheduler!();
 
     fn add(&mut self, _: u64, tag: u32, report: &mut StepReport) -> Result<()> {
@@ -456,6 +488,7 @@ impl EngineState for SglangEngine<'_> {
             }
             self.idle = !computes;
             if !turns {
+                self.tell();
                 return Ok(decoding);
             }
         }
@@ -468,7 +501,7 @@ impl EngineState for SglangEngine<'_> {
     fn counters(&self) -> Counters {
         let (hit_tokens, query_tokens) = self.scheduler.hits();
         Counters {
-            preemptions: self.scheduler.retractions(),
+            preemptions: self.scheduler.retractions() + self.scheduler.preemptions(),
             hit_tokens,
             query_tokens,
         }
@@ -491,5 +524,11 @@ impl EngineState for SglangEngine<'_> {
 
     fn cancel(&mut self, tag: u32) -> Result<()> {
         self.scheduler.cancel(tag)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.scheduler.settle()?;
+        self.tell();
+        Ok(())
     }
 }

@@ -30,7 +30,7 @@ pub use handoff::{Disaggregation, Transfer, Transfers};
 pub use link::LinkSpeed;
 pub use record::{HostTimes, Record, Run, Sample};
 pub use router::Routing;
-pub use run::{Deployment, EngineConfig, StepClock, run};
+pub use run::{Deployment, EngineConfig, RunEvents, StepClock, run};
 pub use summary::{Percentiles, Slo, Summary, TimeShares, summarize};
 pub use tiers::{TierConfig, TierPolicy, TierTotals};
 pub use workload::{Arrivals, Lengths, closed_loop, open_loop, sessions};

@@ -218,6 +218,11 @@ impl<'a> Replica<'a> {
     }
 
     /// What has happened until now.
+    /// Nothing comes any more.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.ranks.iter_mut().try_for_each(|rank| rank.end())
+    }
+
     fn take_events(&mut self, records: &mut [Record]) -> Result<()> {
         while let Some(&Reverse((at, _, event))) = self.events.peek()
             && at.0 <= self.now_s

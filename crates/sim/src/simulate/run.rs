@@ -14,7 +14,7 @@ use super::tiers::{TierConfig, Tiers};
 use super::workload::Arrivals;
 use crate::cost::StepModel;
 use crate::replay::vllm::Isolation;
-use crate::sched::sglang::step::{RESERVED_DECODE_TOKENS, Side, StepConfig};
+use crate::sched::sglang::step::{RESERVED_DECODE_TOKENS, Side, StepConfig, StepEvent};
 use crate::sched::vllm::{NoConnector, SchedulerConfig, SchedulerEvents};
 use crate::trace::Trace;
 
@@ -86,13 +86,26 @@ impl<'a> Deployment<'a> {
 /// Most engines behind one router.
 const MAX_ENGINES: u32 = 1024;
 
-/// Runs `trace` on `deployment`; `events` hears everything that vLLM's scheduler reports.
+/// Whoever hears what the schedulers of a run report: vLLM's through [`SchedulerEvents`], SGLang's here.
+pub trait RunEvents: SchedulerEvents {
+    /// Whether the events of SGLang's scheduler are wanted.
+    const STEPS: bool = false;
+    /// What happened in a turn of SGLang's loop.
+    fn happened(&mut self, turn: u64, event: &StepEvent) {
+        let _ = (turn, event);
+    }
+}
+
+impl RunEvents for () {}
+impl RunEvents for crate::replay::vllm::EventLines<'_> {}
+
+/// Runs `trace` on `deployment`; `events` hears everything that the scheduler reports.
 ///
 /// # Errors
 /// If the scheduler's settings are refused, the concurrency or the speed is not positive, the trace lacks the times
 /// or sessions that `arrivals` needs, or there are more engines than one while events are asked for by anything but
 /// `()`.
-pub fn run<E: SchedulerEvents>(
+pub fn run<E: RunEvents>(
     trace: &Trace,
     deployment: &Deployment<'_>,
     arrivals: Arrivals,
@@ -137,7 +150,14 @@ impl<E: SchedulerEvents> SchedulerEvents for Relay<'_, E> {
     }
 }
 
-fn drive<E: SchedulerEvents>(
+impl<E: RunEvents> RunEvents for Relay<'_, E> {
+    const STEPS: bool = E::STEPS;
+    fn happened(&mut self, turn: u64, event: &StepEvent) {
+        self.0.happened(turn, event);
+    }
+}
+
+fn drive<E: RunEvents>(
     trace: &Trace,
     deployment: &Deployment<'_>,
     arrivals: Arrivals,
@@ -160,7 +180,7 @@ fn drive<E: SchedulerEvents>(
             let mut ranks: Vec<Box<dyn EngineState + '_>> = Vec::new();
             for _ in 0..d.ranks {
                 if let Some(config) = pushing(deployment, &d.engine)? {
-                    ranks.push(Box::new(SglangEngine::new(trace, config)?));
+                    ranks.push(Box::new(SglangEngine::new(trace, config, ())?));
                     continue;
                 }
                 let (config, isolation) = (vllm_of(&d.engine)?, deployment.isolation);
@@ -206,7 +226,7 @@ fn drive<E: SchedulerEvents>(
 }
 
 /// An engine of the deployment itself: all of it, or the decode side.
-fn engine<'a, E: SchedulerEvents + 'a>(
+fn engine<'a, E: RunEvents + 'a>(
     trace: &'a Trace,
     deployment: &Deployment<'_>,
     events: E,
@@ -224,6 +244,7 @@ fn engine<'a, E: SchedulerEvents + 'a>(
             return Ok(Box::new(SglangEngine::new(
                 trace,
                 StepConfig { side, ..*config },
+                events,
             )?));
         }
         let config = vllm_of(&deployment.engine)?;
@@ -245,7 +266,7 @@ fn engine<'a, E: SchedulerEvents + 'a>(
         EngineConfig::Vllm(config) => {
             Box::new(VllmEngine::new(trace, config, isolation, events, NoConnector)?)
         }
-        EngineConfig::Sglang(config) => Box::new(SglangEngine::new(trace, *config)?),
+        EngineConfig::Sglang(config) => Box::new(SglangEngine::new(trace, *config, events)?),
     })
 }
 

@@ -5,8 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cost::{Calibration, Engine, StepModel, StepOptions};
+use crate::replay::sglang::{self, Events as _};
 use crate::replay::vllm::{Clock, EventLines, Isolation, ReplayConfig};
-use crate::sched::vllm::SchedulerConfig;
+use crate::sched::sglang::step::{PriorityScheduling, SchedulePolicy, StepConfig, StepEvent};
+use crate::sched::vllm::{Admission, BlockTables, Rejection, SchedulerConfig, SchedulerEvents};
 use crate::trace::{IdMeaning, NewRequest, PromptIds, Trace, TraceBuilder};
 
 const LLAMA_8B: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
@@ -59,6 +61,25 @@ pub(super) fn scheduler(num_blocks: u32) -> SchedulerConfig {
     }
 }
 
+/// Hears SGLang's scheduler.
+struct Heard<'a>(sglang::EventLines<'a>);
+
+impl SchedulerEvents for Heard<'_> {
+    const EVICTIONS: bool = false;
+    fn evicted(&mut self, _: u64, _: u32) {}
+    fn admitted(&mut self, _: u64, _: &Admission, _: &BlockTables<'_>) {}
+    fn preempted(&mut self, _: u64, _: u32, _: u32, _: &BlockTables<'_>) {}
+    fn finished(&mut self, _: u64, _: u32, _: u32, _: u32, _: &BlockTables<'_>) {}
+    fn rejected(&mut self, _: u64, _: u32, _: Rejection) {}
+}
+
+impl RunEvents for Heard<'_> {
+    const STEPS: bool = true;
+    fn happened(&mut self, turn: u64, event: &StepEvent) {
+        self.0.happened(turn, event);
+    }
+}
+
 fn simulate(trace: &Trace, num_blocks: u32, clock: StepClock<'_>, arrivals: Arrivals) -> Run {
     let deployment = Deployment::new(EngineConfig::Vllm(scheduler(num_blocks)), clock);
     run(trace, &deployment, arrivals, ()).unwrap().0
@@ -88,6 +109,46 @@ proptest! {
         prop_assert_eq!(replayed.text, simulated.text);
         prop_assert_eq!(result.preemptions, summary.preemptions);
         prop_assert_eq!(result.hit_tokens, summary.hit_tokens);
+    }
+
+    #[test]
+    fn without_a_model_clock_the_simulation_of_sglang_is_its_replay(
+        requests in requests(), tokens in 600_usize..2000, choice in 0_usize..4, mixed: bool, overlap: bool,
+        priorities: bool, page in 0_usize..3, recv_interval in 0_usize..3,
+    ) {
+        let trace = trace_of(&requests);
+        let page = [1, 4, 16][page];
+        let schedule = [
+            SchedulePolicy::Fcfs, SchedulePolicy::Lpm, SchedulePolicy::DfsWeight, SchedulePolicy::Hrrn,
+        ][choice];
+        let config = StepConfig {
+            page_size: page,
+            max_running: 4,
+            max_context_tokens: 2048,
+            chunked_prefill_tokens: Some(100),
+            mixed_chunk: mixed,
+            overlap,
+            recv_interval: [1, 3, 40][recv_interval],
+            priorities: (priorities && choice == 0).then_some(PriorityScheduling {
+                low_values_first: false,
+                preemption_threshold: (!overlap).then_some(0),
+            }),
+            schedule,
+            ..StepConfig::new(tokens / page * page)
+        };
+        let mut replayed = sglang::EventLines::new(&trace);
+        let clock = Clock::Seconds { step_time: 0.05 };
+        let summary =
+            sglang::run(&trace, &sglang::ReplayConfig { scheduler: config, clock }, &mut replayed, |_| Ok(())).unwrap();
+        let deployment = Deployment::new(EngineConfig::Sglang(config), StepClock::Fixed(0.05));
+        let heard = Heard(sglang::EventLines::new(&trace));
+        let (result, heard) = run(&trace, &deployment, Arrivals::Trace { speed: 1.0 }, heard).unwrap();
+        prop_assert_eq!(&replayed.text, &heard.0.text);
+        prop_assert_eq!(result.preemptions, summary.preemptions + summary.retractions);
+        prop_assert_eq!((result.hit_tokens, result.query_tokens), (summary.hit_tokens, summary.query_tokens));
+        // Without events quiet stretches are skipped, and nothing else changes.
+        let unheard = sglang::run(&trace, &sglang::ReplayConfig { scheduler: config, clock }, &mut (), |()| Ok(()));
+        prop_assert_eq!(unheard.unwrap(), summary);
     }
 
     #[test]

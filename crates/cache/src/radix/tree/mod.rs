@@ -1,6 +1,7 @@
 //! The radix tree itself: match, insert, split, lock, evict.
 
 mod nodes;
+mod weight;
 
 use std::hash::Hash;
 

@@ -151,7 +151,7 @@ pub(super) fn scheduler(
     ) {
         (Some(n), _) => usize::try_from(n).unwrap_or(usize::MAX),
         (None, Some(n)) => usize::try_from(n).unwrap_or(usize::MAX) / groups,
-        (None, None) => (capacity / context.max(1) * 512).clamp(2048, 4096),
+        (None, None) => StepConfig::default_max_running(capacity, context),
     };
     let prefill = match serving.max_prefill_tokens {
         Some(n) => usize::try_from(n).map_err(|_| Error::overflow("--max-prefill-tokens"))?,

@@ -125,7 +125,7 @@ impl SchedulerEvents for EventLines<'_> {
 }
 
 /// Appends a decimal number; faster than the formatting machinery.
-fn push_number(text: &mut String, number: u32) {
+pub(in crate::replay) fn push_number(text: &mut String, number: u32) {
     let mut digits = [0_u8; 10];
     let mut at = digits.len();
     let mut n = number;
@@ -165,7 +165,7 @@ pub fn push_json_string(text: &mut String, value: &str) {
 }
 
 /// A number as Python's `repr` writes it, for the magnitudes of rates.
-fn python_float(value: f64) -> String {
+pub(in crate::replay) fn python_float(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-4 {
         let text = format!("{value:e}");
         let (mantissa, exponent) = text.split_once("e-").unwrap_or((&text, "0"));

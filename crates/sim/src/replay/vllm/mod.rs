@@ -17,27 +17,17 @@
 )]
 
 mod content;
-mod events;
+pub(super) mod events;
 
 use kvwise_core::{Error, Result};
 
+pub use super::clock::Clock;
 pub use content::{Isolation, TraceContent};
 pub use events::{EventLines, push_json_string};
 
+use super::clock::{round6, step_of};
 use crate::sched::vllm::{NewRequest, Scheduler, SchedulerConfig, SchedulerEvents};
 use crate::trace::{Trace, TraceSize, size_of_u64, table_bytes};
-
-/// What arrival times mean.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Clock {
-    /// They count scheduler steps.
-    Steps,
-    /// They are seconds; a step takes this long.
-    Seconds {
-        /// Length of a step, in seconds.
-        step_time: f64,
-    },
-}
 
 /// What a replay needs besides the trace.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,13 +87,7 @@ pub fn run<E: SchedulerEvents>(
     events: &mut E,
     mut flush: impl FnMut(&mut E) -> Result<()>,
 ) -> Result<Summary> {
-    if let Clock::Seconds { step_time } = config.clock
-        && !(step_time.is_finite() && step_time > 0.0)
-    {
-        return Err(Error::input(format!(
-            "--step-time is {step_time}, expected a positive number of seconds"
-        )));
-    }
+    config.clock.check()?;
     let groups =
         u32::try_from(config.scheduler.groups.len()).map_err(|_| Error::overflow("the number of groups"))?;
     // The scheduler knows the size of a key's block; it is built twice only on paper: the first one has no keys.
@@ -252,21 +236,4 @@ fn skip(clock: Clock, idle: u32, until: Option<f64>, step: &mut u64, now_s: &mut
         }
     }
     passed
-}
-
-/// The step of an arrival: the next whole number.
-fn step_of(arrival: f64) -> Result<u64> {
-    let step = arrival.ceil();
-    if step >= 9e15 {
-        return Err(Error::input(format!(
-            "arrival {arrival} is beyond 9e15 steps; are the times meant in another unit?"
-        ))
-        .hint("pass --clock time if arrivals are in seconds"));
-    }
-    Ok(step as u64)
-}
-
-/// Rounded to six decimal digits, the last one correctly.
-fn round6(value: f64) -> f64 {
-    format!("{value:.6}").parse().unwrap_or(value)
 }

@@ -7,33 +7,44 @@
 //! before are known: tokens, publications and releases show one step later, and requests whose next token is their last
 //! leave the batch on their own. The order of the waiting queue, and what looking at it does to the cache, is `queue.rs`.
 //!
-//! Held to SGLang's own scheduler step by step (`tests/sglang_scheduler.rs`). Two things differ on purpose: a request that
-//! the gate would never let in, because it and a page do not fit the empty pool, is rejected where SGLang's queue would
-//! stand still; and requests are taken to have no fixed length (`ignore_eos` is off), so that the gate counts on a share of
-//! what they may still generate. Prompts may be computed apart (`apart.rs`). Not modelled: mixed chunks, priorities between
-//! requests, host tiers, speculative decoding.
+//! Requests that matter more may take the memory of others (`preempt.rs`), and with mixed chunks running requests decode in the
+//! batches that prefill others.
+//!
+//! Held to SGLang's own scheduler step by step (`tests/sglang_scheduler.rs`) and event for event, slots included (`kvwise replay`).
+//! Three things differ on purpose: a request that the gate would never let in, because it and a page do not fit the empty pool,
+//! is rejected where SGLang's queue would stand still; one whose prompt is too long is rejected as it arrives, where SGLang
+//! answers after a prefill of one token; and requests are taken to have no fixed length (`ignore_eos` is off), so that the gate
+//! counts on a share of what they may still generate. Prompts may be computed apart (`apart.rs`). Not modelled: host tiers, speculative decoding, LoRA limits.
 
 mod apart;
 mod config;
 mod decode;
+mod events;
 mod gate;
 mod inbox;
+mod job;
+mod preempt;
 mod queue;
 mod results;
 
 use std::collections::VecDeque;
 
-use kvwise_cache::radix::{RadixCache, RadixCacheConfig, RequestKv};
+use kvwise_cache::radix::{RadixCache, RadixCacheConfig};
 use kvwise_core::Result;
 
 use apart::Apart;
+use events::EventLog;
 use inbox::{Inbox, Launched};
+use job::{Active, Job, LastPrefill, Pending};
 
-pub use config::{RESERVED_DECODE_TOKENS, SchedulePolicy, Side, StepConfig};
+pub use config::{
+    PriorityScheduling, RESERVED_DECODE_TOKENS, RetractionPolicy, SchedulePolicy, Side, StepConfig,
+};
+pub use events::{SlotRun, StepEvent, StepOutcome};
 pub use inbox::MAX_RECV_INTERVAL;
 
 use super::feed::Feed;
-use super::{CLIP_MAX_NEW_TOKENS, Request, of_cache};
+use super::of_cache;
 use crate::trace::{Prompt, Trace};
 
 /// New-token ratio at the start, its least share, and the decode steps of its decay (`SGLANG_INIT_NEW_TOKEN_RATIO`,
@@ -41,121 +52,8 @@ use crate::trace::{Prompt, Trace};
 const INIT_RATIO: f64 = 0.7;
 const MIN_RATIO_FACTOR: f64 = 0.14;
 const DECAY_STEPS: f64 = 600.0;
-/// Tokens that an input must stay below the longest request (`validate_input_length`, scheduler.py).
+/// Tokens by which a prompt must stay below the longest request (`tp_worker.py`, `max_req_input_len`).
 const INPUT_MARGIN: usize = 5;
-
-/// What a step did.
-#[derive(Debug, Default)]
-pub struct StepOutcome {
-    /// Request, prompt tokens found in the cache, whether it had been retracted.
-    pub admitted: Vec<(u32, u32, bool)>,
-    /// Request, tokens computed, tokens before them.
-    pub prefills: Vec<(u32, u32, u32)>,
-    /// Requests that have their first token.
-    pub first_tokens: Vec<u32>,
-    /// Request, generated tokens, retractions.
-    pub finished: Vec<(u32, u32, u32)>,
-    /// Requests that can never run.
-    pub rejected: Vec<u32>,
-    /// Of a decode engine with overlap, in place of `finished`: requests whose last token came with the step before.
-    pub ended: Vec<(u32, u32, u32)>,
-    /// Of a prefill engine: request, tokens of its prompt that are ready to be read, whether they are all.
-    pub sent: Vec<(u32, u32, bool)>,
-    /// Of a decode engine: requests that have room for their prompt.
-    pub placed: Vec<u32>,
-    /// Of a decode engine: requests whose prompt came, and which join the batch with their first token: request, cached
-    /// tokens, whether that token was all (and they left).
-    pub joined: Vec<(u32, u32, bool)>,
-}
-
-impl StepOutcome {
-    /// Whether nothing was computed and nobody turned away.
-    pub fn is_empty(&self) -> bool {
-        self.prefills.is_empty()
-            && self.finished.is_empty()
-            && self.rejected.is_empty()
-            && self.placed.is_empty()
-            && self.joined.is_empty()
-            && self.ended.is_empty()
-    }
-
-    fn clear(&mut self) {
-        self.admitted.clear();
-        self.prefills.clear();
-        self.first_tokens.clear();
-        self.finished.clear();
-        self.rejected.clear();
-        self.sent.clear();
-        self.placed.clear();
-        self.joined.clear();
-        self.ended.clear();
-    }
-}
-
-/// A request: what it asks for and how far it is.
-struct Job {
-    tag: u32,
-    prompt: usize,
-    /// Tokens to generate.
-    output: usize,
-    /// Tokens generated, as far as results are known.
-    generated: usize,
-    retractions: u32,
-    /// Its tokens, from its first look at the cache until it ends or is retracted: a long queue holds none.
-    content: Option<Request>,
-}
-
-impl Job {
-    /// Known tokens: prompt and generated ones.
-    fn known(&self) -> usize {
-        self.prompt + self.generated
-    }
-
-    fn to_come(&self) -> usize {
-        (self.output - self.generated).min(CLIP_MAX_NEW_TOKENS)
-    }
-}
-
-/// A request that holds memory.
-struct Active {
-    job: Job,
-    /// Its row, slots and lock, until they are given back.
-    kv: Option<RequestKv>,
-    /// Names this admission: a place may be taken again while results of the one before are under way.
-    serial: u64,
-    /// Tokens that have been given to a prefill batch.
-    computed: usize,
-    /// Tokens published by a chunk.
-    published: usize,
-    /// Chunks under way that are not the last.
-    middle_chunks: u32,
-    /// Tokens being computed whose results are not known.
-    in_flight: usize,
-    /// Whether its last token is computed, though perhaps not known to be.
-    done: bool,
-    /// Whether it is among the running requests or those of the last prefill batch.
-    listed: bool,
-}
-
-impl Active {
-    /// Tokens that have a slot.
-    fn owned_len(&self) -> usize {
-        self.kv.as_ref().map_or(0, RequestKv::owned_len)
-    }
-}
-
-/// A batch whose results are not known yet.
-struct Pending {
-    prefill: bool,
-    /// Places and serials.
-    batch: Vec<(usize, u64)>,
-}
-
-/// The last prefill batch, until it joins the running requests.
-struct LastPrefill {
-    places: Vec<usize>,
-    chunked: Option<usize>,
-}
 
 /// SGLang's scheduler over a trace; see the [module](self).
 pub struct SteppedScheduler<'a> {
@@ -180,6 +78,11 @@ pub struct SteppedScheduler<'a> {
     full: bool,
     ratio: f64,
     outcome: StepOutcome,
+    log: EventLog,
+    /// Turns of the loop before the present one.
+    turn: u64,
+    /// Turns up to the last one that launched a batch or learned its results.
+    busy_turns: u64,
     /// Requests that decode in the last step.
     decoding: u64,
     refreshes: u64,
@@ -189,7 +92,14 @@ pub struct SteppedScheduler<'a> {
     done: usize,
     /// Places that hold a row.
     rows: usize,
+    /// Entries into the queue.
+    entries: u64,
+    /// Tokens of all prefill batches.
+    prefilled_tokens: u64,
+    generated_tokens: u64,
     retractions: u64,
+    preemptions: u64,
+    aborted: u64,
     hit_tokens: u64,
     query_tokens: u64,
 }
@@ -222,7 +132,7 @@ impl<'a> SteppedScheduler<'a> {
         })
         .map_err(of_cache)?;
         Ok(Self {
-            ratio: (INIT_RATIO * config.conservativeness).min(1.0),
+            ratio: first_ratio(&config),
             config,
             feed,
             trace,
@@ -239,19 +149,30 @@ impl<'a> SteppedScheduler<'a> {
             pending: None,
             full: false,
             outcome: StepOutcome::default(),
+            log: EventLog::default(),
+            turn: 0,
+            busy_turns: 0,
             decoding: 0,
             refreshes: 0,
             admissions: 0,
             apart: Apart::default(),
             done: 0,
             rows: 0,
+            entries: 0,
+            prefilled_tokens: 0,
+            generated_tokens: 0,
             retractions: 0,
+            preemptions: 0,
+            aborted: 0,
             hit_tokens: 0,
             query_tokens: 0,
         })
     }
 
-    /// A request arrives; `false` if it can never run.
+    /// A request arrives; `false` if its prompt is too long to run, whatever else happens.
+    ///
+    /// It gets no more tokens than the context and the empty pool have room for, as SGLang cuts it (`scheduler.py`,
+    /// `init_req_max_new_tokens`; `mem_cache/allocator/base.py`, `max_new_tokens_for_memory`).
     ///
     /// # Errors
     /// If its block ids are too large to be told apart.
@@ -261,30 +182,29 @@ impl<'a> SteppedScheduler<'a> {
             .feed
             .as_ref()
             .map_or(self.trace.input_len(index) as usize, |f| f.prompt_len(index));
-        let output = (self.trace.output_len(index) as usize).max(1);
-        let longest = self
-            .config
-            .max_context_tokens
-            .min(self.cache.slots().capacity_tokens())
-            .saturating_sub(1);
-        if prompt + INPUT_MARGIN > longest {
+        let (capacity, page) = (self.cache.slots().capacity_tokens(), self.config.page_size);
+        let longest = self.config.max_context_tokens.min(capacity).saturating_sub(1);
+        if prompt + INPUT_MARGIN >= longest {
+            self.log
+                .note(self.turn, || StepEvent::Rejected { tag, too_long: true });
             return Ok(false);
         }
+        let room = capacity.saturating_sub(prompt.next_multiple_of(page) + page + 1);
+        let output = match self.config.side {
+            Side::Prefill => 1,
+            _ => self.trace.output_len(index) as usize,
+        };
         let job = Job {
             tag,
             prompt,
-            output: match self.config.side {
-                Side::Prefill => 1,
-                _ => output.min(longest - prompt),
-            },
-            generated: 0,
-            retractions: 0,
-            content: None,
+            asked: output.min(longest - prompt - 1).min(room),
+            priority: self.trace.priority(index),
+            ..Job::default()
         };
         if self.config.recv_interval > 1 {
             self.inbox.add(job);
         } else {
-            self.arrive().push_back(job);
+            self.arrive(job);
         }
         Ok(true)
     }
@@ -335,6 +255,47 @@ impl<'a> SteppedScheduler<'a> {
         self.retractions
     }
 
+    /// Times a more important request took the place of another.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Requests that ran out of memory with nobody left to retract.
+    pub fn aborted(&self) -> u64 {
+        self.aborted
+    }
+
+    /// Tokens generated by requests that have ended.
+    pub fn generated_tokens(&self) -> u64 {
+        self.generated_tokens
+    }
+
+    /// Nodes evicted so far, and their tokens.
+    pub fn evicted(&self) -> (u64, u64) {
+        (self.log.evicted_nodes, self.log.evicted_tokens)
+    }
+
+    /// Turns of the loop so far.
+    pub fn turns(&self) -> u64 {
+        self.turn
+    }
+
+    /// Turns of the loop until it last launched a batch or learned the results of one.
+    pub fn busy_turns(&self) -> u64 {
+        self.busy_turns
+    }
+
+    /// From now on keeps what happens for [`SteppedScheduler::take_events`], and lets no steps be skipped: a request that
+    /// decodes several tokens at once would get other slots.
+    pub fn keep_events(&mut self) {
+        self.log.kept = true;
+    }
+
+    /// What has happened since the last call, each with its turn.
+    pub fn take_events(&mut self) -> impl Iterator<Item = (u64, StepEvent)> + '_ {
+        self.log.events.drain(..)
+    }
+
     /// Tokens found in the cache and tokens looked up, at first admissions.
     pub fn hits(&self) -> (u64, u64) {
         (self.hit_tokens, self.query_tokens)
@@ -365,7 +326,8 @@ impl<'a> SteppedScheduler<'a> {
 
     /// Coming steps in which everybody just decodes, unless a request arrives: until one ends or must evict.
     pub fn idle_steps(&self) -> u32 {
-        if self.running.is_empty()
+        if self.log.kept
+            || self.running.is_empty()
             || self.chunked.is_some()
             || self.last_prefill.is_some()
             || self.running.len() + self.apart.num_placed() != self.rows
@@ -391,7 +353,7 @@ impl<'a> SteppedScheduler<'a> {
             if a.done {
                 return 0;
             }
-            left = left.min(a.job.output.saturating_sub(a.job.generated + a.in_flight));
+            left = left.min(a.job.output().saturating_sub(a.job.generated + a.in_flight));
         }
         if left == 0 {
             return 0;
@@ -418,42 +380,84 @@ impl<'a> SteppedScheduler<'a> {
             }
         }
         self.decay(f64::from(steps));
-        self.inbox.skip(steps);
+        self.inbox.skip(steps.into());
+        self.turn += u64::from(steps);
+        self.busy_turns = self.turn;
         Ok(())
     }
 
-    /// Runs one step; returns what it computes and how many requests decode a token.
+    /// Runs one step, which is one turn of SGLang's loop; returns what it computes and how many requests decode a token.
     ///
     /// # Errors
-    /// If the cache refuses what the gate let in (it never does).
+    /// If SGLang itself would stop, for want of memory for a chunk.
     pub fn step(&mut self) -> Result<(&StepOutcome, u64)> {
         self.outcome.clear();
         self.look_for_requests();
         self.begin_apart()?;
         self.merge()?;
-        let (batch, decoding) = if let Some(batch) = self.prefill()? {
-            (Some(batch), 0)
-        } else {
-            let batch = self.decode()?;
-            let decoding = batch.as_ref().map_or(0, |b| b.batch.len() as u64);
-            (batch, decoding)
+        let batch = match self.prefill()? {
+            Some(batch) => Some(batch),
+            None => self.decode()?,
         };
+        self.decoding = batch.as_ref().map_or(0, |b| b.decoding() as u64);
         self.launched = match &batch {
             None => Launched::Nothing,
             Some(b) if b.prefill => Launched::Prefill,
             Some(_) => Launched::Decode,
         };
+        let nothing = batch.is_none();
+        if !nothing || self.pending.is_some() {
+            self.busy_turns = self.turn + 1;
+        }
         if self.config.overlap {
             let before = std::mem::replace(&mut self.pending, batch);
-            if let Some(before) = before {
-                self.process(before)?;
+            match before {
+                Some(before) => self.process(before)?,
+                None if nothing => self.rest(),
+                None => {}
             }
         } else if let Some(batch) = batch {
             self.process(batch)?;
+        } else {
+            self.rest();
         }
         self.let_go()?;
-        self.decoding = decoding;
+        self.turn += 1;
         Ok(self.last_step())
+    }
+
+    /// Turns the loop until something is computed, or until there is nothing more to learn and nobody left to see: a turn in
+    /// which only results become known takes no time, nor do the turns of an idle loop until it looks for new requests.
+    ///
+    /// # Errors
+    /// As [`SteppedScheduler::step`].
+    pub fn advance(&mut self) -> Result<(&StepOutcome, u64)> {
+        while self.step()?.1 == 0 && self.outcome.is_empty() && (self.has_pending() || self.has_unseen()) {}
+        Ok(self.last_step())
+    }
+
+    /// The loop has nothing to do: the new-token ratio starts anew (`scheduler.py`, `on_idle`). The loops of engines that do one
+    /// side only are left as they were compared.
+    fn rest(&mut self) {
+        let idle = self.running.is_empty() && self.waiting.is_empty() && self.chunked.is_none();
+        if idle && self.config.side == Side::Whole {
+            self.ratio = first_ratio(&self.config);
+        }
+    }
+
+    /// Lets `turns` turns of an idle loop pass.
+    ///
+    /// # Errors
+    /// As [`SteppedScheduler::step`].
+    pub fn idle(&mut self, turns: u64) -> Result<()> {
+        debug_assert!(!self.has_unfinished() && !self.has_pending());
+        if turns > 0 {
+            // The first of them looks at what the one before launched.
+            self.step()?;
+            self.inbox.skip(turns - 1);
+            self.turn += turns - 1;
+        }
+        Ok(())
     }
 
     /// What the last step computed and how many requests decoded a token.
@@ -461,96 +465,29 @@ impl<'a> SteppedScheduler<'a> {
         (&self.outcome, self.decoding)
     }
 
-    /// Lets all results be known and all that ended leave, as SGLang's idle loop does.
+    /// Turns the loop until all results are known and all that ended have left, and once more.
     ///
     /// # Errors
-    /// If the cache refuses what it gave (it never does).
+    /// As [`SteppedScheduler::step`].
     pub fn settle(&mut self) -> Result<()> {
-        if let Some(before) = self.pending.take() {
-            self.process(before)?;
+        while self.has_pending() {
+            self.step()?;
         }
-        self.merge()
-    }
-
-    /// What was computed last joins the running requests, and what has ended leaves.
-    fn merge(&mut self) -> Result<()> {
-        if let Some(place) = self.chunked {
-            self.publish_chunk(place)?;
-        }
-        if self.config.side == Side::Prefill {
-            // Nobody runs here after the prompt.
-            self.last_prefill = None;
-            self.full = false;
-            return Ok(());
-        }
-        if let Some(last) = self.last_prefill.take() {
-            let before = last.places.len();
-            let mut kept = Vec::with_capacity(before);
-            for place in last.places {
-                if Some(place) == self.chunked || Some(place) == last.chunked {
-                    continue;
-                }
-                if self.has_ended(place) {
-                    self.vacate(place);
-                } else {
-                    kept.push(place);
-                }
-            }
-            if kept.len() < before {
-                self.full = false;
-            }
-            if self.running.is_empty() && !kept.is_empty() {
-                // The batch takes the place of the empty one, and was never full itself.
-                self.full = false;
-            }
-            self.running.append(&mut kept);
-        }
-        let before = self.running.len();
-        for place in std::mem::take(&mut self.running) {
-            if self.has_ended(place) {
-                self.vacate(place);
-            } else {
-                self.running.push(place);
-            }
-        }
-        if self.running.len() < before {
-            self.full = false;
-        }
+        self.merge()?;
+        self.rest();
         Ok(())
     }
 
-    /// Whether the request is known to have all its tokens.
-    fn has_ended(&self, place: usize) -> bool {
-        self.active[place]
-            .as_ref()
-            .is_none_or(|a| a.job.generated >= a.job.output)
-    }
-
-    fn occupy(&mut self, active: Active) -> usize {
-        if let Some(place) = self.vacant.pop() {
-            self.active[place] = Some(active);
-            place
-        } else {
-            self.active.push(Some(active));
-            self.active.len() - 1
-        }
-    }
-
-    /// Frees a place whose memory is released.
-    fn vacate(&mut self, place: usize) -> Option<Active> {
-        let active = self.active[place].take();
-        if let Some(a) = &active {
-            self.vacant.push(place);
-            self.done -= usize::from(a.done);
-        }
-        active
-    }
-
     fn decay(&mut self, steps: f64) {
-        let first = (INIT_RATIO * self.config.conservativeness).min(1.0);
+        let first = first_ratio(&self.config);
         let least = first * MIN_RATIO_FACTOR;
         self.ratio = (self.ratio - steps * (first - least) / DECAY_STEPS).max(least);
     }
+}
+
+/// The new-token ratio of a scheduler that has done nothing yet.
+fn first_ratio(config: &StepConfig) -> f64 {
+    (INIT_RATIO * config.conservativeness).min(1.0)
 }
 
 /// Makes the tokens of a request that looks at the cache.

@@ -12,7 +12,8 @@
 //! with a query of its own (`DFlash`) a slot more. The number of drafts may change with the batch (`draft_counts.rs`).
 //!
 //! Which drafts a target accepts is nothing a scheduler knows: here it is a mean, met exactly over the steps of each
-//! request. Not modelled: several MTP modules (longer lookahead), suffix decoding (as many drafts as it finds).
+//! request. Not modelled: several MTP modules (longer lookahead), suffix decoding (how many drafts a step has follows
+//! from the text, `vllm/v1/spec_decode/suffix_decoding.py`).
 
 use kvwise_core::{Error, Result};
 

@@ -22,8 +22,9 @@ use kvwise_cache::radix::Namespace;
 use kvwise_core::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Active, Job, Side, SteppedScheduler, small};
-use crate::sched::sglang::{CLIP_MAX_NEW_TOKENS, of_cache};
+use super::job::{Active, Job};
+use super::{Side, SteppedScheduler, small};
+use crate::sched::sglang::of_cache;
 
 /// What only an engine of one side keeps.
 #[derive(Default)]
@@ -73,24 +74,21 @@ impl SteppedScheduler<'_> {
         self.config.overlap && matches!(self.config.side, Side::Decode { .. })
     }
 
-    /// Where requests wait first.
-    pub(super) fn arrive(&mut self) -> &mut VecDeque<Job> {
+    /// A request comes to where it waits first.
+    pub(super) fn arrive(&mut self, job: Job) {
         if matches!(self.config.side, Side::Decode { .. }) {
             self.apart.blocked = false;
-            &mut self.apart.unplaced
+            self.apart.unplaced.push_back(job);
         } else {
-            &mut self.waiting
+            self.enter(job);
         }
     }
 
     /// The loop looks for requests that have arrived, if it is due.
     pub(super) fn look_for_requests(&mut self) {
-        let queue = if matches!(self.config.side, Side::Decode { .. }) {
-            &mut self.apart.unplaced
-        } else {
-            &mut self.waiting
-        };
-        self.inbox.turn(self.launched, queue);
+        for job in self.inbox.turn(self.launched) {
+            self.arrive(job);
+        }
     }
 
     /// A request that decoding has pushed out waits again.
@@ -98,7 +96,7 @@ impl SteppedScheduler<'_> {
         if matches!(self.config.side, Side::Decode { .. }) {
             self.apart.retracted.push_back(job);
         } else {
-            self.waiting.push_back(job);
+            self.enter(job);
         }
     }
 
@@ -131,7 +129,7 @@ impl SteppedScheduler<'_> {
         let is_it = |place: &usize| self.active[*place].as_ref().is_some_and(|a| a.job.tag == tag);
         if let Some(at) = self.apart.receiving.iter().position(is_it) {
             let place = self.apart.receiving.remove(at);
-            self.give_back(place)?;
+            self.give_back(place, false)?;
         }
         Ok(())
     }
@@ -196,7 +194,7 @@ impl SteppedScheduler<'_> {
             self.running
                 .iter()
                 .filter_map(|&place| self.active[place].as_ref())
-                .map(|a| whole(a.job.output.min(CLIP_MAX_NEW_TOKENS) + a.job.prompt) - whole(retractable))
+                .map(|a| whole(a.job.clipped() + a.job.prompt) - whole(retractable))
                 .max()
                 .unwrap_or(0)
         });
@@ -258,7 +256,7 @@ impl SteppedScheduler<'_> {
                 break;
             }
             let least = whole(self.paged(job.prompt) + reserved_tokens);
-            let most = whole(job.prompt + job.output.min(CLIP_MAX_NEW_TOKENS)) - whole(retractable);
+            let most = whole(job.prompt + job.clipped()) - whole(retractable);
             let (free, by_promise) = self.unpromised(reserved_tokens, Some(retractable));
             if least.max(most) > free {
                 // Decoding takes memory, and only what the longest one may still need shrinks with it.
@@ -334,7 +332,7 @@ impl SteppedScheduler<'_> {
             let Some(a) = &self.active[place] else {
                 continue;
             };
-            let ended = a.job.generated >= a.job.output;
+            let ended = a.job.generated >= a.job.output();
             self.outcome.joined.push((a.job.tag, small(a.owned_len()), ended));
             if ended {
                 self.release_place(place)?;

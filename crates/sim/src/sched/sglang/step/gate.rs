@@ -4,22 +4,36 @@
 //! (`PrefillAdder`), `mem_cache/prefill_budget.py` and `mem_cache/allocation.py` (`alloc_for_extend`).
 
 use kvwise_cache::radix::{Namespace, RequestKv};
-use kvwise_core::Result;
+use kvwise_core::{Error, Result};
 
-use super::{Active, Job, LastPrefill, Pending, SteppedScheduler, fill, small};
-use crate::sched::sglang::{CLIP_MAX_NEW_TOKENS, of_cache};
+use super::events::runs;
+use super::job::{Active, Job, LastPrefill, Pending};
+use super::{SchedulePolicy, StepEvent, SteppedScheduler, fill, small};
+use crate::sched::sglang::of_cache;
 
 /// What is left for a batch.
-struct Budget {
+pub(super) struct Budget {
     page: usize,
     /// Tokens that admitted and running requests will take, now and until they end.
-    total: f64,
+    pub(super) total: f64,
     /// Tokens that admitted requests take now.
     current: usize,
     /// Prompt tokens that may still be started.
     input: usize,
     /// Prompt tokens that may still be computed; `None` without chunks.
     chunk: Option<usize>,
+}
+
+/// What the gate says of a request.
+enum Verdict {
+    /// All its missing tokens are computed.
+    Whole(usize),
+    /// Some of them are.
+    Chunk(usize),
+    /// It must wait for memory.
+    NoRoom,
+    /// It must wait for another batch.
+    NotNow,
 }
 
 /// Whether the next candidate is looked at.
@@ -58,39 +72,48 @@ impl Budget {
 impl SteppedScheduler<'_> {
     /// Composes a prefill batch; `None` if there is none.
     pub(super) fn prefill(&mut self) -> Result<Option<Pending>> {
-        if self.running.is_empty() {
-            // Nobody can leave an empty batch, and only leaving clears the flag elsewhere.
+        if self.running.is_empty() || self.preemption().is_some() {
+            // Nobody can leave an empty batch, and only leaving clears the flag elsewhere; a full one may be preempted.
             self.full = false;
         }
         if (self.full || self.waiting.is_empty()) && self.chunked.is_none() {
             return Ok(None);
         }
-        let rows_free = self.config.max_running.saturating_sub(self.rows);
-        let allocatable = self.config.max_running.saturating_sub(self.running.len());
-        if rows_free.min(allocatable) == 0 && self.chunked.is_none() {
+        if self.allocatable(0) == 0 && self.chunked.is_none() && self.preemption().is_none() {
             self.full = true;
             return Ok(None);
         }
         self.order_waiting()?;
+        let mixed = if self.config.mixed_chunk {
+            self.running.len()
+        } else {
+            0
+        };
+        let expected: f64 = self
+            .running
+            .iter()
+            .map(|&place| self.expected_tokens(place))
+            .sum();
         let mut budget = Budget {
             page: self.config.page_size,
-            total: self
-                .running
-                .iter()
-                .filter_map(|&place| self.active[place].as_ref())
-                .map(|a| a.job.to_come() as f64 * self.ratio)
-                .sum(),
-            current: 0,
-            input: self.config.max_prefill_tokens,
-            chunk: self.config.chunked_prefill_tokens,
+            total: mixed as f64 + expected,
+            current: mixed,
+            input: self.config.max_prefill_tokens.saturating_sub(mixed),
+            chunk: self
+                .config
+                .chunked_prefill_tokens
+                .map(|chunk| chunk.saturating_sub(mixed)),
         };
         // Place, and tokens to compute.
         let mut batch: Vec<(usize, usize)> = Vec::new();
         if let Some(place) = self.chunked {
             batch.push((place, self.next_chunk(place, &mut budget)));
         }
-        let held = batch.len();
-        self.admit(&mut budget, &mut batch, (rows_free + held).min(allocatable))?;
+        let mut lost = Vec::new();
+        self.admit(&mut budget, &mut batch, &mut lost)?;
+        for job in lost {
+            self.enter(job);
+        }
         if batch.is_empty() {
             return Ok(None);
         }
@@ -98,13 +121,40 @@ impl SteppedScheduler<'_> {
             a.middle_chunks += 1;
         }
         self.allocate(&batch)?;
-        let places: Vec<usize> = batch.iter().map(|b| b.0).collect();
-        let pending = self.launch(true, &places);
+        let mut places: Vec<usize> = batch.iter().map(|b| b.0).collect();
+        self.prefilled_tokens += batch.iter().map(|b| b.1 as u64).sum::<u64>();
+        if self.config.mixed_chunk && !self.running.is_empty() {
+            self.join_decoding(&mut places)?;
+        }
+        let pending = self.launch(&places, batch.len());
         self.last_prefill = Some(LastPrefill {
             places,
             chunked: self.chunked,
         });
         Ok(Some(pending))
+    }
+
+    /// Requests that a batch may hold, `held` of which have rows already.
+    fn allocatable(&self, held: usize) -> usize {
+        let rows = self.config.max_running.saturating_sub(self.rows) + held;
+        rows.min(self.config.max_running.saturating_sub(self.running.len()))
+    }
+
+    /// The running requests decode in this prefill batch, if there is room for a token of each after its prompts.
+    fn join_decoding(&mut self, places: &mut Vec<usize>) -> Result<()> {
+        self.set_ending_aside();
+        if self.running.is_empty() || !self.fits() {
+            return Ok(());
+        }
+        self.take_tokens()?;
+        for &place in &self.running {
+            if let Some(a) = &mut self.active[place] {
+                a.job.weighed.0 = a.job.known();
+            }
+        }
+        self.prefilled_tokens += self.running.len() as u64;
+        places.append(&mut self.running);
+        Ok(())
     }
 
     /// Tokens that the prompt which is half way through computes now; it is no longer half way if they are all.
@@ -118,9 +168,10 @@ impl SteppedScheduler<'_> {
         let memory = whole(obtainable - budget.total);
         // It must get on to release its memory, whatever the budget says.
         let limit = if memory == 0 { limit } else { limit.min(memory) };
+        let limit = limit.min(self.left_by_shorter(missing, budget).unwrap_or(usize::MAX));
         let new = missing.min(limit);
         if new == missing {
-            budget.charge(new, a.job.output.min(CLIP_MAX_NEW_TOKENS));
+            budget.charge(new, a.job.clipped());
             self.chunked = None;
         } else {
             budget.charge(new, 0);
@@ -128,66 +179,81 @@ impl SteppedScheduler<'_> {
         new
     }
 
-    /// Takes requests from the queue as long as the gate lets them in.
+    /// Tokens of this batch that a long prompt may take under `shortest-prefill-first`, so that shorter ones that wait get in.
+    fn left_by_shorter(&self, missing: usize, budget: &Budget) -> Option<usize> {
+        let (page, chunk) = (budget.page, budget.chunk?);
+        if self.config.schedule != SchedulePolicy::ShortestPrefillFirst || chunk < 2 * page {
+            return None;
+        }
+        let mut reserved = 0;
+        for job in &self.waiting {
+            let work = (job.known() - job.matched).max(1);
+            let charge = work.next_multiple_of(page);
+            if work >= missing || reserved + charge > chunk - page {
+                break;
+            }
+            reserved += charge;
+        }
+        (reserved > 0).then(|| (chunk - reserved) / page * page)
+    }
+
+    /// Takes requests from the queue as long as the gate lets them in; those that had to make room for them go to `lost`.
     fn admit(
         &mut self,
         budget: &mut Budget,
         batch: &mut Vec<(usize, usize)>,
-        allocatable: usize,
+        lost: &mut Vec<Job>,
     ) -> Result<()> {
+        // Only the prompt that is half way through has a row.
+        let held = batch.len();
         while let Some(mut job) = self.waiting.pop_front() {
             if budget.state(self.cache.obtainable_tokens()) == State::Spent {
                 self.waiting.push_front(job);
                 break;
             }
-            if batch.len() >= allocatable {
+            if batch.len() >= self.allocatable(held) {
                 self.full = true;
             }
-            if self.full {
+            if self.full && !self.preempt_for(&job, budget, lost)? {
                 self.waiting.push_front(job);
                 break;
             }
             fill(self.feed.as_mut(), &mut job)?;
             let kv = self.lookup(&job)?;
-            let extend = job.known() - kv.prefix_len();
-            let pages = extend.next_multiple_of(budget.page);
-            let needed = (extend + job.to_come() + budget.page) as f64;
-            if needed >= self.cache.obtainable_tokens() as f64 - budget.total {
-                self.cache.retract(kv).map_err(of_cache)?;
-                let somebody = !batch.is_empty() || !self.running.is_empty();
-                if !somebody && self.rows == 0 {
-                    // Everything is free or evictable and it does not fit: it never will.
-                    self.outcome.rejected.push(job.tag);
-                    continue;
+            job.weighed = (job.known(), kv.prefix_len());
+            let verdict = self.weigh(&job, &kv, budget, batch);
+            let (new, chunked) = match verdict {
+                Verdict::Whole(new) => (new, false),
+                Verdict::Chunk(new) => (new, true),
+                Verdict::NoRoom => {
+                    self.cache.retract(kv).map_err(of_cache)?;
+                    let somebody = !batch.is_empty() || !self.running.is_empty();
+                    if !somebody && self.rows == 0 {
+                        // Everything is free or evictable and it does not fit: it never will.
+                        self.outcome.rejected.push(job.tag);
+                        self.log.note(self.turn, || StepEvent::Rejected {
+                            tag: job.tag,
+                            too_long: false,
+                        });
+                        continue;
+                    }
+                    self.full = somebody;
+                    self.waiting.push_front(job);
+                    break;
                 }
-                self.full = somebody;
-                self.waiting.push_front(job);
-                break;
-            }
-            let refused = match budget.chunk {
-                // Without chunks the first request may be longer than the batch.
-                None => !batch.is_empty() && pages >= budget.input,
-                Some(_) => false,
+                Verdict::NotNow => {
+                    self.cache.retract(kv).map_err(of_cache)?;
+                    self.waiting.push_front(job);
+                    break;
+                }
             };
-            let cut = budget.chunk.filter(|&limit| pages > limit).map(|limit| {
-                let end = kv.prefix_len() + limit / budget.page * budget.page;
-                (end / budget.page * budget.page).saturating_sub(kv.prefix_len())
-            });
-            if refused || cut == Some(0) {
-                self.cache.retract(kv).map_err(of_cache)?;
-                self.waiting.push_front(job);
-                break;
-            }
-            let new = cut.unwrap_or(extend);
-            let output = job.output.min(CLIP_MAX_NEW_TOKENS);
+            let output = if chunked { 0 } else { job.clipped() };
             let place = self.take_in(job, kv, new);
             batch.push((place, new));
-            if cut.is_some() {
+            if chunked {
                 self.chunked = Some(place);
-                budget.charge(new, 0);
-            } else {
-                budget.charge(new, output);
             }
+            budget.charge(new, output);
             match budget.state(self.cache.obtainable_tokens()) {
                 State::Continue => {}
                 State::NoToken => {
@@ -198,6 +264,38 @@ impl SteppedScheduler<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the gate makes of a request that holds the lock on its prefix.
+    fn weigh(&self, job: &Job, kv: &RequestKv, budget: &Budget, batch: &[(usize, usize)]) -> Verdict {
+        if self
+            .config
+            .prefill_max_requests
+            .is_some_and(|most| batch.len() >= most)
+        {
+            return Verdict::NotNow;
+        }
+        let extend = job.known() - kv.prefix_len();
+        let pages = extend.next_multiple_of(budget.page);
+        let needed = (extend + job.to_come() + budget.page) as f64;
+        if needed >= self.cache.obtainable_tokens() as f64 - budget.total {
+            return Verdict::NoRoom;
+        }
+        match budget.chunk {
+            // Without chunks the first request may be longer than the batch.
+            None if !batch.is_empty() && pages >= budget.input => Verdict::NotNow,
+            Some(limit) if pages > limit => {
+                let only_one = self.config.schedule == SchedulePolicy::ShortestPrefillFirst;
+                let end = kv.prefix_len() + limit / budget.page * budget.page;
+                let new = (end / budget.page * budget.page).saturating_sub(kv.prefix_len());
+                if new == 0 || (only_one && self.chunked.is_some()) {
+                    Verdict::NotNow
+                } else {
+                    Verdict::Chunk(new)
+                }
+            }
+            _ => Verdict::Whole(extend),
+        }
     }
 
     fn lookup(&mut self, job: &Job) -> Result<RequestKv> {
@@ -219,6 +317,12 @@ impl SteppedScheduler<'_> {
             self.query_tokens += job.known() as u64;
         }
         self.outcome.admitted.push((job.tag, small(hit), again));
+        self.log.note(self.turn, || StepEvent::Admitted {
+            tag: job.tag,
+            hit_tokens: small(hit),
+            tokens: small(job.known()),
+            resumed: again,
+        });
         self.admissions += 1;
         debug_assert!(new > 0, "a batch computes something of each of its requests");
         self.occupy(Active {
@@ -247,21 +351,35 @@ impl SteppedScheduler<'_> {
                 self.rows += 1;
             }
         }
-        self.cache
-            .make_room(if page == 1 { new } else { new + batch.len() * page }, |_| {});
+        self.make_room(if page == 1 { new } else { new + batch.len() * page });
         for &(place, new) in batch {
             let Some(a) = &mut self.active[place] else {
                 continue;
             };
             let past = a.computed;
             a.computed = past + new;
+            a.job.weighed.0 = a.job.known();
             if let Some(kv) = &mut a.kv {
-                self.cache.grow(kv, past + new).map_err(of_cache)?;
+                let slots = self.cache.grow(kv, past + new).map_err(|e| out_of_memory(&e))?;
+                self.log.note(self.turn, || StepEvent::Prefilled {
+                    tag: a.job.tag,
+                    new_tokens: small(new),
+                    past_tokens: small(past),
+                    slots: runs(slots),
+                });
             }
             self.outcome.prefills.push((a.job.tag, small(new), small(past)));
         }
         Ok(())
     }
+}
+
+/// SGLang's own end where a chunk that has to get on finds no room after all.
+fn out_of_memory(error: &kvwise_cache::Error) -> Error {
+    Error::unsupported(format!(
+        "SGLang's scheduler stops here with \"Prefill out of memory\": {error}"
+    ))
+    .hint("raise the pool's tokens, or lower --chunked-prefill-size or --max-running-requests")
 }
 
 /// The number without its fraction; 0 where it is negative.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::Job;
+use super::job::Job;
 
 /// Largest interval: an idle loop turns as often before it sees a request.
 pub const MAX_RECV_INTERVAL: u32 = 100_000;
@@ -53,16 +53,16 @@ impl Inbox {
         self.arrived.push_back(job);
     }
 
-    /// A turn of the loop begins: if it looks, whoever has arrived goes to the end of `queue`.
-    pub(super) fn turn(&mut self, last: Launched, queue: &mut VecDeque<Job>) {
+    /// A turn of the loop begins; if it looks, those who have arrived come out.
+    pub(super) fn turn(&mut self, last: Launched) -> VecDeque<Job> {
         if self.interval > 1 {
             self.count += last.weight();
             if self.count < self.interval {
-                return;
+                return VecDeque::new();
             }
             self.count = 0;
         }
-        queue.append(&mut self.arrived);
+        std::mem::take(&mut self.arrived)
     }
 
     /// Coming turns, each after a decode step, in which the loop sees nobody.
@@ -75,9 +75,9 @@ impl Inbox {
     }
 
     /// Lets turns after decode steps pass, of which none sees anybody.
-    pub(super) fn skip(&mut self, turns: u32) {
+    pub(super) fn skip(&mut self, turns: u64) {
         if self.interval > 1 {
-            let count = (u64::from(self.count) + u64::from(turns)) % u64::from(self.interval);
+            let count = (u64::from(self.count) + turns) % u64::from(self.interval);
             #[expect(clippy::cast_possible_truncation, reason = "less than the interval")]
             {
                 self.count = count as u32;
@@ -96,10 +96,8 @@ mod tests {
         Job {
             tag,
             prompt: 1,
-            output: 1,
-            generated: 0,
-            retractions: 0,
-            content: None,
+            asked: 1,
+            ..Job::default()
         }
     }
 
@@ -113,11 +111,10 @@ mod tests {
             (1920, Launched::Prefill, 2),
         ] {
             let mut inbox = Inbox::new(interval);
-            let mut queue = VecDeque::new();
             inbox.add(job(7));
-            let mut turns = 0;
-            while queue.is_empty() {
-                inbox.turn(last, &mut queue);
+            let (mut seen, mut turns) = (0, 0);
+            while seen == 0 {
+                seen = inbox.turn(last).len();
                 turns += 1;
             }
             assert_eq!(
@@ -134,21 +131,19 @@ mod tests {
             interval in 1_u32..40, before in 0_u32..50, waiting: bool, ahead in 0_u32..60
         ) {
             let (mut skipped, mut taken) = (Inbox::new(interval), Inbox::new(interval));
-            let mut queue = VecDeque::new();
             for inbox in [&mut skipped, &mut taken] {
                 for _ in 0..before {
-                    inbox.turn(Launched::Decode, &mut queue);
+                    inbox.turn(Launched::Decode);
                 }
                 if waiting {
                     inbox.add(job(0));
                 }
             }
             let quiet = ahead.min(skipped.unseen_turns());
-            skipped.skip(quiet);
+            skipped.skip(quiet.into());
             for _ in 0..quiet {
-                taken.turn(Launched::Decode, &mut queue);
+                prop_assert!(taken.turn(Launched::Decode).is_empty());
             }
-            prop_assert!(queue.is_empty());
             prop_assert_eq!(skipped.count, taken.count);
             prop_assert_eq!(skipped.len(), taken.len());
         }
