@@ -349,7 +349,7 @@ class Engine:
         adder._commit_prefill_admission, adder.preempt_to_schedule = committed, preempted
 
     def emit(self, event, req, **fields):
-        name = {"id": req.name} if req is not None else {}
+        name = {"id": str(req.rid)} if req is not None else {}
         self.lines.append(json.dumps({"ev": event, "step": self.step, **name, **fields}))
 
     def lost(self, fate):
@@ -365,20 +365,23 @@ class Engine:
         params = SimpleNamespace(
             max_new_tokens=given["output"], ignore_eos=False, stop_token_ids=None, stop_strs=[], stop_regex_strs=[], n=1,
             min_new_tokens=0)
-        name = given.get("id", str(number))
-        req = sgl.schedule_batch.Req(name, "", array("q", given["prompt"]), params)
-        req.number, req.name, req.given = number, name, given.get("output_tokens")
+        req = sgl.schedule_batch.Req(given.get("id", number), "", array("q", given["prompt"]), params)
+        req.number, req.given = number, given.get("output_tokens")
         req.extra_key, req.cache_salt = given.get("extra_key"), given.get("cache_salt")
         req.tokenizer, req.eos_token_ids, req.vocab_size, req.beam_group = None, None, 1 << 62, None
         req._check_str_based_finish = lambda *_: False
         req.priority = given.get("priority", 0)
         req.time_stats = Times()
+        return req
+
+    def check(self, req):
+        """What becomes of a request as it comes: it is cut, and turned away or put where the loop will look."""
         self.s.init_req_max_new_tokens(req)
-        if sgl.utils.validate_input_length(req, self.s.max_req_len - 5, False):
+        if self.sgl.utils.validate_input_length(req, self.s.max_req_len - 5, False):
             self.sums["rejected"] += 1
             self.emit("rejected", req, reason="prompt_too_long")
-            return
-        self.skipped.append(req)
+        else:
+            self.skipped.append(req)
 
     def token(self, req):
         at = len(req.output_ids)
@@ -418,7 +421,7 @@ class Engine:
             last = s.last_batch and SimpleNamespace(forward_mode=s.last_batch.forward_mode.kind)
             # Requests are checked as they come, and join the queue when the loop looks.
             while waiting and waiting[0][1]["step"] <= step:
-                self.request(*waiting.pop(0))
+                self.check(self.request(*waiting.pop(0)))
             if self.skipper is None or self.skipper.handle(last):
                 for req in self.skipped:
                     self.enter(req)
