@@ -26,7 +26,7 @@ use super::deployment::Deployment;
 use super::simulate::changed;
 use apart::Split;
 use drafting::{Drafting, NOT_TIMED, speculation};
-use kernels::{Kernels, confidence, has_experts};
+use kernels::{Kernels, confidence, graphs, has_experts};
 use network::NetworkAsked;
 use scheduler::{parallel, scheduler};
 use sglang::Own;
@@ -325,6 +325,7 @@ fn prepare_whole(deployment: &Deployment, serving: &Serving) -> Result<Prepared>
         whole_experts: settings.enable_expert_parallel,
         kv_dtype: plan.kv_cache.as_ref().map_or("", |kv| kv.dtype.as_str()),
         max_batched_tokens: scheduler.max_num_batched_tokens.into(),
+        graphs: graphs(settings.enforce_eager),
     }
     .options()?;
     let engine_gpus = parallel

@@ -12,7 +12,7 @@ use kvwise_sim::simulate::HostTimes;
 
 use super::deployment::Resolved;
 use super::served::TTFT_FACTOR;
-use super::served::kernels::{Kernels, confidence, has_experts};
+use super::served::kernels::{Kernels, confidence, graphs, has_experts};
 
 /// Steps of a prompt that are timed one by one; more are put together in as many groups.
 const MOST_STEPS: u64 = 64;
@@ -97,6 +97,7 @@ struct Spread<'a> {
     batched_tokens: u64,
     chunk_tokens: u64,
     drafts: bool,
+    eager: bool,
 }
 
 impl<'a> Spread<'a> {
@@ -116,6 +117,7 @@ impl<'a> Spread<'a> {
                     batched_tokens,
                     chunk_tokens: batched_tokens.saturating_mul(pp),
                     drafts: s.speculative.is_some(),
+                    eager: s.enforce_eager,
                 })
             }
             Engine::Sglang(s) => {
@@ -136,6 +138,7 @@ impl<'a> Spread<'a> {
                     batched_tokens: chunk_tokens,
                     chunk_tokens,
                     drafts: s.speculative.is_some(),
+                    eager: s.disable_cuda_graph,
                 })
             }
             _ => None,
@@ -171,6 +174,7 @@ impl Clock {
             whole_experts: spread.whole_experts,
             kv_dtype: &kv.dtype,
             max_batched_tokens: spread.batched_tokens,
+            graphs: graphs(spread.eager),
         }
         .options()?;
         let sglang = spread.engine == cost::Engine::Sglang;

@@ -41,7 +41,8 @@ impl StepModel {
             }
         };
         self.add_attention(batch, &mut time);
-        time
+        self.wait_for_launches(batch, &mut time);
+        self.slowed(time)
     }
 }
 
@@ -52,7 +53,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cost::{Calibration, Engine, Prefill, Speculation, StepOptions};
+    use crate::cost::{Calibration, Engine, Graphs, Prefill, Speculation, StepOptions};
 
     fn models() -> Vec<StepModel> {
         let mut models = Vec::new();
@@ -66,6 +67,10 @@ mod tests {
             let plain = StepOptions::new(Engine::Vllm, tp);
             for options in [
                 plain,
+                StepOptions {
+                    graphs: Graphs::Decode,
+                    ..plain
+                },
                 StepOptions { pp: 2, ..plain },
                 StepOptions {
                     speculation: Some(Speculation::chain(2, 0.7, 0.1)),
@@ -74,6 +79,9 @@ mod tests {
             ] {
                 models.push(StepModel::new(&model, &calibration, options).unwrap());
             }
+            let mut slow = calibration;
+            slow.slowdown = Some(2.4);
+            models.push(StepModel::new(&model, &slow, plain).unwrap());
         }
         models
     }

@@ -12,7 +12,7 @@
 //! Models: dense and quantised matrix products by shape, attention prefill with past and decode (windows,
 //! latent attention), recurrent states, routed experts by expected number of active experts on the busiest rank,
 //! all-reduce, pipeline rounds, data-parallel ranks that share experts, speculation with an acceptance rate,
-//! elementwise traffic, launch floors, host time. Does not model: kernel switches inside one shape range, power or
+//! elementwise traffic, launch floors, steps without CUDA graphs, host time. Does not model: kernel switches inside one shape range, power or
 //! clock limits, the topology of networks between machines, the spread of accepted lengths around their mean.
 
 pub mod bound;
@@ -30,5 +30,5 @@ pub use calibration::{Calibration, Engine, GpuSpec};
 pub use memo::Memo;
 pub use network::Network;
 pub use precision::Precision;
-pub use step::{Batch, Prefill, Speculation, StepModel, StepOptions, StepTime};
+pub use step::{Batch, Graphs, Prefill, Speculation, StepModel, StepOptions, StepTime};
 pub use tuning::Tuning;

@@ -44,6 +44,18 @@ impl Speculation {
     }
 }
 
+/// Which steps replay a CUDA graph; others launch every kernel from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Graphs {
+    /// All: decoding in whole graphs, prompts in pieces or in kernels that take longer than their launch.
+    #[default]
+    All,
+    /// Those that only decode (vLLM's `cudagraph_mode` `FULL_DECODE_ONLY`).
+    Decode,
+    /// None (`--enforce-eager`).
+    None,
+}
+
 /// How the model is spread and in which formats it computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOptions {
@@ -65,6 +77,8 @@ pub struct StepOptions {
     pub experts: Precision,
     /// Whether keys and values are 8-bit.
     pub kv_fp8: bool,
+    /// Which steps replay a graph.
+    pub graphs: Graphs,
     /// Speculative decoding.
     pub speculation: Option<Speculation>,
     /// What joins the machines, where there are several.
@@ -84,6 +98,7 @@ impl StepOptions {
             linear: Precision::Bf16,
             experts: Precision::Bf16,
             kv_fp8: false,
+            graphs: Graphs::All,
             speculation: None,
             network: None,
         }
@@ -312,7 +327,11 @@ impl StepModel {
         if batch.tokens() <= 0.0 {
             return StepTime::default();
         }
-        let time = self.round(batch);
+        self.slowed(self.round(batch))
+    }
+
+    /// The same on a GPU that takes longer than its datasheet and the relative's efficiencies say.
+    pub(super) fn slowed(&self, time: StepTime) -> StepTime {
         if self.slowdown > 1.0 {
             time.scaled(self.slowdown)
         } else {
@@ -394,7 +413,23 @@ impl StepModel {
     fn forward(&self, batch: &Batch<'_>, width: f64) -> StepTime {
         let mut total = self.without_attention(batch, width);
         self.add_attention(batch, &mut total);
+        self.wait_for_launches(batch, &mut total);
         total
+    }
+
+    /// Lets a pass without a CUDA graph take as long as the host needs to launch its kernels: the GPU waits wherever one is
+    /// done before the next is launched.
+    pub(super) fn wait_for_launches(&self, batch: &Batch<'_>, total: &mut StepTime) {
+        let launched = match self.options.graphs {
+            Graphs::All => false,
+            Graphs::Decode => !batch.prefills.is_empty(),
+            Graphs::None => true,
+        };
+        if launched && batch.tokens() > 0.0 {
+            let layers: f64 = self.stacks.iter().map(|s| s.layers).sum();
+            let least = layers * self.tuning.launch_s_per_layer;
+            total.elementwise_s += (least - total.total_s()).max(0.0);
+        }
     }
 
     /// Whether a step is one pass of one token a decoding sequence.

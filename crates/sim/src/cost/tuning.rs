@@ -16,6 +16,8 @@ pub struct Tuning {
     pub state_bandwidth: f64,
     /// Share of the 16-bit rate that chunked prefill of recurrent states reaches.
     pub state_rate: f64,
+    /// Host time of launching one layer's kernels one by one, seconds: how long a step without CUDA graphs takes at least.
+    pub launch_s_per_layer: f64,
     /// How far the busiest expert-parallel rank lies above the mean, in standard deviations of a Poisson load times
     /// the expected largest of as many draws as there are ranks.
     pub expert_imbalance: f64,
@@ -32,6 +34,7 @@ impl Default for Tuning {
             elementwise_bandwidth: None,
             state_bandwidth: 0.8,
             state_rate: 0.15,
+            launch_s_per_layer: 7.0e-4,
             expert_imbalance: 1.0,
             whole_expert_penalty: 1.6,
         }

@@ -3,7 +3,7 @@
 use kvwise_core::Result;
 use kvwise_core::arch::{Config, Model, Op};
 use kvwise_core::plan::Hardware;
-use kvwise_sim::cost::{Calibration, Engine, Precision, StepOptions};
+use kvwise_sim::cost::{Calibration, Engine, Graphs, Precision, StepOptions};
 use serde_json::Value;
 
 use super::Confidence;
@@ -30,6 +30,8 @@ pub(in super::super) struct Kernels<'a> {
     pub(in super::super) kv_dtype: &'a str,
     /// Tokens of one step of a stage.
     pub(in super::super) max_batched_tokens: u64,
+    /// Which steps replay a CUDA graph.
+    pub(in super::super) graphs: Graphs,
 }
 
 impl Kernels<'_> {
@@ -48,10 +50,16 @@ impl Kernels<'_> {
             linear,
             experts,
             kv_fp8: self.kv_dtype.contains("fp8"),
+            graphs: self.graphs,
             ..StepOptions::new(self.engine, self.tp)
         };
         Ok((calibration, options))
     }
+}
+
+/// Which steps replay a graph where the engine is told to launch every kernel (`eager`), or not.
+pub(in super::super) fn graphs(eager: bool) -> Graphs {
+    if eager { Graphs::None } else { Graphs::All }
 }
 
 /// Whether tokens choose among experts.

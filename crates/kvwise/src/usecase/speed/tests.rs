@@ -35,6 +35,7 @@ fn timed() -> Vec<Deployment> {
     vec![
         deployment("meta-llama/Llama-3.1-8B", "h100", 1000, 1000, 1),
         deployment("meta-llama/Llama-3.1-8B", "rtx-4090", 1000, 100, 3),
+        deployment("meta-llama/Llama-3.1-8B", "mi300x", 1000, 100, 3),
         Deployment {
             kv_cache_dtype: Some("fp8".to_owned()),
             max_num_batched_tokens: Some("1024".to_owned()),
@@ -57,6 +58,10 @@ fn timed() -> Vec<Deployment> {
             ..deployment("Qwen/Qwen3-30B-A3B", "h100", 3000, 1000, 30)
         }),
         tp(deployment("deepseek-ai/DeepSeek-R1", "h200", 8000, 1000, 64), 8),
+        Deployment {
+            enforce_eager: true,
+            ..deployment("meta-llama/Llama-3.1-8B", "h200", 3000, 1000, 8)
+        },
         sglang(tp(
             deployment("deepseek-ai/DeepSeek-R1", "b200", 20_000, 1000, 16),
             8,
@@ -283,4 +288,26 @@ fn a_derivation_adds_up_to_what_it_derives() {
         .sum();
     let told = plan.performance.unwrap().speed.tpot_ms.expected.unwrap();
     assert!((sum - told).abs() < 0.005, "{}: {told}", step.how);
+}
+
+#[test]
+fn without_graphs_a_step_takes_at_least_as_long_as_its_launches() {
+    let at = |enforce_eager: bool| {
+        plan(
+            &Deployment {
+                enforce_eager,
+                ..deployment("meta-llama/Llama-3.1-8B", "h100", 1000, 100, 1)
+            },
+            false,
+        )
+        .unwrap()
+        .performance
+        .unwrap()
+        .speed
+    };
+    let (graphs, eager) = (at(false), at(true));
+    let ms = |speed: Speed| speed.tpot_ms.expected.unwrap();
+    // 32 layers of 0.7 ms, and the host's 0.2 ms.
+    assert!((ms(eager) - 22.6).abs() < 1e-9, "{}", ms(eager));
+    assert!(ms(graphs) < 0.5 * ms(eager), "{}", ms(graphs));
 }
