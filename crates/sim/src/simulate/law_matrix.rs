@@ -195,6 +195,35 @@ proptest! {
     }
 
     #[test]
+    fn steps_that_pass_together_are_the_steps_one_by_one(
+        arrangement in arrangements(), requests in requests(), seed in 0_u64..1000,
+    ) {
+        let (trace, arrivals) = arrangement.traffic(&requests, seed);
+        // On a clock of equal steps the two are the same to the bit: who ran when, found what, was pushed out.
+        let model = step_model("h100_sxm");
+        let of = |stretch_steps: u32, fixed: bool| {
+            let mut deployment = arrangement.deployment(&model);
+            deployment.stretch_steps = stretch_steps;
+            if fixed {
+                deployment.clock = StepClock::Fixed(0.01);
+                if let Some(d) = &mut deployment.disaggregation {
+                    d.clock = StepClock::Fixed(0.01);
+                }
+            }
+            simulated(&trace, &deployment, arrivals)
+        };
+        let (one, many) = (of(0, true), of(256, true));
+        prop_assert_eq!(format!("{:?}", one.records), format!("{:?}", many.records));
+        let counted = |r: &Run| (r.steps, r.preemptions, r.hit_tokens, r.end_s.to_bits(), r.transfers, r.tiers.clone());
+        prop_assert_eq!(counted(&one), counted(&many));
+        // With kernel times a stretch is timed by its middle, and attention is not quite linear in the context.
+        if arrangement.load == 0 && arrangement.replicas == 1 && !arrangement.apart && !arrangement.tiers {
+            let (one, many) = (of(0, false), of(256, false));
+            prop_assert!((one.end_s - many.end_s).abs() <= 1e-3 * one.end_s, "{} s, {} s", one.end_s, many.end_s);
+        }
+    }
+
+    #[test]
     fn the_same_question_has_the_same_answer_on_any_thread(
         arrangement in arrangements(), requests in requests(), seed in 0_u64..1000,
     ) {

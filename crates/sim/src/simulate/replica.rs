@@ -12,10 +12,6 @@ use super::run::StepClock;
 use super::source::Time;
 use crate::cost::{Batch, Bound, Memo, Prefill, StepTime};
 
-/// Steps between two looks at the clock while nothing but decoding happens: the context grows by this much at most,
-/// so that timing the middle of the stretch is exact for attention that is linear in the context.
-const MAX_STRETCH: u32 = 256;
-
 /// What a replica does for its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
@@ -85,6 +81,8 @@ pub(super) struct Replica<'a> {
     host: HostTimes,
     bounds: bool,
     role: Role,
+    /// Steps of pure decoding that pass together at most.
+    stretch_steps: u32,
     pub(super) now_s: f64,
     step: u64,
     reports: Vec<StepReport>,
@@ -129,6 +127,7 @@ impl<'a> Replica<'a> {
         host: HostTimes,
         bounds: bool,
         role: Role,
+        stretch_steps: u32,
     ) -> Self {
         let reports = ranks.iter().map(|_| StepReport::default()).collect();
         Self {
@@ -138,6 +137,7 @@ impl<'a> Replica<'a> {
             host,
             bounds,
             role,
+            stretch_steps,
             now_s: 0.0,
             step: 0,
             reports,
@@ -255,7 +255,7 @@ impl<'a> Replica<'a> {
             .map(|r| r.idle_steps())
             .min()
             .unwrap_or(0)
-            .min(MAX_STRETCH)
+            .min(self.stretch_steps)
     }
 
     /// The earliest time at which a request can end here if nothing arrives: the end of the coming quiet stretch.

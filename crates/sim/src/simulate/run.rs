@@ -59,7 +59,14 @@ pub struct Deployment<'a> {
     pub disaggregation: Option<Disaggregation<'a>>,
     /// Tiers behind each engine's pool, nearest first; of the prefill engines' where those are apart.
     pub tiers: Vec<TierConfig>,
+    /// Steps in which everybody just decodes that pass together at most, timed as their middle one; 0: every step goes
+    /// through the scheduler and is timed by itself.
+    pub stretch_steps: u32,
 }
+
+/// Default of [`Deployment::stretch_steps`]: contexts grow by this much at most, so that timing the middle of the stretch is
+/// exact for attention that is linear in the context.
+const STRETCH_STEPS: u32 = 256;
 
 impl<'a> Deployment<'a> {
     /// One engine.
@@ -79,6 +86,7 @@ impl<'a> Deployment<'a> {
             bounds: false,
             disaggregation: None,
             tiers: Vec::new(),
+            stretch_steps: STRETCH_STEPS,
         }
     }
 }
@@ -198,6 +206,7 @@ fn drive<E: RunEvents>(
                 d.host,
                 deployment.bounds,
                 Role::Prefill,
+                deployment.stretch_steps,
             ));
         }
     }
@@ -220,6 +229,7 @@ fn drive<E: RunEvents>(
             deployment.host,
             deployment.bounds,
             role,
+            deployment.stretch_steps,
         ));
     }
     Cluster::new(trace, deployment, Source::new(trace, arrivals)?, replicas).run()

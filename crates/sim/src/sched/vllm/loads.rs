@@ -179,6 +179,8 @@ impl Scheduler {
         let mut i = 0;
         while i < self.loading.len() {
             if *budget == 0 || self.running.len() >= self.config.max_num_seqs as usize {
+                // What has arrived is looked for as soon as somebody leaves.
+                self.woken = true;
                 return false;
             }
             let r = self.loading[i];

@@ -313,11 +313,11 @@ impl Scheduler {
         if running == 0 || self.num_prefilling > 0 || running > self.config.max_num_batched_tokens as usize {
             return 0;
         }
-        if self.woken && self.waits_for_connector() {
-            return 0;
-        }
         let full = running >= self.config.max_num_seqs as usize
             || running == self.config.max_num_batched_tokens as usize;
+        if !full && self.woken && self.waits_for_connector() {
+            return 0;
+        }
         if !full && let Some(first) = self.next_candidate() {
             let budget = self.config.max_num_batched_tokens - running as u32;
             if self.refused != Some((first, self.manager.pool().version(), budget)) {

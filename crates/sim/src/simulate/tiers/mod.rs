@@ -15,6 +15,8 @@
 //! Copies take time on links of their own, one direction each, and slow no kernel down. Not modelled: chunks of several
 //! blocks, stores that another request's prefill preempts, Mamba states, loads that fail.
 
+#[cfg(test)]
+mod connector_tests;
 mod store;
 #[cfg(test)]
 mod store_tests;

@@ -79,6 +79,8 @@ impl SteppedScheduler<'_> {
     /// Frees a place whose memory is released.
     pub(super) fn vacate(&mut self, place: usize) -> Option<Active> {
         let active = self.active[place].take();
+        // One less is promised anything.
+        self.unblock();
         if let Some(a) = &active {
             self.vacant.push(place);
             self.done -= usize::from(a.done);
