@@ -36,12 +36,12 @@ pub fn page(simulations: &[Simulation]) -> Result<String> {
         table(
             &mut body,
             &[
-                "changed",
-                "ttft 50 % ms",
-                "ttft 99 % ms",
-                "tpot 50 % ms",
-                "tpot 99 % ms",
-                "mean tpot, range ms",
+                "times in ms",
+                "ttft 50 %",
+                "ttft 99 %",
+                "tpot 50 %",
+                "tpot 99 %",
+                "mean tpot, range",
                 "tok/s",
                 "req/s",
                 "objectives",
