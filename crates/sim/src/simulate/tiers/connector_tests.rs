@@ -16,11 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};
 
-#[path = "../../../tests/asking/mod.rs"]
-mod asking;
-
-use asking::Script;
-
+use super::asking::{self, Script};
 use super::store::Found;
 use super::{LinkSpeed, TierConfig, TierPolicy, Tiers};
 use crate::sched::vllm::{KvConnector, Load, Matched, Query};

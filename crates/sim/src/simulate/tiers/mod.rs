@@ -16,6 +16,9 @@
 //! blocks, stores that another request's prefill preempts, Mamba states, loads that fail.
 
 #[cfg(test)]
+#[path = "../../../tests/asking/mod.rs"]
+mod asking;
+#[cfg(test)]
 mod connector_tests;
 mod store;
 #[cfg(test)]
