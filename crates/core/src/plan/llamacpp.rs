@@ -8,7 +8,9 @@ use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::{LlamaCpp, Request};
 use crate::engine::llamacpp::convert::{self, Mix};
-use crate::engine::llamacpp::{Caches, Hparams, Placement, Settings, Weights, caches, compute, place};
+use crate::engine::llamacpp::{
+    Buffers, Caches, Hparams, Outputs, Placement, Settings, Weights, buffers, caches, compute, place,
+};
 use crate::units::{MIB, grouped, human_bytes};
 use crate::{Error, Result};
 
@@ -46,11 +48,20 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         .map(|gpu| on_device(Some(gpu), &placement, &weights, &caches, settings.no_kv_offload))
         .collect::<Result<Vec<_>>>()?;
     let host = on_device(None, &placement, &weights, &caches, settings.no_kv_offload)?;
+    // Older builds reserve other buffers, so only what is known to be today's is exact.
+    let reserved = (settings.outputs == Outputs::Sequences)
+        .then(|| buffers(&model, &weights, &settings, &caches, &placement))
+        .flatten();
     // The GPU with least left decides.
     let (tightest, device) = devices
         .iter()
         .enumerate()
-        .max_by_key(|(_, d)| d.weights.saturating_add(d.cache))
+        .max_by_key(|(gpu, d)| {
+            let buffer = reserved.as_ref().and_then(|r| r.gpus.get(*gpu)).copied();
+            d.weights
+                .saturating_add(d.cache)
+                .saturating_add(buffer.unwrap_or(0))
+        })
         .ok_or_else(|| Error::input("--gpus is 0"))?;
     let all = model.layers.len() as u64 + 1;
     let offloaded = placement.offloaded();
@@ -103,7 +114,15 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
                     (CONTEXT_BYTES / 2, CONTEXT_BYTES * 2),
                     "context of one process",
                 ),
-                compute_buffer(&model, &settings, &caches, offloaded == all),
+                match &reserved {
+                    Some(made) => reserved_buffer(
+                        made,
+                        tightest,
+                        &settings,
+                        engine.file.is_some() || offloaded == all,
+                    ),
+                    None => estimated_buffer(&model, &settings, &caches, offloaded == all),
+                },
             ];
             if let Some(correction @ Correction::Deployment { spread_bytes, .. }) = request.policy.site {
                 // The last one takes the difference that the logs show; they give the sum, so the parts stay as sure as
@@ -324,7 +343,11 @@ fn on_device(
 ) -> Result<Device> {
     let too_large = || Error::overflow("the weights and caches of one device");
     let mut out = Device {
-        weights: if device.is_none() { weights.input } else { 0 },
+        weights: match device {
+            None => weights.input,
+            Some(gpu) if placement.copies_shared(gpu) => weights.rotations,
+            Some(_) => 0,
+        },
         cache: 0,
         layers: 0,
     };
@@ -334,6 +357,10 @@ fn on_device(
         if at == device {
             out.layers += 1;
             // A tied embedding is copied for the output only where that is not with the host already.
+            let padding = match device {
+                Some(_) => weights.padding.get(layer).copied().unwrap_or(0),
+                None => 0,
+            };
             let bytes = match weights.layers.get(layer) {
                 Some(&bytes) => bytes,
                 None if device.is_none() => weights.file.saturating_sub(
@@ -344,11 +371,15 @@ fn on_device(
                 ),
                 None => weights.output,
             };
-            out.weights = add(out.weights, bytes)?;
+            out.weights = add(add(out.weights, bytes)?, padding)?;
         }
         let cache_at = if kv_on_host { None } else { at };
         if layer < count && cache_at == device {
-            out.cache = add(out.cache, caches.layer_bytes(layer))?;
+            let padding = match device {
+                Some(_) => caches.padding.get(layer).copied().unwrap_or(0),
+                None => 0,
+            };
+            out.cache = add(add(out.cache, caches.layer_bytes(layer))?, padding)?;
         }
     }
     Ok(out)
@@ -390,8 +421,29 @@ fn per_token(model: &Hparams, settings: &Settings, placement: &Placement, gpu: u
     Ok(at(long + 256)?.saturating_sub(at(long)?) / 256)
 }
 
-/// The buffer for intermediate results.
-fn compute_buffer(model: &Hparams, settings: &Settings, caches: &Caches, offloaded_all: bool) -> Term {
+/// The buffer for intermediate results that the tightest GPU reserves. Without a file the sizes of weights that are copied from
+/// the host are not exact.
+fn reserved_buffer(made: &Buffers, gpu: usize, settings: &Settings, exact: bool) -> Term {
+    let bytes = made.gpus.get(gpu).copied().unwrap_or(0);
+    let formula = format!(
+        "the graph of {} tokens, placed as llama.cpp's allocator places it (CUDA); {} with the host",
+        settings.ubatch_size.min(settings.batch_size),
+        human_bytes(made.host)
+    );
+    if exact {
+        return Term::exact("compute_buffer", bytes, formula);
+    }
+    Term::estimated(
+        "compute_buffer",
+        Basis::Fitted,
+        bytes,
+        (bytes - bytes / 5, bytes.saturating_add(bytes / 3)),
+        formula,
+    )
+}
+
+/// The buffer for intermediate results where the graph is not built here.
+fn estimated_buffer(model: &Hparams, settings: &Settings, caches: &Caches, offloaded_all: bool) -> Term {
     let made = compute(model, settings, caches, offloaded_all);
     Term::estimated(
         "compute_buffer",

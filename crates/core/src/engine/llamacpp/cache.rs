@@ -2,6 +2,7 @@
 //! (llama.cpp 0c1e570, `src/llama-context.cpp`, `src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`).
 
 use super::ggml::GgmlType;
+use super::graph::{GPU_ALIGNMENT, row_padding};
 use super::hparams::Hparams;
 use super::settings::Settings;
 use crate::{Error, Result};
@@ -28,6 +29,10 @@ pub struct Caches {
     pub value_bytes: Vec<u64>,
     /// Bytes of recurrent state of each layer (all sequences).
     pub state_bytes: Vec<u64>,
+    /// What each layer takes more on a GPU, where tensors are aligned and rows of quantised ones padded.
+    pub padding: Vec<u64>,
+    /// Tokens of one step at most: the micro-batch, cut to the context.
+    pub step: u64,
 }
 
 impl Caches {
@@ -110,9 +115,12 @@ pub fn caches(model: &Hparams, settings: &Settings) -> Result<Caches> {
         key_bytes: Vec::new(),
         value_bytes: Vec::new(),
         state_bytes: Vec::new(),
+        padding: Vec::new(),
+        step: ubatch.min(ctx),
     };
     for layer in &model.layers {
         let (mut keys, mut values, mut state) = (0, 0, 0);
+        let mut padding = 0_u64;
         if let Some(a) = layer.attention {
             let rows = if a.sliding { window_cells } else { cells };
             let rows = rows.checked_mul(streams).ok_or_else(too_large)?;
@@ -123,6 +131,18 @@ pub fn caches(model: &Hparams, settings: &Settings) -> Result<Caches> {
             };
             keys = rows_bytes("keys", settings.cache_type_k, a.keys, rows)?;
             values = rows_bytes("values", settings.cache_type_v, width, rows)?;
+            for (kind, width, bytes) in [
+                (settings.cache_type_k, a.keys, keys),
+                (settings.cache_type_v, width, values),
+            ] {
+                if bytes > 0 {
+                    let padded = bytes
+                        .checked_add(row_padding(kind.block, kind.block_bytes, width))
+                        .and_then(|n| n.checked_next_multiple_of(GPU_ALIGNMENT))
+                        .ok_or_else(too_large)?;
+                    padding += padded - bytes;
+                }
+            }
         }
         if let Some(r) = layer.recurrent {
             state = r
@@ -135,6 +155,7 @@ pub fn caches(model: &Hparams, settings: &Settings) -> Result<Caches> {
         out.key_bytes.push(keys);
         out.value_bytes.push(values);
         out.state_bytes.push(state);
+        out.padding.push(padding);
     }
     Ok(out)
 }

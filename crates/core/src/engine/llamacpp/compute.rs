@@ -59,7 +59,7 @@ struct Parts {
 
 impl Parts {
     fn of(model: &Hparams, settings: &Settings, caches: &Caches) -> Self {
-        let batch = settings.ubatch_size.min(settings.batch_size).min(caches.ctx);
+        let batch = caches.step;
         let rows = |width: u64| width.saturating_mul(batch).saturating_mul(ELEMENT_BYTES);
         let attends = model.layers.iter().any(|l| l.attention.is_some());
         let slides = model

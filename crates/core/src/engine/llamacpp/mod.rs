@@ -2,7 +2,8 @@
 //!
 //! llama.cpp allocates everything at start: the weights where each layer is placed ([`mod@place`]), a cell of keys and
 //! values for every token of the context in every attention layer, smaller windows for sliding layers, and fixed states
-//! for recurrent ones ([`cache`]), and a buffer for the widest place of its graph ([`mod@compute`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
+//! for recurrent ones ([`cache`]), and a buffer for the intermediate results of its graph on each device, to the byte ([`graph`]) or
+//! estimated by the graph's widest place ([`mod@compute`]). What a model is comes from the metadata of its GGUF file ([`gguf`], [`hparams`]), or
 //! from a configuration ([`convert`]).
 
 pub mod cache;
@@ -12,6 +13,7 @@ pub mod ggml;
 pub mod gguf;
 #[cfg(test)]
 mod golden;
+pub mod graph;
 pub mod hparams;
 pub mod place;
 pub mod settings;
@@ -20,6 +22,7 @@ pub use cache::{Caches, caches};
 pub use compute::{Compute, Outputs, compute};
 pub use ggml::GgmlType;
 pub use gguf::{Header, Meta, Tensor};
+pub use graph::{Buffers, buffers};
 pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
 pub use place::{Placement, Weights, place};
 pub use settings::Settings;

@@ -3,7 +3,10 @@
 //! The last `--n-gpu-layers` of the layers are offloaded, the output counting as one more after the last. The token
 //! embedding always stays with the host. Several GPUs take consecutive layers in proportion to their shares.
 
+use std::collections::BTreeMap;
+
 use super::gguf::Header;
+use super::graph::{GPU_ALIGNMENT, row_padding};
 use super::hparams::Hparams;
 use super::settings::Settings;
 use crate::{Error, Result};
@@ -21,6 +24,21 @@ pub struct Weights {
     pub file: u64,
     /// Parameters, and those that one token uses.
     pub params: (u64, u64),
+    /// What each layer takes more on a GPU, where tensors are aligned and rows padded; the output last.
+    pub padding: Vec<u64>,
+    /// Factors of rotations, which the first layer of each GPU holds; those of the first layer of all count as its weights.
+    pub rotations: u64,
+    /// Tensors of a file by name; empty for a configuration.
+    pub tensors: BTreeMap<String, Stored>,
+}
+
+/// Bytes of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// In the file.
+    pub bytes: u64,
+    /// What a GPU adds behind its last row.
+    pub padding: u64,
 }
 
 impl Weights {
@@ -31,6 +49,7 @@ impl Weights {
     pub fn of_file(header: &Header, model: &Hparams) -> Result<Self> {
         let mut out = Self {
             layers: vec![0; model.layers.len()],
+            padding: vec![0; model.layers.len() + 1],
             file: header.tensor_bytes()?,
             ..Self::default()
         };
@@ -43,8 +62,21 @@ impl Weights {
         let mut head = false;
         let (experts, used) = model.experts;
         let mut params = (0_u64, 0_u64);
+        let mut embedding_padding = 0;
         for tensor in &header.tensors {
             let elements = tensor.elements()?;
+            let width = tensor.shape.first().copied().unwrap_or(0);
+            let stored = Stored {
+                bytes: tensor.bytes,
+                padding: row_padding(tensor.kind.block, tensor.kind.block_bytes, width),
+            };
+            let on_gpu = tensor
+                .bytes
+                .checked_add(stored.padding)
+                .and_then(|n| n.checked_next_multiple_of(GPU_ALIGNMENT))
+                .ok_or_else(too_large)?;
+            let more = on_gpu - tensor.bytes;
+            out.tensors.insert(tensor.name.clone(), stored);
             let routed = tensor.name.contains("_exps");
             let active = if routed && experts > 0 {
                 elements / experts * used.min(experts)
@@ -53,6 +85,9 @@ impl Weights {
             };
             params.0 = params.0.checked_add(elements).ok_or_else(too_large)?;
             params.1 = params.1.checked_add(active).ok_or_else(too_large)?;
+            if rotates(&tensor.name) {
+                add(&mut out.rotations, on_gpu)?;
+            }
             match layer_of(&tensor.name) {
                 Some(layer) => {
                     let count = model.layers.len();
@@ -63,14 +98,17 @@ impl Weights {
                         ))
                     })?;
                     add(slot, tensor.bytes)?;
+                    add(&mut out.padding[layer], more)?;
                 }
                 None if tensor.name.starts_with("output") => {
                     head |= tensor.name == "output.weight";
                     add(&mut out.output, tensor.bytes)?;
+                    add(&mut out.padding[model.layers.len()], more)?;
                 }
                 None => {
                     if tensor.name == "token_embd.weight" {
                         embedding = tensor.bytes;
+                        embedding_padding = more;
                     }
                     add(&mut out.input, tensor.bytes)?;
                 }
@@ -78,16 +116,40 @@ impl Weights {
         }
         if !head {
             add(&mut out.output, embedding)?;
+            add(&mut out.padding[model.layers.len()], embedding_padding)?;
         }
         out.params = params;
         Ok(out)
     }
+
+    /// A tensor of the file; a head that is not there is the embedding, anything else is as dense as the average.
+    pub fn tensor(&self, name: &str, shape: [u64; 4]) -> Stored {
+        let named = |name: &str| self.tensors.get(name).copied();
+        if let Some(stored) = named(name) {
+            return stored;
+        }
+        if let ("output.weight", Some(stored)) = (name, named("token_embd.weight")) {
+            return stored;
+        }
+        let elements = shape
+            .iter()
+            .fold(1_u128, |product, &n| product.saturating_mul(u128::from(n)));
+        let bytes = elements.saturating_mul(u128::from(self.file)) / u128::from(self.params.0.max(1));
+        Stored {
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+            padding: 0,
+        }
+    }
+}
+
+fn rotates(name: &str) -> bool {
+    name.starts_with("rope_freqs.") || name.starts_with("rope_factors_")
 }
 
 /// The layer of `blk.7.attn_q.weight`. Rotation factors are one tensor for all layers, which llama.cpp places with
 /// the first of them (`llama-arch.cpp`: `LLM_TENSOR_ROPE_FREQS` and `_FACTORS_*` repeat, their name has no layer).
 fn layer_of(name: &str) -> Option<usize> {
-    if name.starts_with("rope_freqs.") || name.starts_with("rope_factors_") {
+    if rotates(name) {
         return Some(0);
     }
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
@@ -101,6 +163,12 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// Whether a GPU holds layers, but not the first of all: then it has its own copy of what all layers share.
+    pub fn copies_shared(&self, gpu: u64) -> bool {
+        let repeating = &self.devices[..self.devices.len().saturating_sub(1)];
+        repeating.contains(&Some(gpu)) && repeating.first() != Some(&Some(gpu))
+    }
+
     /// Layers on any GPU, the output counted.
     pub fn offloaded(&self) -> u64 {
         self.devices.iter().filter(|d| d.is_some()).count() as u64
