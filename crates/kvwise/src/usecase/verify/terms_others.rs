@@ -280,7 +280,21 @@ pub(super) fn llamacpp(case: &Case, engine: &LlamaCpp, rows: &mut Vec<Row>) -> R
                 ..engine.settings.clone()
             };
             let buffer = compute(&hparams, &settings, &made, settings.gpu_layers.is_none());
-            let of = [buffer.bytes, buffer.low_bytes, buffer.high_bytes].map(|n| n as f64);
+            let mut of = [buffer.bytes, buffer.low_bytes, buffer.high_bytes].map(|n| n as f64);
+            // Today's builds place the graph as it is placed here; the interval is that of older ones.
+            let placed = engine
+                .file
+                .as_ref()
+                .filter(|_| settings.outputs == Outputs::Sequences)
+                .and_then(|file| {
+                    let placement = llamacpp::place(hparams.layers.len() as u64, &settings);
+                    llamacpp::buffers(&hparams, &file.weights, &settings, &made, &placement)
+                })
+                .and_then(|buffers| buffers.gpus.first().copied());
+            if let Some(placed) = placed {
+                let placed = placed as f64;
+                of = [placed, of[1].min(placed), of[2].max(placed)];
+            }
             add(
                 "compute_buffer",
                 Unit::Bytes,
