@@ -353,61 +353,6 @@ mod tests {
         errors.sort_by(|a, b| a.0.total_cmp(&b.0));
         let within = |limit: f64| errors.iter().filter(|e| e.0 <= limit).count();
         let (worst, count) = (&errors[errors.len() - 1], errors.len());
-        assert!(count > 180 && near * 100 >= count * 85, "{near} of {count}");
-    }
-
-    #[derive(Deserialize)]
-    struct OnGpus {
-        name: String,
-        runs: Vec<(Map<String, Value>, Vec<f64>, Vec<f64>)>,
-    }
-
-    /// What build b11549 reserves for the same models on the fullest of one or two GPUs that exist on paper
-    /// (`tests/reference/llamacpp_gpus.py`).
-    #[test]
-    fn estimates_for_gpus_are_near_what_the_engine_reserves() {
-        let models: Vec<Row> = include_str!("../../../tests/data/llamacpp_compute.jsonl")
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        let mut errors = Vec::new();
-        for line in include_str!("../../../tests/data/llamacpp_compute_gpus.jsonl").lines() {
-            let row: OnGpus = serde_json::from_str(line).unwrap();
-            let model = models.iter().find(|m| m.name == row.name).unwrap();
-            let model = Hparams::read(&header(&model.metadata)).unwrap();
-            if Decoder::of(&model, &Weights::default()).is_some() {
-                continue;
-            }
-            for (run, free, bytes) in row.runs {
-                let mut run = run.clone();
-                let tokens = run.remove("out").is_some();
-                let mut settings = settings(&run);
-                settings.gpus = free.len() as u64;
-                let made = caches(&model, &settings).unwrap();
-                let parts = Parts::of(&model, &settings, &made);
-                if tokens {
-                    // Today's way to reserve logits of every token.
-                    settings.parallel = parts.batch;
-                }
-                let ours = compute(&model, &settings, &made, true);
-                let fullest = bytes.iter().copied().fold(0.0, f64::max);
-                let error = ours.bytes as f64 / fullest - 1.0;
-                errors.push((error.abs(), format!("{} {run:?} {free:?} {error:+.3}", row.name)));
-            }
-        }
-        errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let within = |limit: f64| errors.iter().filter(|e| e.0 <= limit).count();
-        let (worst, count) = (&errors[errors.len() - 1], errors.len());
-        eprintln!(
-            "{count}: {} within 1 %, {} within 5 %, {} within 10 %; {}",
-            within(0.01),
-            within(0.05),
-            within(0.1),
-            worst.1
-        );
-        for e in &errors[errors.len() - 12..] {
-            eprintln!("{}", e.1);
-        }
         assert!(
             count > 180 && within(0.05) * 100 >= count * 75,
             "{} of {count}",
