@@ -311,10 +311,13 @@ mod tests {
         assert!(count > 180 && near * 100 >= count * 85, "{near} of {count}");
     }
 
+    /// Settings, free MiB of each GPU, and bytes of its buffer.
+    type OnGpu = (Map<String, Value>, Vec<f64>, Vec<f64>);
+
     #[derive(Deserialize)]
     struct OnGpus {
         name: String,
-        runs: Vec<(Map<String, Value>, Vec<f64>, Vec<f64>)>,
+        runs: Vec<OnGpu>,
     }
 
     /// What build b11549 reserves for the same models on the fullest of one or two GPUs that exist on paper

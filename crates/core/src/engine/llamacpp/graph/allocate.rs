@@ -274,6 +274,7 @@ mod tests {
         /// A table of every byte (of 128) gives the same places.
         #[test]
         fn a_map_of_every_byte_agrees(sizes in prop::collection::vec((1_u64..20, any::<prop::sample::Index>(), any::<bool>()), 1..60)) {
+            let place = |n: u64| usize::try_from(n).unwrap();
             let mut b = Buffer::new(128);
             let mut taken = [false; 4096];
             let mut held: Vec<(u64, u64)> = Vec::new();
@@ -281,7 +282,7 @@ mod tests {
                 if back && !held.is_empty() {
                     let (at, n) = held.swap_remove(which.index(held.len()));
                     b.give_back(at * 128, n * 128);
-                    (at..at + n).for_each(|i| taken[i as usize] = false);
+                    taken[place(at)..place(at + n)].fill(false);
                     continue;
                 }
                 let end = taken.iter().rposition(|&t| t).map_or(0, |i| i + 1);
@@ -301,7 +302,7 @@ mod tests {
                     .map_or(end as u64, |h| h.1);
                 let at = b.take(n * 128 - 5) / 128;
                 prop_assert_eq!(at, wanted);
-                (at..at + n).for_each(|i| taken[i as usize] = true);
+                taken[place(at)..place(at + n)].fill(true);
                 held.push((at, n));
             }
         }

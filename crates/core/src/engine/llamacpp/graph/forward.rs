@@ -290,7 +290,9 @@ impl Builder<'_> {
         k = self.turned(k, cache.turn_keys);
         v = self.turned(v, cache.turn_values);
         let order = if d.windows { [q, k, v] } else { [q, v, k] };
-        order.into_iter().for_each(|id| self.graph.expand(id));
+        for id in order {
+            self.graph.expand(id);
+        }
         let (keys, values) = self.kept(k, v, layer, cache);
         let streams = self.caches.streams;
         let (n, b) = (self.graph.ne(q), self.graph.tensors[q].nb);
@@ -521,7 +523,9 @@ impl Builder<'_> {
                     .view(out, [d.embedding, rows, 1, 1], Some([4, step, all, all]))
             })
             .collect();
-        parts.iter().for_each(|&part| self.graph.expand(part));
+        for &part in &parts {
+            self.graph.expand(part);
+        }
         let mut sum = parts[0];
         for &part in &parts[1..] {
             sum = self

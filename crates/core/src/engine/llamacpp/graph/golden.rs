@@ -100,6 +100,11 @@ fn asked(case: &Case, run: &Map<String, Value>) -> Settings {
     settings
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "whole bytes below 2^53"
+)]
 fn on_gpu(devices: &Devices, gpu: u64) -> u64 {
     devices
         .get(&format!("CUDA{gpu}"))
@@ -174,7 +179,7 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
                 };
                 runs += 1;
                 for gpu in 0..settings.gpus {
-                    let (ours, theirs) = (ours.gpus[gpu as usize], on_gpu(compute, gpu));
+                    let (ours, theirs) = (ours.gpus[usize::try_from(gpu).unwrap()], on_gpu(compute, gpu));
                     if ours != theirs {
                         differs(format!("GPU {gpu} computes in {ours}, not {theirs}"));
                     }

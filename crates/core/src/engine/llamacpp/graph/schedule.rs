@@ -2,6 +2,7 @@
 //! `ggml_backend_sched_split_graph`, with the answers that the CUDA backend gives).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::tensor::{Graph, Id, Op, Tensor};
 
@@ -36,13 +37,13 @@ pub(super) fn schedule(graph: &mut Graph, gpus: usize, copies: usize) -> Schedul
                 continue;
             }
             let device = graph.tensors[leaf].device.unwrap_or(gpus);
-            if !copied.contains_key(&(leaf, device)) {
+            if let Entry::Vacant(slot) = copied.entry((leaf, device)) {
                 let mut made = vec![leaf];
                 for _ in 1..copies {
                     made.push(copy_of(graph, leaf, device, true));
                 }
                 graph.tensors[leaf].output = true;
-                copied.insert((leaf, device), made);
+                slot.insert(made);
             }
             inputs.push((leaf, device));
         }
@@ -264,11 +265,11 @@ fn split(graph: &mut Graph, copies: usize, copied: &mut HashMap<(Id, usize), Vec
                 continue;
             }
             let key = (source, current.device);
-            if !copied.contains_key(&key) {
+            if let Entry::Vacant(slot) = copied.entry(key) {
                 let made = (0..copies)
                     .map(|_| copy_of(graph, source, current.device, copies > 1))
                     .collect();
-                copied.insert(key, made);
+                slot.insert(made);
                 current.inputs.push(source);
             }
             graph.tensors[id].sources[k] = copied[&key][0];
