@@ -27,6 +27,8 @@ const DEFAULT_MIX: &str = "q4_k_m";
 struct Device {
     weights: u64,
     cache: u64,
+    /// What closes the caches' tensors, a part of `cache`.
+    padding: u64,
     layers: u64,
 }
 
@@ -232,11 +234,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     }
     // Every sequence takes as much as a context of its own.
     let given = engine.settings.ctx_size.is_some_and(|n| n > 0);
+    // What closes a tensor is there once, however many sequences share it.
     let usable = if given {
         device.cache.min(available)
     } else {
         available
-    };
+    }
+    .saturating_sub(device.padding);
     let max_context = if given {
         longest
     } else {
@@ -349,6 +353,7 @@ fn on_device(
             Some(_) => 0,
         },
         cache: 0,
+        padding: 0,
         layers: 0,
     };
     let add = |slot: u64, bytes: u64| slot.checked_add(bytes).ok_or_else(too_large);
@@ -379,6 +384,7 @@ fn on_device(
                 Some(_) => caches.padding.get(layer).copied().unwrap_or(0),
                 None => 0,
             };
+            out.padding = add(out.padding, padding)?;
             out.cache = add(add(out.cache, caches.layer_bytes(layer))?, padding)?;
         }
     }
@@ -406,7 +412,7 @@ fn sequence_bytes(
         &caches,
         settings.no_kv_offload,
     )
-    .map_or(u64::MAX, |d| d.cache))
+    .map_or(u64::MAX, |d| d.cache - d.padding))
 }
 
 /// Bytes that one more token of a long context takes on a GPU.
