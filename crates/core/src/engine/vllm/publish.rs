@@ -1,8 +1,11 @@
 //! From the model's caches to the specs that its layers publish on one rank.
 
+mod part;
 mod specs;
 
 pub(crate) use specs::latent;
+
+use part::Part;
 
 use super::backend::{Backend, Demand, Sight, select};
 use super::block_size::{BlockSizes, block_sizes};
@@ -15,7 +18,7 @@ use super::spec::{Spec, SpecKind};
 use super::state::{StateContext, StateShape};
 use super::version::Rules;
 use crate::Result;
-use crate::arch::{AttentionScales, Cache, CacheKind, Heads, Layer, Model};
+use crate::arch::{AttentionScales, CacheKind, Heads, Layer, Model};
 use crate::dtype::Dtype;
 
 /// Caches of a model on one tensor-parallel rank, in the order the engine registers them.
@@ -40,52 +43,6 @@ pub struct Published {
 pub(crate) struct Served {
     pub(crate) demand: Demand,
     pub(crate) backend: Backend,
-}
-
-/// An attention cache on one rank before block sizes are known, or a recurrent state.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Attention {
-        heads: Heads,
-        kind: SpecKind,
-        served: usize,
-        kv_dtype: KvDtype,
-        skipped: bool,
-    },
-    Latent {
-        width: u64,
-        served: usize,
-        kv_dtype: KvDtype,
-    },
-    SlidingLatent {
-        width: u64,
-        window: u64,
-        served: usize,
-        kv_dtype: KvDtype,
-    },
-    Indexer {
-        bytes: u64,
-        pool: u64,
-        /// `None` where no kernel asks for anything.
-        served: Option<usize>,
-    },
-    Ring {
-        vectors: u64,
-        width: u64,
-        tokens: u64,
-        sharded: bool,
-    },
-    Compressed {
-        ratio: u64,
-        head_dim: u64,
-        window: u64,
-        index_head_dim: u64,
-    },
-    ConvWindow {
-        heads: Heads,
-        window: u64,
-    },
-    State(StateShape),
 }
 
 /// Sizes that block sizes are aligned to.
@@ -317,237 +274,6 @@ impl<'a> Publisher<'a> {
         Ok(Heads { kv_heads: 1, ..heads })
     }
 
-    fn dense(&mut self, heads: Heads, kind: SpecKind, layer: u64) -> Result<Part, Refusal> {
-        let heads = self.shard(heads)?;
-        let skipped = heads.follows_kv_dtype && self.skips(layer, matches!(kind, SpecKind::Sliding { .. }));
-        let kv_dtype = if skipped || !heads.follows_kv_dtype {
-            KvDtype::Auto
-        } else {
-            self.requested
-        };
-        let served = self.serve(Demand {
-            latent: false,
-            sparse: false,
-            head_size: heads.head_dim,
-            nope: 0,
-            rope: 0,
-            query_heads: self.query_heads,
-            kv_heads: heads.kv_heads,
-            sees: match kind {
-                SpecKind::Cross => Sight::Encoder,
-                _ => self.sees,
-            },
-            kv_dtype,
-            block_size: self.settings.block_size,
-            dcp: self.settings.decode_context_parallel_size,
-            pool: 1,
-        })?;
-        Ok(Part::Attention {
-            heads,
-            kind,
-            served,
-            kv_dtype,
-            skipped,
-        })
-    }
-
-    fn part(&mut self, cache: &Cache, layer: u64) -> Result<Result<Part, Refusal>> {
-        let full = full_attention();
-        Ok(match &cache.kind {
-            CacheKind::Full(heads) => self.dense(*heads, full, layer),
-            CacheKind::Sliding { heads, window } => self.dense(
-                *heads,
-                SpecKind::Sliding {
-                    window: *window,
-                    extra: 0,
-                },
-                layer,
-            ),
-            CacheKind::Chunked { heads, chunk } => {
-                self.dense(*heads, SpecKind::Chunked { chunk: *chunk }, layer)
-            }
-            CacheKind::Cross(heads) => self.dense(*heads, SpecKind::Cross, layer),
-            CacheKind::Latent {
-                width,
-                nope,
-                rope,
-                sparse,
-            } => {
-                let requested = if self.skips(layer, false) {
-                    KvDtype::Auto
-                } else {
-                    self.requested
-                };
-                let demand = Demand {
-                    latent: true,
-                    sparse: *sparse,
-                    head_size: *width,
-                    nope: *nope,
-                    rope: *rope,
-                    query_heads: self.query_heads,
-                    kv_heads: 1,
-                    sees: Sight::Earlier,
-                    kv_dtype: requested,
-                    block_size: self.settings.block_size,
-                    dcp: self.settings.decode_context_parallel_size,
-                    pool: 1,
-                };
-                self.serve(demand).map(|served| {
-                    let kv_dtype = self.served[served].backend.stored_kv_dtype(requested);
-                    if requested == self.requested {
-                        self.stored = kv_dtype;
-                    }
-                    Part::Latent {
-                        width: *width,
-                        served,
-                        kv_dtype,
-                    }
-                })
-            }
-            CacheKind::Indexer {
-                bytes_per_token,
-                kernel_block,
-            } => {
-                let backend = if *kernel_block == 128 {
-                    Backend::MinimaxIndexer
-                } else {
-                    Backend::Indexer
-                };
-                let demand = Demand {
-                    latent: true,
-                    sparse: false,
-                    head_size: *bytes_per_token,
-                    nope: 0,
-                    rope: 0,
-                    query_heads: 1,
-                    kv_heads: 1,
-                    sees: Sight::Earlier,
-                    kv_dtype: KvDtype::Auto,
-                    block_size: None,
-                    dcp: 1,
-                    pool: 1,
-                };
-                Ok(Part::Indexer {
-                    bytes: *bytes_per_token,
-                    pool: 1,
-                    served: Some(self.fixed(demand, backend)),
-                })
-            }
-            CacheKind::SlidingLatent { width, window } => {
-                // The class brings a backend of its own, made of Triton's; `fp8_ds_mla` is plain fp8 to it.
-                let kv_dtype = match self.requested {
-                    KvDtype::Fp8DsMla => KvDtype::Fp8,
-                    other => other,
-                };
-                let demand = Demand {
-                    latent: true,
-                    sparse: false,
-                    head_size: *width,
-                    nope: 0,
-                    rope: 0,
-                    query_heads: self.query_heads,
-                    kv_heads: 1,
-                    sees: Sight::Earlier,
-                    kv_dtype,
-                    block_size: self.settings.block_size,
-                    dcp: self.settings.decode_context_parallel_size,
-                    pool: 1,
-                };
-                Ok(Part::SlidingLatent {
-                    width: *width,
-                    window: *window,
-                    served: self.fixed(demand, Backend::TritonMla),
-                    kv_dtype,
-                })
-            }
-            CacheKind::PooledIndexer {
-                bytes_per_entry,
-                pool,
-                paged,
-            } => {
-                let demand = Demand {
-                    latent: true,
-                    sparse: false,
-                    head_size: *bytes_per_entry,
-                    nope: 0,
-                    rope: 0,
-                    query_heads: 1,
-                    kv_heads: 1,
-                    sees: Sight::Earlier,
-                    kv_dtype: KvDtype::Auto,
-                    block_size: None,
-                    dcp: 1,
-                    pool: *pool,
-                };
-                Ok(Part::Indexer {
-                    bytes: *bytes_per_entry,
-                    pool: *pool,
-                    served: paged.then(|| self.fixed(demand, Backend::PooledIndexer)),
-                })
-            }
-            CacheKind::Ring {
-                vectors,
-                width,
-                pool,
-                doubling,
-            } => Ok(Part::Ring {
-                vectors: *vectors,
-                width: *width,
-                tokens: ring_tokens(*pool, self.settings.speculative_tokens(), *doubling)?,
-                sharded: !doubling,
-            }),
-            CacheKind::Compressed {
-                ratio,
-                head_dim,
-                window,
-                index_head_dim,
-            } => {
-                if !(self.requested == KvDtype::Auto || self.requested.is_fp8_per_tensor()) {
-                    return Ok(Err(Refusal::new(
-                        RefusalKind::AttentionBackend,
-                        format!(
-                            "DeepseekV4 fp8_ds_mla layout only supports fp8 kv-cache, got {}",
-                            self.requested
-                        ),
-                    )));
-                }
-                if *ratio > 1 && ![4, 128].contains(ratio) {
-                    return Ok(Err(Refusal::new(
-                        RefusalKind::AttentionBackend,
-                        format!("Unsupported DeepseekV4 compress_ratio={ratio}; expected 1, 4, or 128."),
-                    )));
-                }
-                self.stored = KvDtype::Fp8DsMla;
-                let demand = Demand {
-                    latent: true,
-                    sparse: true,
-                    head_size: *head_dim,
-                    nope: 0,
-                    rope: 0,
-                    query_heads: self.query_heads,
-                    kv_heads: 1,
-                    sees: Sight::Earlier,
-                    kv_dtype: KvDtype::Fp8DsMla,
-                    block_size: self.settings.block_size,
-                    dcp: self.settings.decode_context_parallel_size,
-                    pool: 1,
-                };
-                self.fixed(demand, Backend::DeepseekV4);
-                Ok(Part::Compressed {
-                    ratio: *ratio,
-                    head_dim: *head_dim,
-                    window: *window,
-                    index_head_dim: *index_head_dim,
-                })
-            }
-            CacheKind::ConvWindow { heads, window } => self.shard(*heads).map(|heads| Part::ConvWindow {
-                heads,
-                window: *window,
-            }),
-            CacheKind::State(state) => StateShape::of(state, &self.state_context())?.map(Part::State),
-        })
-    }
-
     fn state_context(&self) -> StateContext {
         StateContext {
             tp: self.tp,
@@ -613,22 +339,6 @@ impl<'a> Publisher<'a> {
         }
         Ok(alignment)
     }
-}
-
-/// Tokens of a ring: whole pools that hold one pool and the draft tokens behind it (vLLM 0.32.0, `Glm5NextTailCache` in
-/// `models/glm5next/common/attention.py`, `QSAKeyStateCache` in `models/qwen4_exp/common/qsa_cache.py`).
-fn ring_tokens(pool: u64, draft_tokens: u64, doubling: bool) -> Result<u64> {
-    let overflow = || crate::Error::overflow("the tokens of an indexer's ring");
-    let pools = pool
-        .checked_add(draft_tokens)
-        .map(|span| span.div_ceil(pool.max(1)))
-        .ok_or_else(overflow)?;
-    let pools = if doubling {
-        pools.checked_next_power_of_two().ok_or_else(overflow)?
-    } else {
-        pools
-    };
-    pool.checked_mul(pools).ok_or_else(overflow)
 }
 
 /// Attention over all tokens.

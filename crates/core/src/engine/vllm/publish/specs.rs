@@ -1,6 +1,7 @@
 //! From a cache on one rank, with its block sizes settled, to its spec.
 
-use super::{Part, Publisher, Served};
+use super::part::Part;
+use super::{Publisher, Served};
 use crate::Result;
 use crate::engine::vllm::block_size::BlockSizes;
 use crate::engine::vllm::deepseek_v4::deepseek_v4;
