@@ -14,14 +14,18 @@ use crate::units::grouped;
 use crate::{Error, Result};
 
 mod candidates;
+mod reach;
+#[cfg(test)]
+mod twin;
 
 use candidates::candidates;
+use reach::{Reach, reach};
 
 /// Version of the JSON shape.
 pub const SCHEMA: &str = "kvwise.size/1";
 
-/// Utilisations are searched in steps of a hundredth.
-const UTILIZATION_STEPS: (u64, u64) = (1, 99);
+/// Utilisations that are tried, in hundredths.
+const UTILIZATION_STEPS: std::ops::RangeInclusive<u64> = 1..=99;
 
 /// What has to be met.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -179,8 +183,10 @@ pub fn size(request: &Request, need: &Need) -> Result<Sizing> {
         || smallest_utilization.is_some()
         || widest_weights.is_some()
         || changes.iter().any(|change| change.meets);
-    let most_requests = plan.feasibility.max_concurrency_at_context.unwrap_or(0);
-    let longest_context = plan.feasibility.max_context_at_concurrency.unwrap_or(0);
+    let Reach {
+        most_requests,
+        longest_context,
+    } = reach(&base, need, &plan);
     let mut sizing = Sizing {
         schema: SCHEMA,
         verdict: String::new(),
@@ -219,50 +225,62 @@ fn roomy<'a>(request: &Request<'a>, need: &Need) -> Option<Request<'a>> {
         .flatten()
 }
 
-/// Numbers of ranks and stages by the number of GPUs, fewest first; tensor parallelism alone where it may do.
-fn shapes(max_gpus: u64) -> impl Iterator<Item = (u64, u64)> {
-    (0..=max_gpus.ilog2()).flat_map(|power| {
-        let gpus = 1_u64 << power;
-        // Ranks within one machine of eight first, then stages over machines.
-        [(gpus.min(8), gpus / gpus.min(8)), (gpus, 1)]
-            .into_iter()
-            .take(if gpus > 8 { 2 } else { 1 })
-    })
+/// Numbers of ranks and stages that are tried, fewest GPUs first.
+///
+/// llama.cpp spreads layers over any number of GPUs. Of the others' GPUs the powers of two are tried, each in every way to
+/// share it out: heads may not divide by as many ranks as layers divide by stages.
+fn shapes(engine: &Engine, max_gpus: u64) -> Vec<(u64, u64)> {
+    if matches!(engine, Engine::LlamaCpp(_)) {
+        return (1..=max_gpus).map(|gpus| (gpus, 1)).collect();
+    }
+    let powers = |most: u64| (0..=most.ilog2()).map(|power| 1_u64 << power);
+    powers(max_gpus)
+        .flat_map(|gpus| {
+            let mut ranks: Vec<u64> = powers(gpus).collect();
+            // Ranks within one machine of eight, then tensor parallelism alone, then ever more stages.
+            ranks.sort_by_key(|&tp| (tp != gpus.min(8), tp != gpus, std::cmp::Reverse(tp)));
+            ranks.into_iter().map(move |tp| (tp, gpus / tp))
+        })
+        .collect()
 }
 
 fn fewest(request: &Request, need: &Need) -> Option<Gpus> {
-    shapes(need.max_gpus).find_map(|(tp, pp)| {
-        let changed = with_vllm(request, |s| {
-            s.tensor_parallel_size = tp;
-            s.pipeline_parallel_size = pp;
-        })
-        .or_else(|| {
-            with_generic(request, |s| {
+    shapes(&request.engine, need.max_gpus)
+        .into_iter()
+        .find_map(|(tp, pp)| {
+            let changed = with_vllm(request, |s| {
                 s.tensor_parallel_size = tp;
                 s.pipeline_parallel_size = pp;
             })
-        })
-        .or_else(|| {
-            with_sglang(request, |s| {
-                s.tensor_parallel_size = tp;
-                s.pipeline_parallel_size = pp;
+            .or_else(|| {
+                with_generic(request, |s| {
+                    s.tensor_parallel_size = tp;
+                    s.pipeline_parallel_size = pp;
+                })
+            })
+            .or_else(|| {
+                with_sglang(request, |s| {
+                    s.tensor_parallel_size = tp;
+                    s.pipeline_parallel_size = pp;
+                })
+            })
+            .or_else(|| {
+                with_llamacpp(request, |engine| {
+                    engine.settings.gpus = tp * pp;
+                    engine.settings.tensor_split.clear();
+                })
+            })?;
+            let plan = replan(&changed)?;
+            let spread = matches!(request.engine, Engine::LlamaCpp(_));
+            // Replicas of the engine need as many GPUs again.
+            let count = plan.gpu.count;
+            (count <= need.max_gpus && need.met_by(&plan)).then(|| Gpus {
+                count,
+                tensor_parallel_size: if spread { 1 } else { tp },
+                pipeline_parallel_size: if spread { 1 } else { pp },
+                most_requests: reach(&changed, need, &plan).most_requests,
             })
         })
-        .or_else(|| {
-            with_llamacpp(request, |engine| {
-                engine.settings.gpus = tp * pp;
-                engine.settings.tensor_split.clear();
-            })
-        })?;
-        let plan = replan(&changed)?;
-        let spread = matches!(request.engine, Engine::LlamaCpp(_));
-        need.met_by(&plan).then(|| Gpus {
-            count: tp * pp,
-            tensor_parallel_size: if spread { 1 } else { tp },
-            pipeline_parallel_size: if spread { 1 } else { pp },
-            most_requests: plan.feasibility.max_concurrency_at_context.unwrap_or(0),
-        })
-    })
 }
 
 fn utilization_flag(engine: &Engine) -> Option<&'static str> {
@@ -290,19 +308,11 @@ fn smallest_utilization(request: &Request, need: &Need) -> Option<f64> {
             .and_then(replan)
             .is_some_and(|plan| need.met_by(&plan))
     };
-    let (mut no, mut yes) = (UTILIZATION_STEPS.0 - 1, UTILIZATION_STEPS.1);
-    if !meets(yes) {
-        return None;
-    }
-    while yes - no > 1 {
-        let middle = no + (yes - no) / 2;
-        if middle > 0 && meets(middle) {
-            yes = middle;
-        } else {
-            no = middle;
-        }
-    }
-    Some(share(yes))
+    // Not bisected: an engine that asks for more than is free at start is refused at the upper end.
+    UTILIZATION_STEPS
+        .into_iter()
+        .find(|&percent| meets(percent))
+        .map(share)
 }
 
 /// Formats made on load or assumed, the widest first.
@@ -329,26 +339,23 @@ fn widest_weights(request: &Request, need: &Need, plan: &Plan) -> Option<WeightF
                     })?,
             )
         };
-        let other = match &changed {
-            None => plan.clone(),
-            Some(changed) => replan(changed)?,
+        let (changed, other) = match changed {
+            None => (request.clone(), plan.clone()),
+            Some(changed) => {
+                let other = replan(&changed)?;
+                (changed, other)
+            }
         };
         need.met_by(&other).then(|| WeightFormat {
             quantization: name.to_owned(),
             weights_bytes: other.weights.bytes_per_rank.iter().copied().max().unwrap_or(0),
-            most_requests: other.feasibility.max_concurrency_at_context.unwrap_or(0),
+            most_requests: reach(&changed, need, &other).most_requests,
         })
     })
 }
 
 fn changes(request: &Request, need: &Need, plan: &Plan) -> Vec<Helps> {
-    let of = |plan: &Plan| {
-        (
-            plan.feasibility.max_concurrency_at_context.unwrap_or(0),
-            plan.feasibility.max_context_at_concurrency.unwrap_or(0),
-        )
-    };
-    let before = of(plan);
+    let before = reach(request, need, plan);
     let mut helps: Vec<Helps> = candidates(request)
         .into_iter()
         .filter_map(|(flag, value, changed, price)| {
@@ -357,16 +364,19 @@ fn changes(request: &Request, need: &Need, plan: &Plan) -> Vec<Helps> {
             if other.feasibility.refused.is_some() && !other.feasibility.fits {
                 return None;
             }
-            let after = of(&other);
+            let after = reach(&changed, need, &other);
             let meets = need.met_by(&other);
-            (after.0 > before.0 || after.1 > before.1 || (meets && !need.met_by(plan))).then(|| Helps {
+            let helps = after.most_requests > before.most_requests
+                || after.longest_context > before.longest_context
+                || (meets && !need.met_by(plan));
+            helps.then(|| Helps {
                 flag: flag.to_owned(),
                 value,
                 meets,
-                most_requests_before: before.0,
-                most_requests: after.0,
-                longest_context_before: before.1,
-                longest_context: after.1,
+                most_requests_before: before.most_requests,
+                most_requests: after.most_requests,
+                longest_context_before: before.longest_context,
+                longest_context: after.longest_context,
                 price,
             })
         })

@@ -29,7 +29,7 @@ pub struct Size {
     #[arg(long, value_name = "P", default_value_t = 0.5, help_heading = "Load")]
     probability: f64,
 
-    /// Most GPUs to try (powers of two).
+    /// Most GPUs to try (powers of two; any number by llama.cpp).
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Hardware")]
     max_gpus: u64,
 

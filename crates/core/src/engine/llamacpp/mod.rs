@@ -25,6 +25,7 @@ pub use gguf::{Header, Meta, Tensor};
 pub use graph::{Buffers, buffers};
 pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
 pub use place::{Placement, Weights, place};
+pub(crate) use settings::MAX_SEQUENCES;
 pub use settings::Settings;
 
 /// The version whose rules these are.

@@ -6,7 +6,7 @@ use super::hparams::Hparams;
 use crate::{Error, Result};
 
 /// Most sequences (`LLAMA_MAX_SEQ`).
-const MAX_SEQUENCES: u64 = 256;
+pub(crate) const MAX_SEQUENCES: u64 = 256;
 
 /// Settings of one server. `None` is llama.cpp's default.
 #[derive(Debug, Clone, PartialEq)]
