@@ -33,7 +33,7 @@ ratio=R (shortest length as a share of the longest), burstiness=S (1 is Poisson)
 mode=throughput|latency|balanced, which adds the sequences and tokens of a step that `kvwise plan --mode` recommends.
 Every number and kind of GPU is tried with tensor-, pipeline- and (for experts) data-parallel ranks; sequences and tokens of a
 step, block size and what drafts tokens (the model's own modules, EAGLE heads known for it, what --drafter names) are changed one
-at a time, with --thorough in every combination. Drafts are timed for vLLM only.
+at a time, with --thorough in every combination.
 Exit status: 0 something holds the objectives, 1 nothing does, 2 cannot be answered.";
 
 /// Words for [`Objective`].

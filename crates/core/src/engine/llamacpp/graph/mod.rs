@@ -8,7 +8,7 @@
 //! align and copy a little differently.
 //!
 //! Not every architecture's graph is built here: [`Decoder::of`] says `None` for the others, which
-//! [`compute`](super::compute) estimates.
+//! [`compute`](super::compute()) estimates.
 
 mod allocate;
 mod decoder;
