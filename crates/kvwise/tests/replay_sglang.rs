@@ -3,6 +3,8 @@
 
 #[path = "../../sim/tests/asking/mod.rs"]
 mod asking;
+#[path = "../../sim/tests/golden/mod.rs"]
+mod golden;
 mod random;
 mod replay_sglang_cases;
 
@@ -414,13 +416,10 @@ fn fingerprints() -> PathBuf {
     data("batches.txt")
 }
 
-/// Number and 64-bit FNV-1a of event lines.
+/// Of event lines.
 fn fingerprint(lines: &[String]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in lines.iter().flat_map(|line| line.bytes().chain([b'\n'])) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{} {hash:016x}", lines.len())
+    let text = lines.iter().flat_map(|line| line.bytes().chain([b'\n']));
+    golden::fingerprint(lines.len(), text)
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! (`KVWISE_SGLANG_SCHEDULES=1000` for more, `KVWISE_SGLANG_WRITE=1` rewrites the data file.)
 
 mod asking;
+mod golden;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -243,13 +244,10 @@ fn data_file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/sglang_apart.txt")
 }
 
-/// Turns and 64-bit FNV-1a of a schedule.
+/// Of the turns of a schedule and what was sent.
 fn fingerprint((steps, sent): &(Vec<Value>, Vec<Value>)) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in steps.iter().chain(sent).flat_map(|s| s.to_string().into_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{} {hash:016x}", steps.len())
+    let text = steps.iter().chain(sent).flat_map(|s| s.to_string().into_bytes());
+    golden::fingerprint(steps.len(), text)
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! (`KVWISE_SGLANG_SCHEDULES=1000` for more, `KVWISE_SGLANG_WRITE=1` rewrites the data file.)
 
 mod asking;
+mod golden;
 
 use std::path::PathBuf;
 
@@ -210,18 +211,15 @@ fn data_file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/sglang_schedules.txt")
 }
 
-/// Steps and 64-bit FNV-1a of a schedule.
+/// Of the steps of a schedule.
 fn fingerprint(steps: &[Value]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for step in steps {
+    let text = steps.iter().flat_map(|step| {
         let mut step = step.clone();
         let ratio = step["ratio"].as_f64().unwrap();
         step["ratio"] = json!(format!("{ratio:.6}"));
-        for byte in step.to_string().bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-    format!("{} {hash:016x}", steps.len())
+        step.to_string().into_bytes()
+    });
+    golden::fingerprint(steps.len(), text)
 }
 
 #[test]

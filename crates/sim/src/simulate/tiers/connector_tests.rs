@@ -17,6 +17,7 @@ use rand_pcg::Pcg64;
 use serde_json::{Value, json};
 
 use super::asking::{self, Script};
+use super::golden;
 use super::store::Found;
 use super::{LinkSpeed, TierConfig, TierPolicy, Tiers};
 use crate::sched::vllm::{KvConnector, Load, Matched, Query};
@@ -224,11 +225,7 @@ fn history(seed: u64) -> (Value, Vec<Value>) {
 }
 
 fn fingerprint(answers: &[Value]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in serde_json::to_string(answers).unwrap().bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{} {hash:016x}", answers.len())
+    golden::fingerprint(answers.len(), serde_json::to_vec(answers).unwrap())
 }
 
 fn data_file() -> PathBuf {

@@ -20,6 +20,9 @@
 mod asking;
 #[cfg(test)]
 mod connector_tests;
+#[cfg(test)]
+#[path = "../../../tests/golden/mod.rs"]
+mod golden;
 mod store;
 #[cfg(test)]
 mod store_tests;
