@@ -47,36 +47,9 @@ pub struct SglangBatchReport {
     pub engine: &'static str,
     /// Always `batch`.
     pub scheduler: &'static str,
-    /// Requests of the trace.
-    pub requests: u64,
-    /// Requests that could never run: too long, or larger than the pool.
-    pub rejected: u64,
-    /// Requests that ran out of memory with nobody left to retract.
-    pub aborted: u64,
-    /// Turns of the loop.
-    pub steps: u64,
-    /// Tokens of all prompts.
-    pub prompt_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Tokens looked up at first admissions.
-    pub query_tokens: u64,
-    /// Tokens found in the cache at first admissions.
-    pub hit_tokens: u64,
-    /// `hit_tokens / query_tokens`, to six digits.
-    pub hit_rate: f64,
-    /// Times a request lost its memory to the decoding of others.
-    pub retractions: u64,
-    /// Times a request lost its memory to a more important one.
-    pub preemptions: u64,
-    /// Tokens of evicted nodes.
-    pub evicted_tokens: u64,
-    /// Nodes evicted.
-    pub evicted_nodes: u64,
-    /// Tokens free at the end.
-    pub free_at_end: u64,
-    /// Tokens in the tree at the end.
-    pub cached_at_end: u64,
+    /// What was counted.
+    #[serde(flatten)]
+    pub totals: Summary,
     /// Eviction policy.
     pub policy: &'static str,
     /// Order of the waiting queue.
@@ -91,27 +64,13 @@ pub struct SglangBatchReport {
 
 impl SglangBatchReport {
     /// The report of a run.
-    pub fn new(s: &Summary, config: &ReplayConfig) -> Self {
+    pub fn new(totals: Summary, config: &ReplayConfig) -> Self {
         let scheduler = &config.scheduler;
         Self {
             schema: "kvwise.replay/1",
             engine: "sglang",
             scheduler: "batch",
-            requests: s.requests,
-            rejected: s.rejected,
-            aborted: s.aborted,
-            steps: s.steps,
-            prompt_tokens: s.prompt_tokens,
-            generated_tokens: s.generated_tokens,
-            query_tokens: s.query_tokens,
-            hit_tokens: s.hit_tokens,
-            hit_rate: s.hit_rate,
-            retractions: s.retractions,
-            preemptions: s.preemptions,
-            evicted_tokens: s.evicted_tokens,
-            evicted_nodes: s.evicted_nodes,
-            free_at_end: s.free_at_end,
-            cached_at_end: s.cached_at_end,
+            totals,
             policy: scheduler.eviction.name(),
             schedule_policy: scheduler.schedule.name(),
             page: scheduler.page_size,

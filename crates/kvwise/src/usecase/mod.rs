@@ -8,6 +8,7 @@ pub mod curve;
 pub mod demo;
 pub mod deployment;
 pub mod effect;
+pub mod event_file;
 pub mod export;
 pub mod exporter;
 pub mod fingerprint;

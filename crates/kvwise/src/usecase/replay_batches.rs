@@ -3,14 +3,11 @@
 use std::path::Path;
 
 use kvwise_core::Result;
-use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::sglang::{EventLines, ReplayConfig, Summary, run};
 use kvwise_sim::trace::Trace;
 
+use super::event_file::EventFile;
 use crate::report::replay::SglangBatchReport;
-
-/// Bytes of event lines kept before they are written.
-const WRITE_AT: usize = 1 << 18;
 
 /// Replays `trace` and writes its events, if asked for.
 ///
@@ -21,21 +18,14 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
         None => run(trace, config, &mut (), |()| Ok(()))?,
         Some(path) => with_events(trace, config, path)?,
     };
-    Ok(SglangBatchReport::new(&summary, config))
+    Ok(SglangBatchReport::new(summary, config))
 }
 
 fn with_events(trace: &Trace, config: &ReplayConfig, path: &Path) -> Result<Summary> {
-    let mut file = AtomicFile::create(path)?;
+    let mut file = EventFile::create(path)?;
     let mut lines = EventLines::new(trace);
-    let summary = run(trace, config, &mut lines, |lines| {
-        if lines.text.len() >= WRITE_AT {
-            file.write(lines.text.as_bytes())?;
-            lines.text.clear();
-        }
-        Ok(())
-    })?;
+    let summary = run(trace, config, &mut lines, |lines| file.pour(&mut lines.text))?;
     lines.summary(&summary);
-    file.write(lines.text.as_bytes())?;
-    file.commit()?;
+    file.finish(&lines.text)?;
     Ok(summary)
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use kvwise_cache::radix::TreePolicy;
 use kvwise_core::{Error, Result};
-use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::sched::sglang::{Feed, Outcome, Replay, ReplayConfig, Totals};
 use kvwise_sim::trace::Trace;
 use serde_json::{Map, Value};
 
+use super::event_file::EventFile;
 use crate::report::replay::SglangReplayReport;
 
 /// Replays `trace` and writes its events, if asked for: for each request what was matched, evicted (tokens and first
@@ -23,7 +23,7 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
         longest_request_tokens: Some(feed.longest_request_tokens()),
         ..*config
     })?;
-    let mut file = events.map(AtomicFile::create).transpose()?;
+    let mut file = events.map(EventFile::create).transpose()?;
     let mut lines = String::new();
     for request in feed {
         replay.submit(request?, |outcome| {
@@ -31,11 +31,8 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
                 event(&mut lines, trace, outcome);
             }
         })?;
-        if let Some(file) = &mut file
-            && lines.len() > 1 << 16
-        {
-            file.write(lines.as_bytes())?;
-            lines.clear();
+        if let Some(file) = &mut file {
+            file.pour(&mut lines)?;
         }
     }
     let totals = replay.finish(|outcome| {
@@ -43,10 +40,9 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
             event(&mut lines, trace, outcome);
         }
     })?;
-    if let Some(mut file) = file {
+    if let Some(file) = file {
         summary(&mut lines, &totals, config);
-        file.write(lines.as_bytes())?;
-        file.commit()?;
+        file.finish(&lines)?;
     }
     Ok(SglangReplayReport {
         schema: "kvwise.replay/1",

@@ -7,16 +7,13 @@ use kvwise_cache::pool::ReleaseOrder;
 use kvwise_core::engine::vllm::Method;
 use kvwise_core::engine::vllm::version::{FreedBlocks, JunctionRule, RetentionRule, Rules, Version};
 use kvwise_core::{Error, Result};
-use kvwise_io::atomic::AtomicFile;
 use kvwise_sim::replay::vllm::{Clock, EventLines, ReplayConfig, Summary, run, run_unheard};
 use kvwise_sim::sched::vllm::{DraftCounts, Drafter, Junctions, Speculation};
 use kvwise_sim::trace::{Trace, TraceFormat};
 use serde::Deserialize;
 
+use super::event_file::EventFile;
 use crate::report::replay_vllm::VllmReplayReport;
-
-/// Bytes of event lines kept before they are written.
-const WRITE_AT: usize = 1 << 18;
 
 /// Replays `trace` and writes its events, if asked for, in the form of the reference replay of vLLM's own code.
 ///
@@ -31,18 +28,11 @@ pub fn replay(trace: &Trace, config: &ReplayConfig, events: Option<&Path>) -> Re
 }
 
 fn with_events(trace: &Trace, config: &ReplayConfig, path: &Path) -> Result<Summary> {
-    let mut file = AtomicFile::create(path)?;
+    let mut file = EventFile::create(path)?;
     let mut lines = EventLines::new(trace);
-    let summary = run(trace, config, &mut lines, |lines| {
-        if lines.text.len() >= WRITE_AT {
-            file.write(lines.text.as_bytes())?;
-            lines.text.clear();
-        }
-        Ok(())
-    })?;
+    let summary = run(trace, config, &mut lines, |lines| file.pour(&mut lines.text))?;
     lines.summary(&summary);
-    file.write(lines.text.as_bytes())?;
-    file.commit()?;
+    file.finish(&lines.text)?;
     Ok(summary)
 }
 

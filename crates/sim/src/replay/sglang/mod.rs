@@ -56,7 +56,7 @@ impl Events for () {
 }
 
 /// The counters of a replay.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
 pub struct Summary {
     /// Requests of the trace.
     pub requests: u64,
