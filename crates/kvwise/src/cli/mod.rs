@@ -58,7 +58,9 @@ pub struct Cli {
     command: Option<Command>,
 }
 
+// Deferred: a run builds the flags of its own command alone, which is a third of what a plan of a small model costs.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Plan(Box<plan::Plan>),
     Size(Box<size::Size>),
@@ -110,10 +112,12 @@ Understand:
 All commands: kvwise --help. One command: kvwise plan --help.
 ";
 
-/// The program's command line, the examples of its help folded for a terminal.
+/// The program's whole command line, the examples of its help folded for a terminal.
 #[must_use]
 pub fn command() -> clap::Command {
-    examples::fold(Cli::command())
+    let mut command = Cli::command();
+    command.build();
+    examples::fold(command)
 }
 
 /// Parses the command line, runs the command and reports its exit status.

@@ -72,9 +72,16 @@ fn words(example: &str) -> Vec<String> {
     all
 }
 
+/// The command line with the flags of every command.
+fn built() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
 fn all() -> Vec<String> {
     let mut out = Vec::new();
-    examples(&Cli::command(), &mut out);
+    examples(&built(), &mut out);
     out
 }
 
@@ -88,10 +95,7 @@ fn the_program_reads_every_example_of_its_help() {
         }
     }
     // Every command has one.
-    for command in Cli::command()
-        .get_subcommands()
-        .filter(|c| c.get_name() != "help")
-    {
+    for command in built().get_subcommands().filter(|c| c.get_name() != "help") {
         let name = format!("{} ", command.get_name());
         assert!(
             all.iter().any(|e| format!("{e} ").starts_with(&name)),
