@@ -1,5 +1,7 @@
 //! Typed, forgiving-in-spelling, strict-in-value access to a model's `config.json`.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
@@ -14,7 +16,8 @@ pub const MAX_DIMENSION: u64 = 1 << 26;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     path: String,
-    map: Map<String, Value>,
+    /// Shared: wrappers, towers and rules each hold the part that they read, and few change it.
+    map: Arc<Map<String, Value>>,
 }
 
 impl Config {
@@ -39,7 +42,7 @@ impl Config {
         match parsed {
             Ok(Value::Object(map)) => Ok(Self {
                 path: String::new(),
-                map,
+                map: Arc::new(map),
             }),
             Ok(_) => Err(Error::input("the configuration is JSON but not an object")),
             Err(e) => Err(Error::input(format!("the configuration is not valid JSON: {e}"))),
@@ -50,7 +53,7 @@ impl Config {
     pub fn from_map(map: Map<String, Value>) -> Self {
         Self {
             path: String::new(),
-            map,
+            map: Arc::new(map),
         }
     }
 
@@ -59,7 +62,7 @@ impl Config {
     pub fn with_map(&self, map: Map<String, Value>) -> Self {
         Self {
             path: self.path.clone(),
-            map,
+            map: Arc::new(map),
         }
     }
 
@@ -68,20 +71,20 @@ impl Config {
     pub fn child(&self, key: &str, map: Map<String, Value>) -> Self {
         Self {
             path: self.name(key),
-            map,
+            map: Arc::new(map),
         }
     }
 
     /// The same configuration under another `model_type`.
     #[must_use]
     pub fn as_type(mut self, model_type: &str) -> Self {
-        self.map.insert("model_type".to_owned(), Value::from(model_type));
+        Arc::make_mut(&mut self.map).insert("model_type".to_owned(), Value::from(model_type));
         self
     }
 
     /// The fields.
     pub fn into_map(self) -> Map<String, Value> {
-        self.map
+        Arc::unwrap_or_clone(self.map)
     }
 
     /// The raw value; null counts as missing.
@@ -103,7 +106,7 @@ impl Config {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Self {
                 path: self.name(key),
-                map: map.clone(),
+                map: Arc::new(map.clone()),
             })),
             Some(other) => Err(self.wrong(key, other, "an object")),
         }

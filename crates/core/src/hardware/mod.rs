@@ -156,10 +156,9 @@ pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
         if let Some(gpu) = own.iter().find(|gpu| gpu.names().any(|n| key(n) == wanted)) {
             return Ok(gpu);
         }
-        if let Some(row) = rows()
-            .iter()
-            .find(|row| row.names.iter().any(|n| key(n) == wanted))
-        {
+        let named = |is: &dyn Fn(&str) -> bool| rows().iter().find(|row| row.names.iter().any(|n| is(n)));
+        // Most people write a name as the catalogue does, which needs no key of each.
+        if let Some(row) = named(&|n| n.eq_ignore_ascii_case(name)).or_else(|| named(&|n| key(n) == wanted)) {
             return Ok(row.gpu());
         }
     }

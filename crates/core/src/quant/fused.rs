@@ -84,13 +84,26 @@ pub(super) fn of(file: &Config) -> Result<Fused> {
         .map_or(USUAL, |&(_, fused)| fused))
 }
 
-/// The names that the parts of a fused module have in a checkpoint; none for a module that is one there too.
-pub(super) fn parts(path: &str, fused: Fused) -> Vec<String> {
-    let (parent, name) = path.rsplit_once('.').map_or(("", path), |(p, n)| (p, n));
-    match fused.iter().find(|(fused, _)| *fused == name) {
-        Some((_, parts)) => parts.iter().map(|part| format!("{parent}.{part}")).collect(),
-        None => Vec::new(),
+/// Calls `see` with the names that the parts of a fused module have in a checkpoint; never for a module that is one
+/// there too.
+pub(super) fn each_part(path: &str, fused: Fused, mut see: impl FnMut(&str)) {
+    let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let Some((_, parts)) = fused.iter().find(|(fused, _)| *fused == name) else {
+        return;
+    };
+    let mut full = String::with_capacity(path.len() + 16);
+    for part in *parts {
+        full.clear();
+        full.extend([parent, ".", part]);
+        see(&full);
     }
+}
+
+/// All of these names.
+pub(super) fn parts(path: &str, fused: Fused) -> Vec<String> {
+    let mut all = Vec::new();
+    each_part(path, fused, |part| all.push(part.to_owned()));
+    all
 }
 
 #[cfg(test)]

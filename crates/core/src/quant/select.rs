@@ -1,7 +1,7 @@
 //! Which modules a checkpoint leaves unquantised.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use regex_lite::Regex;
 
@@ -106,8 +106,8 @@ impl Ignore {
     }
 
     fn glob(&mut self, glob: Glob) {
-        let layer = glob.pieces().find_map(layer_in).map(str::to_owned);
-        self.globs.add(layer.as_deref(), glob);
+        let layer = glob.pieces().find_map(layer_in);
+        self.globs.add(layer, glob);
     }
 
     /// Whether a name in the list is that of a module below `path`.
@@ -155,14 +155,20 @@ impl Ignore {
         if self.exact.contains(path) {
             return Skip::Whole;
         }
-        let parts = fused::parts(path, self.fused);
-        let of_parts = |hit: &dyn Fn(&str) -> bool| match parts.iter().filter(|part| hit(part)).count() {
-            0 => Skip::None,
-            all if all == parts.len() => Skip::Whole,
-            _ => Skip::Some,
+        let of_parts = |hit: &dyn Fn(&str) -> bool| {
+            let (mut hits, mut all) = (0, 0);
+            fused::each_part(path, self.fused, |part| {
+                hits += usize::from(hit(part));
+                all += 1;
+            });
+            match hits {
+                0 => Skip::None,
+                _ if hits == all => Skip::Whole,
+                _ => Skip::Some,
+            }
         };
         let whole = |hit: bool, parts: Skip| if hit { Skip::Whole } else { parts };
-        let named = |path: &str| self.parts.any(path, |n| path.contains(n.as_str()));
+        let named = |path: &str| self.parts.any(path, |n| holds(path, n));
         match self.mode {
             // Experts are skipped by any entry below them.
             Match::Exact if path.ends_with(EXPERTS) => {
@@ -217,23 +223,23 @@ struct ByLayer<T> {
     /// Patterns that name no layer.
     general: Vec<T>,
     /// Patterns whose text holds the number between two dots.
-    layers: HashMap<String, Vec<T>>,
+    layers: BTreeMap<u64, Vec<T>>,
 }
 
 impl<T> Default for ByLayer<T> {
     fn default() -> Self {
         Self {
             general: Vec::new(),
-            layers: HashMap::new(),
+            layers: BTreeMap::new(),
         }
     }
 }
 
 impl<T> ByLayer<T> {
-    fn add(&mut self, layer: Option<&str>, pattern: T) {
+    fn add(&mut self, layer: Option<u64>, pattern: T) {
         match layer {
             None => self.general.push(pattern),
-            Some(layer) => self.layers.entry(layer.to_owned()).or_default().push(pattern),
+            Some(layer) => self.layers.entry(layer).or_default().push(pattern),
         }
     }
 
@@ -246,23 +252,45 @@ impl<T> ByLayer<T> {
         self.general.iter().any(&matches)
             || !self.layers.is_empty()
                 && numbers(path)
-                    .filter_map(|number| self.layers.get(number))
+                    .filter_map(|number| self.layers.get(&number))
                     .any(|own| own.iter().any(&matches))
     }
 }
 
-/// The numbers between two dots.
-fn numbers(text: &str) -> impl Iterator<Item = &str> {
-    let inner = text.split_once('.').and_then(|(_, rest)| rest.rsplit_once('.'));
-    inner
-        .map_or("", |(inner, _)| inner)
-        .split('.')
-        .filter(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+/// The numbers between two dots; those of more digits than 64 bits hold are one.
+fn numbers(text: &str) -> impl Iterator<Item = u64> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while let Some(dot) = bytes[at..].iter().position(|&b| b == b'.') {
+            at += dot + 1;
+            let digits = bytes[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+            if digits > 0 && bytes.get(at + digits) == Some(&b'.') {
+                let number = &bytes[at..at + digits];
+                at += digits;
+                return Some(number.iter().fold(0_u64, |n, b| {
+                    n.saturating_mul(10).saturating_add(u64::from(b - b'0'))
+                }));
+            }
+        }
+        None
+    })
 }
 
 /// The first number between two dots: a path that holds `text` holds it too, between dots.
-fn layer_in(text: &str) -> Option<&str> {
+fn layer_in(text: &str) -> Option<u64> {
     numbers(text).next()
+}
+
+/// Whether `path` contains `name`: both are short, so that preparing a search costs more than it saves.
+fn holds(path: &str, name: &str) -> bool {
+    let (path, name) = (path.as_bytes(), name.as_bytes());
+    match name.first() {
+        None => true,
+        Some(first) => path
+            .windows(name.len())
+            .any(|window| window[0] == *first && window == name),
+    }
 }
 
 fn compile(text: &str, entry: &str) -> Result<Regex> {
@@ -321,6 +349,19 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn numbers_between_dots_are_those_of_a_split(text in "[a.1]{0,12}(\\.00?[12]\\.)?[b.2]{0,6}") {
+            let pieces: Vec<&str> = text.split('.').collect();
+            let inner = pieces.get(1..pieces.len().saturating_sub(1)).unwrap_or_default();
+            let naive: Vec<u64> = inner.iter().filter_map(|piece| piece.parse().ok()).collect();
+            proptest::prop_assert_eq!(numbers(&text).collect::<Vec<_>>(), naive);
+        }
+
+        #[test]
+        fn a_path_holds_what_it_contains(path in "[ab.]{0,8}", name in "[ab.]{0,4}") {
+            proptest::prop_assert_eq!(holds(&path, &name), path.contains(&name));
+        }
+
         #[test]
         fn sorting_by_layer_changes_no_answer(
             entries in proptest::collection::vec("(a|model|\\*)?(\\.(b|1|12|2|\\*)){0,4}\\*?", 1..6),
