@@ -32,7 +32,7 @@ fn prediction_modules_have_the_bytes_of_the_engine_without_what_is_shared() {
         };
         let shared = 2 * rows * width * 2 / tp;
         let got = model
-            .mtp_weight_bytes(&Parallel::tensor(tp), Dtype::Bf16, None)
+            .mtp_weight_bytes(1, &Parallel::tensor(tp), Dtype::Bf16, None)
             .unwrap();
         assert_eq!(got, registered - shared, "{name} at tp {tp}");
     }

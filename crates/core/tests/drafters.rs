@@ -6,7 +6,9 @@
 //! multi-token prediction, without the output head, which are the target's own. Rows with a `config` have their own target,
 //! those without a capacity are of a model for which a GPU's kernel keeps a block that the reference does not (`FlashKDA`).
 
-use kvwise_core::arch::family::{Eagle, Reading, read, read_eagle};
+use kvwise_core::arch::family::{
+    Block, Eagle, Reading, read, read_assistant, read_block_drafter, read_eagle,
+};
 use kvwise_core::arch::{CacheKind, Config, Model, Parallel};
 use kvwise_core::catalogue;
 use kvwise_core::dtype::Dtype;
@@ -66,13 +68,15 @@ fn drafters_have_the_caches_and_weights_that_the_engine_gives_them() {
         let method = Method::parse(row["method"].as_str().unwrap()).unwrap();
         let draft = row.get("draft").map(|config| {
             let config = Config::parse(config.to_string().as_bytes()).unwrap();
-            let generation = if method == Method::Eagle {
-                Eagle::One
-            } else {
-                Eagle::Three
+            let drafter = match method {
+                Method::Eagle => read_eagle("draft", &config, Eagle::One, model.vocab_size),
+                Method::Eagle3 => read_eagle("draft", &config, Eagle::Three, model.vocab_size),
+                Method::DFlash => read_block_drafter("draft", &config, Block::Flash, Some(&model)),
+                Method::DSpark => read_block_drafter("draft", &config, Block::Spark, Some(&model)),
+                _ => read_assistant("draft", &config).map(|read| read.expect("an assistant")),
             };
             Box::new(Draft {
-                model: read_eagle("draft", &config, generation, model.vocab_size).unwrap(),
+                model: drafter.unwrap_or_else(|e| panic!("{name}: {e}")),
                 config,
                 has_embedding: None,
                 has_head: None,

@@ -75,6 +75,8 @@ const CLASSES: &[(&str, Join, Repeats, Option<u64>)] = &[
         Repeats::LastFull,
         None,
     ),
+    // vllm/models/kimi_k3/nvidia/mtp.py.
+    ("KimiK3", Join::Whole, Repeats::LastFull, None),
     // ernie_mtp.py, longcat_flash_mtp.py, vllm/models/qwen4_exp/nvidia/mtp.py.
     (
         "Ernie4_5_Moe",
@@ -181,6 +183,9 @@ impl Model {
     /// # Errors
     /// As [`Error::unsupported`] if the model has none, or this class's are not known.
     pub fn mtp_modules(&self) -> Result<Vec<Layer>> {
+        if let Some(modules) = &self.modules {
+            return Ok(modules.layers.clone());
+        }
         let (_, repeats, count) = self.mtp_class()?;
         let module = self.mtp_module(repeats).ok_or_else(|| {
             Error::unsupported(format!(
@@ -189,6 +194,18 @@ impl Model {
             ))
         })?;
         Ok(vec![module; usize::try_from(count).unwrap_or(1)])
+    }
+
+    /// Of these, those that the engine builds to draft so many tokens.
+    ///
+    /// # Errors
+    /// As [`Model::mtp_modules`].
+    pub fn mtp_modules_for(&self, tokens: u64) -> Result<Vec<Layer>> {
+        let mut layers = self.mtp_modules()?;
+        if self.modules.as_ref().is_some_and(|m| m.as_many_as_tokens) {
+            layers.truncate(usize::try_from(tokens).unwrap_or(usize::MAX));
+        }
+        Ok(layers)
     }
 
     fn mtp_module(&self, repeats: Repeats) -> Option<Layer> {
@@ -202,9 +219,14 @@ impl Model {
         let mut module = match repeats {
             Repeats::LastFull => {
                 let mut module = self.mtp_layer()?.clone();
-                // Modules have one residual stream, whatever the model has.
-                if module.weights.iter().any(|w| w.name.starts_with("hc_")) {
-                    module.weights.retain(|w| !w.name.starts_with("hc_"));
+                // Modules have one residual stream, whatever the model has, and none of earlier blocks (Kimi-K3).
+                let of_streams = |w: &Weight| {
+                    ["hc_", "self_attention_res_", "mlp_res_"]
+                        .iter()
+                        .any(|prefix| w.name.starts_with(prefix))
+                };
+                if module.weights.iter().any(of_streams) {
+                    module.weights.retain(|w| !of_streams(w));
                 }
                 module
             }
@@ -253,8 +275,8 @@ impl Model {
         Some(module)
     }
 
-    /// Bytes of all multi-token-prediction modules on one tensor-parallel rank of the last pipeline stage. Embedding
-    /// and head are the target's own (vLLM 0.32.0, `llm_base_proposer.py`); with several stages the embedding is
+    /// Bytes of the multi-token-prediction modules for so many drafted tokens on one tensor-parallel rank of the last
+    /// pipeline stage. Embedding and head are the target's own (vLLM 0.32.0, `llm_base_proposer.py`); with several stages the embedding is
     /// loaded again there.
     ///
     /// # Errors
@@ -262,10 +284,15 @@ impl Model {
     /// a size leaves 64 bits.
     pub fn mtp_weight_bytes(
         &self,
+        tokens: u64,
         parallel: &Parallel,
         dtype: Dtype,
         quantization: Option<&Quantization>,
     ) -> Result<u64> {
+        let layers = self.mtp_modules_for(tokens)?;
+        if let Some(modules) = &self.modules {
+            return self.drafter_bytes(&layers, &modules.once, &[], parallel, dtype, quantization);
+        }
         let (join, ..) = self.mtp_class()?;
         let (inputs, width) = (2 * self.hidden_size, self.hidden_size);
         let norms = Weight::norm("norms", width).times(3);
@@ -314,7 +341,7 @@ impl Model {
                 (Vec::new(), each)
             }
         };
-        self.drafter_bytes(&self.mtp_modules()?, &once, &each, parallel, dtype, quantization)
+        self.drafter_bytes(&layers, &once, &each, parallel, dtype, quantization)
     }
 
     /// The layers of the `DSpark` drafter that the checkpoint of a DeepSeek-V4 brings (vLLM 0.32.0,
@@ -392,7 +419,8 @@ impl Model {
         for weight in once {
             add(bytes(weight, &weight.name)?)?;
         }
-        if parallel.pp > 1 {
+        let brings_embedding = once.iter().any(|weight| weight.role == Role::Embedding);
+        if parallel.pp > 1 && !brings_embedding {
             for part in &self.outside {
                 for weight in part.weights.iter().filter(|w| w.role == Role::Embedding) {
                     add(bytes(weight, &weight.name)?)?;
@@ -438,7 +466,7 @@ mod tests {
             .iter()
             .map(|w| w.bytes(&parallel, Dtype::Bf16).unwrap())
             .sum();
-        let got = model.mtp_weight_bytes(&parallel, Dtype::Bf16, None).unwrap();
+        let got = model.mtp_weight_bytes(1, &parallel, Dtype::Bf16, None).unwrap();
         assert_eq!(got, layer + (2 * 64 * 64 + 3 * 64) * 2);
     }
 
@@ -456,7 +484,7 @@ mod tests {
         let mut model = small("");
         model.mtp_layers = 0;
         let error = model
-            .mtp_weight_bytes(&Parallel::default(), Dtype::Bf16, None)
+            .mtp_weight_bytes(1, &Parallel::default(), Dtype::Bf16, None)
             .unwrap_err();
         assert!(error.to_string().contains("no multi-token-prediction modules"));
     }

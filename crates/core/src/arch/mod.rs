@@ -17,6 +17,6 @@ pub mod weight;
 pub use cache::{Cache, CacheKind, Heads, State};
 pub use config::Config;
 pub(crate) use model::Kinds;
-pub use model::{AttentionScales, Layer, Model, Outside, Place, Pooling, Weights};
+pub use model::{AttentionScales, Layer, Model, Modules, Outside, Place, Pooling, Weights};
 pub use parallel::Parallel;
 pub use weight::{Op, Part, Role, Shard, Split, Weight};

@@ -37,6 +37,8 @@ pub struct Model {
     pub outside: Vec<Outside>,
     /// Layers of a built-in multi-token-prediction drafter (`num_nextn_predict_layers`), 0 if none.
     pub mtp_layers: u64,
+    /// Its multi-token prediction where the modules are unlike its own layers.
+    pub modules: Option<Box<Modules>>,
     /// How it is served where it generates no text.
     pub pooling: Option<Pooling>,
     /// What its attention layers hold of a quantised checkpoint's scales.
@@ -48,6 +50,17 @@ pub struct Model {
     /// Attention that keeps nothing between steps and is aligned with the states beside it all the same (hybrids that
     /// see both ways).
     pub encoder_heads: Option<Heads>,
+}
+
+/// Modules of multi-token prediction that are unlike the layers of their model.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Modules {
+    /// One layer a module, with what joins it to the target.
+    pub layers: Vec<Layer>,
+    /// Parameters that are there once for all modules.
+    pub once: Vec<Weight>,
+    /// Whether only as many are built as tokens are drafted.
+    pub as_many_as_tokens: bool,
 }
 
 /// Whether a class gives its attention layers the checkpoint's quantisation, and in which type these keep the scales

@@ -242,6 +242,31 @@ fn a_drafter_that_the_model_does_not_have_is_refused_in_the_engines_terms() {
 }
 
 #[test]
+fn a_drafter_of_whole_blocks_is_read_from_a_folder_and_shares_the_targets_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "hidden_size": 4096,
+        "num_hidden_layers": 5, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "intermediate_size": 12288, "vocab_size": 151936, "max_position_embeddings": 40960, "block_size": 16,
+        "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]}}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let speculative = format!(
+        r#"{{"method":"dflash","model":"{}","num_speculative_tokens":15}}"#,
+        folder.path().display()
+    );
+    let args = ["qwen/qwen3-8b", "--gpu", "h100"];
+    let (alone, _) = plan(&args);
+    let (drafted, status) = plan(&[&args[..], &["--speculative-config", &speculative]].concat());
+    assert_eq!(status, 0);
+    let terms = drafted["memory"]["components"].as_array().unwrap();
+    let term = terms.iter().find(|term| term["name"] == "drafter").unwrap();
+    // vLLM 0.32.0's own class: 4,586,580,480 bytes with an embedding and a head of 1,244,659,712 each, which are the
+    // target's, and 83,886,080 + 1,280 bytes of joined projections and norms.
+    assert_eq!(term["bytes"], 4_586_580_480_u64 - 2 * 1_244_659_712 + 83_887_360);
+    let per_block = |plan: &serde_json::Value| plan["kv_cache"]["bytes_per_block"].as_u64().unwrap();
+    assert_eq!(per_block(&drafted) * 36, per_block(&alone) * 41);
+}
+
+#[test]
 fn a_narrow_miss_says_what_it_rests_on_and_how_likely_it_is() {
     let (plan, _) = plan(&[
         "qwen3-32b",

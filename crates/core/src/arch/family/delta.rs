@@ -1,11 +1,13 @@
 //! Models that mix attention with gated delta nets, Kimi delta attention or lightning attention.
 
+use serde_json::Value;
+
 use super::dense::{Decoder, Dense, Mlp, Norm, QkNorm, part};
 use super::kimi::kda_cache;
 use super::mla::Mla;
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::{Cache, CacheKind, Kinds, Layer, Place, Role, State, Weight};
+use crate::arch::{Cache, CacheKind, Kinds, Layer, Modules, Place, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -237,7 +239,48 @@ pub(crate) fn mobius(t: &Text) -> Result<Decoder> {
         w.times(blocks)
     });
     decoder.outside.push(part(Place::Every, meta.collect()));
+    let modules = mobius_modules(t)?;
+    decoder.mtp_layers = modules.layers.len() as u64;
+    decoder.modules = (decoder.mtp_layers > 0).then(|| Box::new(modules));
     Ok(decoder)
+}
+
+/// Its modules of multi-token prediction, whose experts are their own (`hf_config_override` in `config/speculative.py`).
+fn mobius_modules(t: &Text) -> Result<Modules> {
+    let hidden = t.hidden()?;
+    let count = t.config.u64("mtp_num_hidden_layers")?.unwrap_or(0);
+    if count == 0 {
+        return Ok(Modules::default());
+    }
+    let mut map = t.config.map().clone();
+    map.insert("num_hidden_layers".to_owned(), Value::from(count));
+    map.insert(
+        "num_experts".to_owned(),
+        Value::from(t.config.dim("mtp_num_experts")?),
+    );
+    let top_k = t.config.dim("mtp_num_experts_per_tok")?;
+    map.insert("num_experts_per_tok".to_owned(), Value::from(top_k));
+    map.remove("layer_types");
+    map.insert("full_attention_interval".to_owned(), Value::from(1));
+    map.remove("mlp_only_layers");
+    let own = Text {
+        config: t.config.with_map(map),
+        ..t.clone()
+    };
+    let mut layers = qwen(&own)?.layers;
+    if t.config.flag("layer_scale", false)? {
+        for layer in &mut layers {
+            layer.weights.push(Weight::norm("layer_scale", hidden).times(2));
+        }
+    }
+    Ok(Modules {
+        layers,
+        once: vec![
+            Weight::column("mtp.fc", Role::Mlp, 2 * hidden, &[hidden]),
+            Weight::norm("norms", hidden).times(3),
+        ],
+        as_many_as_tokens: false,
+    })
 }
 
 /// OLMo-Hybrid (vLLM 0.32.0, `olmo_hybrid.py`).

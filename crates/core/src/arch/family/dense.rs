@@ -6,8 +6,8 @@
 use super::text::{Attend, Text};
 use crate::Result;
 use crate::arch::{
-    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Outside, Part, Place, Role, State, Weight,
-    Weights,
+    AttentionScales, Cache, CacheKind, Heads, Kinds, Layer, Modules, Outside, Part, Place, Role, State,
+    Weight, Weights,
 };
 
 /// What a family returns: everything of a [`Model`](crate::arch::Model) but its name.
@@ -21,6 +21,8 @@ pub struct Decoder {
     pub outside: Vec<Outside>,
     /// Layers of a built-in drafter.
     pub mtp_layers: u64,
+    /// That drafter's modules where they are unlike the layers.
+    pub modules: Option<Box<Modules>>,
     /// Key/value heads that the engine's configuration reports where they are not [`Text::kv_heads`].
     pub kv_heads: Option<u64>,
     /// What its attention layers hold of a quantised checkpoint's scales.

@@ -5,8 +5,11 @@ use super::dense::{Decoder, Ends, Mlp};
 use super::mla::{Mla, indexed_layers};
 use super::moe::after_dense;
 use super::text::Text;
-use crate::arch::{Cache, CacheKind, Layer, Role, Weight};
+use crate::arch::{Cache, CacheKind, Layer, Modules, Role, Weight};
 use crate::{Error, Result};
+
+/// Most modules that are read; no checkpoint has more.
+const MOST_MODULES: u64 = 1 << 10;
 
 /// The latent attention of sliding layers, under keys of their own.
 fn sliding(t: &Text) -> Result<Mla> {
@@ -106,12 +109,67 @@ pub(crate) fn dots3(t: &Text) -> Result<Decoder> {
         .collect();
     let mut ends = Ends::read(t)?;
     ends.tied = false;
+    // Modules have no experts, and an indexer of their own where they attend to everything.
+    let module = |kind: &str| {
+        let mut layer = match kind {
+            "sliding_attention" => sliding_layer.clone(),
+            _ => full_layers[1].clone(),
+        };
+        layer.weights.extend(feed[0].iter().chain(&norms).cloned());
+        layer
+    };
+    let modules = modules(t, module)?;
     Ok(Decoder {
         layers_path: "model.layers".to_owned(),
         layers,
         outside: ends.outside(hidden),
-        mtp_layers: c.dim_or("num_nextn_predict_layers", 1)?,
+        mtp_layers: modules.layers.len() as u64,
+        modules: Some(Box::new(modules)),
         kv_heads: Some(1),
         ..Decoder::default()
+    })
+}
+
+/// Modules of multi-token prediction (vLLM 0.32.0, `models/dots3_note/nvidia/mtp.py`, `config/speculative.py`): of the kinds
+/// that `mtp_layer_types` lists, sliding without it. The checkpoint brings an embedding for them.
+fn modules(t: &Text, module: impl Fn(&str) -> Layer) -> Result<Modules> {
+    let hidden = t.hidden()?;
+    let count = t.config.u64("num_nextn_predict_layers")?.unwrap_or(1);
+    let kinds = match t.config.strs("mtp_layer_types")? {
+        Some(kinds) if kinds.len() as u64 != count => {
+            return Err(Error::unsupported(format!(
+                "mtp_layer_types must have one entry per MTP layer: got {} for {count} layers",
+                kinds.len()
+            )));
+        }
+        Some(kinds) => kinds,
+        None if count > MOST_MODULES => {
+            return Err(Error::input(format!(
+                "{} is {count}, expected at most {MOST_MODULES}",
+                t.config.name("num_nextn_predict_layers")
+            )));
+        }
+        None => vec!["sliding_attention"; usize::try_from(count).unwrap_or(0)],
+    };
+    let layers = kinds
+        .into_iter()
+        .map(|kind| {
+            let mut layer = module(kind);
+            layer.weights.push(Weight::norm("norms", hidden).times(3));
+            layer
+                .weights
+                .push(Weight::replicated("eh_proj", Role::Mlp, 2 * hidden, &[hidden]));
+            layer
+        })
+        .collect();
+    Ok(Modules {
+        layers,
+        once: vec![Weight::vocab(
+            "model.embed_tokens",
+            Role::Embedding,
+            t.vocab()?,
+            hidden,
+        )],
+        as_many_as_tokens: false,
     })
 }

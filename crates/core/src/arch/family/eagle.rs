@@ -8,6 +8,7 @@
 use serde_json::Value;
 
 use super::dense::{Attention, Decoder, Dense, Mlp, Norm, QkNorm, part};
+use super::speculators;
 use super::text::{Attend, Text};
 use crate::arch::{AttentionScales, Config, Model, Op, Outside, Place, Role, Weight};
 use crate::dtype::Dtype;
@@ -31,7 +32,10 @@ pub enum Eagle {
 /// # Errors
 /// If a value cannot be used; as [`Error::unsupported`] if the engine has no such head or it is not described here.
 pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: u64) -> Result<Model> {
-    let flat = flatten(config, generation)?;
+    let flat = match generation {
+        Eagle::One => config.clone(),
+        Eagle::Three => speculators::flatten(config, &["eagle3", "peagle"])?,
+    };
     let class = match flat.strs("architectures")?.and_then(|list| list.first().copied()) {
         Some(class) => class.to_owned(),
         None => {
@@ -47,6 +51,10 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
     {
         let text = Text::find(joined.layers_of, &flat)?;
         return model(name, &class, &text, joined.decoder(&text)?);
+    }
+    if generation == Eagle::One && matches!(class.as_str(), "EagleLlama4ForCausalLM" | "Llama4ForCausalLM") {
+        let text = Text::find("Llama4ForCausalLM", &flat)?;
+        return model(name, &class, &text, llama4(&text)?);
     }
     if generation == Eagle::Three && LATENT.contains(&class.as_str()) {
         let text = Text::find("DeepseekV3ForCausalLM", &flat)?;
@@ -73,8 +81,8 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
             return Err(
                 Error::unsupported(format!("the drafter class {class} is not described here"))
                     .hint(
-                        "EAGLE heads of the layers of Llama, Mistral, MiniCPM, Cohere and DeepSeek are, and EAGLE-3 heads \
-                         of those of Llama and Qwen3",
+                        "EAGLE heads of the layers of Llama, Llama-4, Mistral, MiniCPM, Cohere and DeepSeek are, and EAGLE-3 \
+                         heads of those of Llama, Qwen3 and DeepSeek",
                     ),
             );
         }
@@ -88,7 +96,7 @@ pub fn read_eagle(name: &str, config: &Config, generation: Eagle, target_vocab: 
 }
 
 /// A drafter as a model.
-fn model(name: &str, class: &str, text: &Text, decoder: Decoder) -> Result<Model> {
+pub(super) fn model(name: &str, class: &str, text: &Text, decoder: Decoder) -> Result<Model> {
     let heads = text.heads()?;
     Ok(Model {
         name: name.to_owned(),
@@ -104,6 +112,7 @@ fn model(name: &str, class: &str, text: &Text, decoder: Decoder) -> Result<Model
         layers: decoder.layers,
         outside: decoder.outside,
         mtp_layers: 0,
+        modules: None,
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,
@@ -151,6 +160,14 @@ const JOINED: &[Joined] = &[
     Joined {
         classes: &["EagleMistralForCausalLM", "MistralForCausalLM"],
         layers_of: "MistralForCausalLM",
+        join: Join::Divided,
+        norms: &["model.norm"],
+        numbered_on: false,
+    },
+    // mistral_large_3_eagle.py
+    Joined {
+        classes: &["EagleMistralLarge3ForCausalLM", "MistralLarge3ForCausalLM"],
+        layers_of: "MistralLarge3ForCausalLM",
         join: Join::Divided,
         norms: &["model.norm"],
         numbered_on: false,
@@ -219,7 +236,7 @@ impl Joined {
 }
 
 /// The same text with another value of a key.
-fn with(t: &Text, key: &str, value: Value) -> Text {
+pub(super) fn with(t: &Text, key: &str, value: Value) -> Text {
     let mut map = t.config.map().clone();
     map.insert(key.to_owned(), value);
     Text {
@@ -228,46 +245,33 @@ fn with(t: &Text, key: &str, value: Value) -> Text {
     }
 }
 
-/// The fields of a `speculators` file where the engine looks for them.
-fn flatten(config: &Config, generation: Eagle) -> Result<Config> {
-    let Some(layer) = config.sub("transformer_layer_config")? else {
-        return Ok(config.clone());
+/// EAGLE for Llama-4 (vLLM 0.32.0, `llama4_eagle.py`): its layers without experts, which the class insists on.
+fn llama4(t: &Text) -> Result<Decoder> {
+    let listed = t.config.u64s("moe_layers")?;
+    let step = t.config.dim_or("interleave_moe_layer_step", 1)?;
+    let sparse = match &listed {
+        Some(layers) => !layers.is_empty(),
+        None => step > 0 && step <= t.layers()?,
     };
-    if let Some(kind) = config.str("speculators_model_type")?
-        && !matches!((generation, kind), (Eagle::Three, "eagle3" | "peagle"))
-    {
-        return Err(Error::input(format!(
-            "{} is {kind:?}, which the method of --speculative-config is not",
-            config.name("speculators_model_type")
-        ))
-        .hint("write the method that the drafter was trained for"));
+    if sparse {
+        return Err(Error::unsupported(
+            "EagleLlama4ForCausalLM takes drafters without experts: moe_layers has to be an empty list",
+        )
+        .hint("interleave_moe_layer_step has to be 0 for such a drafter"));
     }
-    let mut map = layer.map().clone();
-    for key in [
-        "draft_vocab_size",
-        "target_hidden_size",
-        "norm_before_fc",
-        "fc_norm",
-        "eagle_aux_hidden_state_layer_ids",
-        "quantization_config",
-        "torch_dtype",
-        "dtype",
-    ] {
-        if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
-            map.insert(key.to_owned(), value.clone());
-        }
-    }
-    let class = match layer.str("model_type")?.unwrap_or("llama") {
-        "qwen3" => "Eagle3Qwen3ForCausalLM",
-        "llama" => "Eagle3LlamaForCausalLM",
-        other => {
-            return Err(Error::unsupported(format!(
-                "Unsupported model_type {other} for Eagle3 speculator"
-            )));
-        }
-    };
-    map.insert("architectures".to_owned(), Value::from(vec![class]));
-    Ok(config.with_map(map))
+    let mut decoder = super::decoder(&with(t, "interleave_moe_layer_step", Value::from(0)), 0)?;
+    let hidden = t.hidden()?;
+    let fc = Weight::replicated("model.fc", Role::Mlp, 2 * hidden, &[hidden]).unquantized();
+    let vocab = t.config.dim("draft_vocab_size")?;
+    decoder.outside = vec![
+        embedding(t)?,
+        part(Place::Last, vec![fc, Weight::norm("model.norm", hidden)]),
+        part(
+            Place::Last,
+            vec![Weight::vocab("lm_head", Role::Head, vocab, hidden).unquantized()],
+        ),
+    ];
+    Ok(decoder)
 }
 
 /// EAGLE: the first layer has no norm before attention, and nothing follows the last.
@@ -422,7 +426,8 @@ fn wide_projection(attention: &Attention, inputs: u64) -> Weight {
     .bias(attention.qkv_bias)
 }
 
-fn embedding(t: &Text) -> Result<Outside> {
+/// The token embedding, which the target's replaces where it can.
+pub(super) fn embedding(t: &Text) -> Result<Outside> {
     Ok(part(
         Place::Last,
         vec![Weight::vocab(

@@ -50,6 +50,7 @@ pub fn read_medusa(name: &str, config: &Config) -> Result<Model> {
         layers: vec![layer; usize::try_from(heads).unwrap_or(0)],
         outside: vec![part(Place::Last, vec![head])],
         mtp_layers: 0,
+        modules: None,
         pooling: None,
         attention_scales: AttentionScales::None,
         sized_for: None,

@@ -3,13 +3,16 @@
 //! A row of the registry names the classes and the function that reads them. [`Text`] finds the language model's
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
+mod assistant;
 mod crossing;
 mod deepseek;
 mod deepseek_v4;
 pub(crate) mod defaults;
 mod delta;
 pub mod dense;
+mod dflash;
 mod dots3;
+mod dspark;
 mod eagle;
 mod embedder;
 mod encoder;
@@ -21,8 +24,10 @@ mod glm5_next;
 mod gpt;
 mod hy_v4;
 mod hybrid;
+mod inkling;
 mod k2_horizon;
 mod kimi;
+mod lilicorr;
 mod llama;
 mod llama4;
 mod mamba;
@@ -48,6 +53,7 @@ mod registry;
 mod rotary;
 mod shared_moe;
 mod special;
+mod speculators;
 pub(crate) mod stages;
 mod standing;
 mod step;
@@ -57,7 +63,9 @@ mod unquantized;
 mod whisper;
 mod zamba;
 
+pub use assistant::read_assistant;
 pub use dense::Decoder;
+pub use dflash::{Block, context_copies, read_block_drafter};
 pub use eagle::{Eagle, read_eagle};
 pub use medusa::read_medusa;
 pub use refusal::Refusal;
@@ -151,6 +159,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
             0 => drafter::modules(&class, &text.config)?,
             counted => counted,
         },
+        modules: decoder.modules,
         pooling,
         attention_scales: decoder.attention_scales,
         sized_for: decoder.sized_for,

@@ -6,9 +6,9 @@ use super::dense::Decoder;
 use super::text::Text;
 use super::{
     crossing, deepseek, deepseek_v4, delta, dots3, embedder, encoder, ernie_vl, gemma, generic, generic_moe,
-    glm5_next, gpt, hy_v4, hybrid, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm, minimax,
-    mixtral, molmo, moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special, step,
-    whisper, zamba,
+    glm5_next, gpt, hy_v4, hybrid, inkling, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm,
+    minimax, mixtral, molmo, moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special,
+    step, whisper, zamba,
 };
 use crate::Result;
 
@@ -251,7 +251,7 @@ const ROWS: &[(&[&str], Reader)] = &[
     (&["MiniCPM3ForCausalLM"], Own(minicpm::minicpm3)),
     (
         &["InklingForCausalLM", "InklingForConditionalGeneration"],
-        Own(special::inkling),
+        Own(inkling::inkling),
     ),
     (&["JetMoeForCausalLM"], Generic(generic_moe::jetmoe)),
     (

@@ -21,13 +21,16 @@ pub enum Standing {
 const EAGLE: &str = "read as the model of --speculative-config";
 const MODULES: &str =
     "counted with the target, whose checkpoint holds it: --speculative-config {\"method\": \"mtp\"}";
-const UNREAD_MODULES: &str = "multi-token prediction of this class is not described";
 const UNREAD_DRAFTER: &str = "drafters of this class are not described";
 
 /// Classes that draft (vLLM 0.32.0, `_SPECULATIVE_DECODING_MODELS` in `vllm/model_executor/models/registry.py`).
 const DRAFTERS: &[(&[&str], &str)] = &[
     (
         &[
+            "DFlash2DraftModel",
+            "DFlashDraftModel",
+            "DFlashLagunaForCausalLM",
+            "DFlashMuseGlimmerAssistantModel",
             "Eagle3LlamaForCausalLM",
             "Eagle3MiniMaxM2ForCausalLM",
             "Eagle3Qwen2_5vlForCausalLM",
@@ -37,6 +40,15 @@ const DRAFTERS: &[(&[&str], &str)] = &[
             "Eagle3DeepseekV3ForCausalLM",
             "EagleCohereForCausalLM",
             "EagleDeepSeekMTPModel",
+            "EagleLlama4ForCausalLM",
+            "EagleMistralLarge3ForCausalLM",
+            "Gemma4DSparkModel",
+            "Gemma4MTPModel",
+            "K3DSparkModel",
+            "LiLiCorrDraftModel",
+            "MuseGlimmerAssistantModel",
+            "Qwen3DSparkModel",
+            "Qwen3OmniDSparkModel",
             "EagleMiniCPMForCausalLM",
             "EagleMistralForCausalLM",
             "EagleLlamaForCausalLM",
@@ -52,6 +64,10 @@ const DRAFTERS: &[(&[&str], &str)] = &[
         &[
             "BailingMoeV25MTPModel",
             "BailingMoeV3MTPModel",
+            "Dots3NoteMTPModel",
+            "InklingMTPModel",
+            "InternS2MobiusMTP",
+            "KimiK3MTPModel",
             "ErnieMTPModel",
             "Glm5NextMTPModel",
             "GlmOcrMTPModel",
@@ -83,34 +99,7 @@ const DRAFTERS: &[(&[&str], &str)] = &[
         &["DSparkDraftModel"],
         "counted with the target, whose checkpoint holds it: --speculative-config {\"method\": \"dspark\"}",
     ),
-    (
-        &[
-            "Dots3NoteMTPModel",
-            "Gemma4MTPModel",
-            "InklingMTPModel",
-            "InternS2MobiusMTP",
-            "KimiK3MTPModel",
-        ],
-        UNREAD_MODULES,
-    ),
-    (
-        &[
-            "DFlash2DraftModel",
-            "DFlashDraftModel",
-            "DFlashLagunaForCausalLM",
-            "DFlashMuseGlimmerAssistantModel",
-            "DSparkV41DraftModel",
-            "EagleLlama4ForCausalLM",
-            "EagleMistralLarge3ForCausalLM",
-            "Gemma4DSparkModel",
-            "K3DSparkModel",
-            "LiLiCorrDraftModel",
-            "MuseGlimmerAssistantModel",
-            "Qwen3DSparkModel",
-            "Qwen3OmniDSparkModel",
-        ],
-        UNREAD_DRAFTER,
-    ),
+    (&["DSparkV41DraftModel"], UNREAD_DRAFTER),
     (
         &["ExtractHiddenStatesModel"],
         "stores hidden states of the target instead of drafting",

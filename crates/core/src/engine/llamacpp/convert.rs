@@ -453,6 +453,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
             weights: vec![Weight::tensor("outside", Role::Embedding, &[outside], None)],
         }],
         mtp_layers: 0,
+        modules: None,
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,

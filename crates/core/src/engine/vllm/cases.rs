@@ -51,6 +51,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         layers: kinds.into_iter().map(layer).collect(),
         outside: Vec::new(),
         mtp_layers: 0,
+        modules: None,
         pooling: None,
         attention_scales: AttentionScales::default(),
         sized_for: None,

@@ -1,11 +1,12 @@
 //! Speculative decoding: which caches and which weights a drafter adds.
 
-use crate::arch::{Config, Layer, Model, Parallel, Role};
+use crate::arch::{Config, Layer, Model, Op, Parallel, Role, family};
 use crate::dtype::Dtype;
 use crate::quant::Quantization;
 use crate::units::grouped;
 use crate::{Error, Result};
 
+use super::drafter_rules;
 use super::refusal::{Refusal, RefusalKind};
 
 /// `method` of `--speculative-config`.
@@ -139,8 +140,13 @@ impl Speculative {
     /// A [`Refusal`] where the target has no such layers, or the drafter's model is missing.
     pub fn layers(&self, target: &Model) -> Result<Vec<Layer>, Refusal> {
         let refuse = |reason: String| Err(Refusal::new(RefusalKind::Speculative, reason));
+        if let Some(draft) = &self.draft
+            && let Some(reason) = drafter_rules::refusal(target, draft, self.method, self.num_tokens)
+        {
+            return refuse(reason);
+        }
         let built_in = match self.method {
-            Method::Mtp => Some(target.mtp_modules()),
+            Method::Mtp if !self.has_assistant() => Some(target.mtp_modules()),
             Method::DSpark if self.draft.is_none() => Some(target.dspark_stages()),
             _ => None,
         };
@@ -159,11 +165,14 @@ impl Speculative {
                     self.num_tokens
                 ));
             }
+            if self.method == Method::Mtp {
+                return Ok(target.mtp_modules_for(self.num_tokens).unwrap_or(layers));
+            }
             return Ok(layers);
         }
         match (
             &self.draft,
-            self.method.loads_model() || self.method == Method::DSpark,
+            self.method.loads_model() || self.method == Method::DSpark || self.has_assistant(),
         ) {
             (Some(draft), true) => {
                 if self.method == Method::DraftModel && draft.model.vocab_size != target.vocab_size {
@@ -201,12 +210,19 @@ impl Speculative {
         match (&self.draft, self.method) {
             (_, Method::Ngram | Method::NgramGpu | Method::Suffix) => Ok(None),
             (None, Method::Mtp) => {
-                let modules = target.mtp_modules()?.len();
+                let modules = target.mtp_modules_for(self.num_tokens)?.len();
+                let brings_embedding = target
+                    .modules
+                    .as_ref()
+                    .is_some_and(|modules| modules.once.iter().any(|weight| weight.role == Role::Embedding));
+                let shared = if brings_embedding {
+                    "the embedding is their own, the head the target's"
+                } else {
+                    "embedding and head are the target's"
+                };
                 Ok(Some(DrafterWeights {
-                    bytes: target.mtp_weight_bytes(parallel, dtype, quantization)?,
-                    formula: format!(
-                        "{modules} multi-token-prediction modules; embedding and head are the target's"
-                    ),
+                    bytes: target.mtp_weight_bytes(self.num_tokens, parallel, dtype, quantization)?,
+                    formula: format!("{modules} multi-token-prediction modules; {shared}"),
                     assumption: None,
                 }))
             }
@@ -226,9 +242,19 @@ impl Speculative {
         }
     }
 
+    /// Whether multi-token prediction is by a model of its own that keeps no cache (Gemma-4).
+    fn has_assistant(&self) -> bool {
+        self.method == Method::Mtp
+            && self
+                .draft
+                .as_ref()
+                .is_some_and(|draft| draft.model.architecture == "Gemma4MTPModel")
+    }
+
     /// Tokens that sliding windows keep behind them: drafters of several modules re-read that many.
     pub fn extra_retained_tokens(&self, target: &Model) -> u64 {
         if self.method == Method::Mtp
+            && !self.has_assistant()
             && target
                 .mtp_modules()
                 .map_or(0, |m| m.len() as u64)
@@ -252,14 +278,33 @@ impl Draft {
     ) -> Result<DrafterWeights> {
         let quantization = Quantization::read(&self.config)?;
         let eagle = matches!(method, Method::Eagle | Method::Eagle3);
+        let block = matches!(method, Method::DFlash | Method::DSpark);
         // The whole drafter runs on the last stage.
         let alone = Parallel { pp: 1, ..*parallel };
         let same_width = self.model.hidden_size == target.hidden_size;
-        let shares_embedding = eagle && parallel.pp == 1 && same_width;
-        let shares_head = eagle
-            && match self.has_head {
-                Some(has) => !has,
-                None => method == Method::Eagle,
+        // A vocabulary beyond the target's needs rows of its own (`load_dspark_model`).
+        let same_rows = !block || self.model.vocab_size <= target.vocab_size;
+        let assistant = self.model.architecture == "Gemma4MTPModel";
+        let shares_embedding = parallel.pp == 1
+            && (assistant
+                || (same_width && same_rows && (eagle || (block && self.has_embedding != Some(true)))));
+        let shares_head =
+            match method {
+                Method::Eagle => self.has_head != Some(true),
+                Method::Eagle3 => self.has_head == Some(false),
+                // A head over another vocabulary cannot be the target's.
+                Method::DFlash | Method::DSpark => self.has_head != Some(true)
+                    && same_width
+                    && self
+                        .model
+                        .outside
+                        .iter()
+                        .flat_map(|part| &part.weights)
+                        .filter(|weight| weight.role == Role::Head)
+                        .all(
+                            |weight| matches!(weight.op, Op::Vocab { rows, .. } if rows == target.vocab_size),
+                        ),
+                _ => false,
             };
         let mut bytes = 0_u64;
         for (path, weight) in self.model.stage_weights(0, &alone, true)? {
@@ -276,6 +321,19 @@ impl Draft {
                 .checked_add(own)
                 .ok_or_else(|| Error::overflow("the weights of the drafter"))?;
         }
+        let mut kept = 0_u64;
+        for copy in family::context_copies(&self.model, quantization.is_some()) {
+            kept = kept
+                .checked_add(copy.bytes(&alone, dtype)?)
+                .ok_or_else(|| Error::overflow("the weights of the drafter"))?;
+        }
+        bytes = bytes
+            .checked_add(kept)
+            .ok_or_else(|| Error::overflow("the weights of the drafter"))?;
+        let copied = match kept {
+            0 => String::new(),
+            kept => format!("; {} B of them again, joined over its layers", grouped(kept)),
+        };
         let shared = match (shares_embedding, shares_head) {
             (true, true) => "; embedding and head are the target's",
             (true, false) => "; the embedding is the target's",
@@ -285,7 +343,11 @@ impl Draft {
         let (params, _) = self.model.params()?;
         Ok(DrafterWeights {
             bytes,
-            formula: format!("{}: {} parameters in {dtype}{shared}", self.model.name, grouped(params)),
+            formula: format!(
+                "{}: {} parameters in {dtype}{shared}{copied}",
+                self.model.name,
+                grouped(params)
+            ),
             assumption: (eagle && parallel.pp == 1 && self.has_embedding != Some(false)).then_some(
                 "the drafter's embedding is taken to be the target's: a different one of its own would be kept besides",
             ),

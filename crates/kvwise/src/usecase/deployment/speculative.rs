@@ -1,6 +1,6 @@
 //! `--speculative-config`, as the engine takes it: JSON with `method`, `model` and `num_speculative_tokens`.
 
-use kvwise_core::arch::family::{self, Eagle};
+use kvwise_core::arch::family::{self, Block, Eagle};
 use kvwise_core::arch::{Config, Model};
 use kvwise_core::engine::sglang::Algorithm;
 use kvwise_core::engine::vllm::{Draft, Method, Speculative};
@@ -77,6 +77,9 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Resul
         (Some(n), _) => n,
         // The engine takes what the checkpoint was trained for.
         (None, Method::Mtp) if modules > 0 => modules,
+        (None, Method::DSpark) if block_size(found.as_ref())?.is_some() => {
+            block_size(found.as_ref())?.unwrap_or(1)
+        }
         (None, _) => {
             return Err(Error::input("--speculative-config has no num_speculative_tokens").hint(example));
         }
@@ -88,8 +91,9 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Resul
     }
     let draft = match found {
         Some(found) if !matches!(method, Method::Ngram | Method::NgramGpu | Method::Suffix) => {
-            // Multi-token prediction of the target itself may be named, too.
-            let own = method == Method::Mtp && target.is_some_and(|target| target.name == found.name);
+            // Modules or stages in the target's own checkpoint may be named, too.
+            let own = matches!(method, Method::Mtp | Method::DSpark)
+                && target.is_some_and(|target| target.name == found.name);
             if own {
                 None
             } else {
@@ -108,6 +112,16 @@ pub(super) fn read(text: &str, target: Option<&Model>, lookup: &Lookup) -> Resul
         num_tokens,
         draft,
     })
+}
+
+/// The block that a `DSpark` drafter was trained for, which the engine drafts where no number is given.
+fn block_size(found: Option<&Found>) -> Result<Option<u64>> {
+    let Some(found) = found else { return Ok(None) };
+    let size = match found.config.u64("block_size")? {
+        Some(size) => Some(size),
+        None => found.config.u64("dspark_block_size")?,
+    };
+    Ok(size.filter(|&size| size > 0))
 }
 
 /// A head that the program knows, else a model as any other.
@@ -155,7 +169,23 @@ fn method(given: &Given, config: Option<&Config>) -> Result<Method> {
         Some(config) => config.str("model_type")?.unwrap_or_default(),
         None => "",
     };
+    let listed = match config {
+        Some(config) => config.strs("architectures")?.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let is = |class: &str| listed.contains(&class);
+    if is("MuseGlimmerAssistantModel") {
+        return Ok(Method::DFlash);
+    }
+    if is("Qwen3DSparkModel")
+        || is("Qwen3OmniDSparkModel")
+        || is("Gemma4DSparkModel")
+        || (is("DSparkDraftModel") && model_type == "qwen3")
+    {
+        return Ok(Method::DSpark);
+    }
     Ok(match model_type {
+        "gemma4_assistant" | "gemma4_unified_assistant" => Method::Mtp,
         "medusa" => Method::Medusa,
         "mlp_speculator" => Method::MlpSpeculator,
         kind if kind.ends_with("_mtp") => Method::Mtp,
@@ -195,6 +225,10 @@ fn draft(place: &str, found: Found, method: Method, target: Option<&Model>) -> R
         Method::Eagle3 => Some(Eagle::Three),
         _ => None,
     };
+    let assistant = match method {
+        Method::Mtp => family::read_assistant(&found.name, &found.config).map_err(|e| e.at(place))?,
+        _ => None,
+    };
     let model = match generation {
         Some(generation) => {
             let vocab = target.map_or(0, |target| target.vocab_size);
@@ -203,14 +237,26 @@ fn draft(place: &str, found: Found, method: Method, target: Option<&Model>) -> R
         None if method == Method::Medusa => {
             family::read_medusa(&found.name, &found.config).map_err(|e| e.at(place))?
         }
-        None => match family::read(&found.name, &found.config).map_err(|e| e.at(place))? {
-            family::Reading::Model(model) => *model,
-            family::Reading::Refused(refusal) => {
-                return Err(Error::unsupported(format!(
-                    "{place} {}: {}",
-                    found.name, refusal.reason
-                )));
-            }
+        None if matches!(method, Method::DFlash | Method::DSpark) => {
+            let block = if method == Method::DFlash {
+                Block::Flash
+            } else {
+                Block::Spark
+            };
+            family::read_block_drafter(&found.name, &found.config, block, target).map_err(|e| e.at(place))?
+        }
+
+        None => match assistant {
+            Some(assistant) => assistant,
+            None => match family::read(&found.name, &found.config).map_err(|e| e.at(place))? {
+                family::Reading::Model(model) => *model,
+                family::Reading::Refused(refusal) => {
+                    return Err(Error::unsupported(format!(
+                        "{place} {}: {}",
+                        found.name, refusal.reason
+                    )));
+                }
+            },
         },
     };
     Ok(Draft {
