@@ -262,7 +262,7 @@ fn a_drafter_of_whole_blocks_is_read_from_a_folder_and_shares_the_targets_vocabu
     // vLLM 0.32.0's own class: 4,586,580,480 bytes with an embedding and a head of 1,244,659,712 each, which are the
     // target's, and 83,886,080 + 1,280 bytes of joined projections and norms.
     assert_eq!(term["bytes"], 4_586_580_480_u64 - 2 * 1_244_659_712 + 83_887_360);
-    let per_block = |plan: &serde_json::Value| plan["kv_cache"]["bytes_per_block"].as_u64().unwrap();
+    let per_block = |plan: &serde_json::Value| plan["kv_cache"]["bytes_per_block"][0].as_u64().unwrap();
     assert_eq!(per_block(&drafted) * 36, per_block(&alone) * 41);
 }
 
