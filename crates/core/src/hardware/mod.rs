@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 mod slices;
+mod spelling;
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -148,20 +149,48 @@ pub fn find(name: &str) -> Result<&'static Gpu> {
 
 /// As [`find`], with `own` rows before the built-in ones.
 ///
+/// The memory that a card is sold with may stand after its name (`RTX 4090 24GB`).
+///
 /// # Errors
-/// As [`find`].
+/// As [`find`]; a number of GPUs before or after the name (`8xH200`) has a flag of its own, and memory that is not this
+/// card's means another card.
 pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
-    let wanted = key(name);
-    if !wanted.is_empty() {
-        if let Some(gpu) = own.iter().find(|gpu| gpu.names().any(|n| key(n) == wanted)) {
+    if let Some(gpu) = named(own, name) {
+        return Ok(gpu);
+    }
+    if let Some((rest, gigabytes)) = spelling::with_memory(name)
+        && let Some(gpu) = named(own, rest)
+    {
+        if spelling::is_sold_with(gpu, gigabytes) {
             return Ok(gpu);
         }
-        let named = |is: &dyn Fn(&str) -> bool| rows().iter().find(|row| row.names.iter().any(|n| is(n)));
-        // Most people write a name as the catalogue does, which needs no key of each.
-        if let Some(row) = named(&|n| n.eq_ignore_ascii_case(name)).or_else(|| named(&|n| key(n) == wanted)) {
-            return Ok(row.gpu());
-        }
+        let gib = gpu.memory_bytes as f64 / GIB as f64;
+        return Err(Error::not_found(format!(
+            "the GPU \"{name}\" is not in the catalogue, whose {} has {gib:.1} GiB",
+            gpu.name
+        ))
+        .hint(format!(
+            "write {} if that is meant; for another card give --gpu-memory {gigabytes}GiB",
+            gpu.name
+        )));
     }
+    let counted = spelling::counted_before(name)
+        .map(|(count, rest)| (count, find_among(own, rest)))
+        .or_else(|| {
+            let (count, rest) = spelling::counted_after(name)?;
+            named(own, rest).map(|gpu| (count, Ok(gpu)))
+        });
+    match counted {
+        Some((count, Ok(gpu))) => {
+            return Err(
+                Error::not_found(format!("the GPU \"{name}\" is a name and a number of GPUs"))
+                    .hint(format!("write them apart: --gpu {} --gpus {count}", gpu.name)),
+            );
+        }
+        Some((count, Err(e))) => return Err(e.hint(format!("the number of them goes to --gpus {count}"))),
+        None => {}
+    }
+    let wanted = key(name);
     let every = || own.iter().chain(all());
     // Slices are suggested only to who asks for one: there are several of each GPU.
     let asks_for_slice = ["1g", "2g", "3g", "4g", "7g"].iter().any(|g| wanted.contains(g));
@@ -187,6 +216,22 @@ pub fn find_among(own: &'static [Gpu], name: &str) -> Result<&'static Gpu> {
         error.hint(format!("did you mean {}?", near.join(", ")))
     };
     Err(error.hint("`kvwise gpus` lists all; for any other card give --gpu-memory, e.g. --gpu-memory 48GiB"))
+}
+
+/// The row with this whole name.
+fn named(own: &'static [Gpu], name: &str) -> Option<&'static Gpu> {
+    let wanted = key(name);
+    if wanted.is_empty() {
+        return None;
+    }
+    if let Some(gpu) = own.iter().find(|gpu| gpu.names().any(|n| key(n) == wanted)) {
+        return Some(gpu);
+    }
+    let row = |is: &dyn Fn(&str) -> bool| rows().iter().find(|row| row.names.iter().any(|n| is(n)));
+    // Most people write a name as the catalogue does, which needs no key of each.
+    row(&|n| n.eq_ignore_ascii_case(name))
+        .or_else(|| row(&|n| key(n) == wanted))
+        .map(Line::gpu)
 }
 
 impl Gpu {
@@ -454,9 +499,76 @@ mod tests {
             ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "h100-1g.10gb"),
             ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-40gb-3g.20gb"),
             ("AMD Instinct MI300X OAM", "mi300x"),
+            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+            ("RTX PRO 6000 Blackwell SE", "rtx-pro-6000"),
+            ("RTX PRO 6000 Blackwell Max-Q", "rtx-pro-6000"),
+            ("GB10 (DGX Spark)", "gb10"),
+            ("NVIDIA GB10", "gb10"),
+            ("Radeon AI PRO R9700", "r9700"),
+            ("NVIDIA RTX A6000", "a6000"),
+            ("RTX 6000 Ada", "rtx-6000-ada"),
+            ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+            ("Tesla T4", "t4"),
+            ("NVIDIA A10", "a10"),
+            ("NVIDIA GH200 480GB", "gh200"),
         ] {
             assert_eq!(find(spelling).unwrap().name, name, "{spelling}");
         }
+    }
+
+    #[test]
+    fn every_title_is_a_name_as_well() {
+        for gpu in all().iter().filter(|gpu| gpu.mig_profile.is_none()) {
+            assert_eq!(find(&gpu.title).unwrap().name, gpu.name, "{}", gpu.title);
+        }
+    }
+
+    #[test]
+    fn the_memory_a_card_is_sold_with_may_stand_after_its_name() {
+        for (spelling, name) in [
+            ("RTX 4090 24GB", "rtx-4090"),
+            ("NVIDIA GeForce RTX 3090 24 GB", "rtx-3090"),
+            ("L40S 48GB", "l40s"),
+            ("RTX A6000 48GB", "a6000"),
+            ("RTX 2000 Ada 16GB", "rtx-2000-ada"),
+            ("H200-141GB", "h200"),
+            ("B200 192GB", "b200"),
+            ("B300 288GB", "b300"),
+            ("GB10 128GB", "gb10"),
+            ("T4 16G", "t4"),
+            ("A10G 24GB", "a10g"),
+        ] {
+            assert_eq!(find(spelling).unwrap().name, name, "{spelling}");
+        }
+        for (spelling, name) in [
+            ("RTX 4090 48GB", "rtx-4090"),
+            ("RTX 3080 12GB", "rtx-3080"),
+            ("H200 80GB", "h200"),
+        ] {
+            let e = find(spelling).unwrap_err();
+            assert!(e.to_string().contains(&format!("whose {name} has")), "{e}");
+            assert!(e.hints()[0].contains("--gpu-memory"), "{e:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_gpus_is_pointed_to_its_flag() {
+        for (spelling, hint) in [
+            ("8xH200", "--gpu h200 --gpus 8"),
+            ("8 x H100", "--gpu h100 --gpus 8"),
+            ("2x RTX 4090 24GB", "--gpu rtx-4090 --gpus 2"),
+            ("H200x8", "--gpu h200 --gpus 8"),
+        ] {
+            let e = find(spelling).unwrap_err();
+            assert!(e.hints()[0].contains(hint), "{spelling}: {e:?}");
+        }
+        let e = find("8xA100").unwrap_err();
+        assert!(
+            e.hints()[0].contains("a100-80gb") && e.hints()[1].contains("--gpus 8"),
+            "{e:?}"
+        );
+        // The x of `RTX` counts nothing.
+        assert!(find("rtx 4099").unwrap_err().hints()[0].contains("rtx-4090"));
     }
 
     #[test]
