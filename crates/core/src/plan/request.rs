@@ -466,6 +466,11 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             if !s.tensor_split.is_empty() {
                 put("tensor_split", json!(s.tensor_split));
             }
+            match s.cpu_moe_layers {
+                0 => {}
+                u64::MAX => put("cpu_moe", json!(true)),
+                layers => put("n_cpu_moe", json!(layers)),
+            }
         }
         Engine::Generic(g) => {
             put("engine", json!("generic"));

@@ -85,6 +85,20 @@ pub struct OtherEngineArgs {
     #[arg(long, value_name = "F", value_delimiter = ',', help_heading = "llama.cpp")]
     pub tensor_split: Vec<f64>,
 
+    /// The experts of the first N layers stay with the host.
+    #[arg(
+        long,
+        visible_alias = "ncmoe",
+        value_name = "N",
+        help_heading = "llama.cpp",
+        conflicts_with = "cpu_moe"
+    )]
+    pub n_cpu_moe: Option<u64>,
+
+    /// All experts stay with the host.
+    #[arg(long, visible_alias = "cmoe", help_heading = "llama.cpp")]
+    pub cpu_moe: bool,
+
     /// Tokens of one physical batch [default: 512].
     #[arg(long, value_name = "N", help_heading = "llama.cpp")]
     pub ubatch_size: Option<u64>,
@@ -128,6 +142,8 @@ impl OtherEngineArgs {
         to.cache_type_v.clone_from(&self.cache_type_v);
         to.n_gpu_layers = self.n_gpu_layers;
         to.tensor_split.clone_from(&self.tensor_split);
+        to.n_cpu_moe = self.n_cpu_moe;
+        to.cpu_moe = self.cpu_moe;
         to.ubatch_size = self.ubatch_size;
         to.swa_full = self.swa_full;
         to.kv_unified = self.kv_unified;

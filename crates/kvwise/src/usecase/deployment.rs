@@ -83,6 +83,8 @@ pub struct Deployment {
     pub cache_type_v: Option<String>,
     pub n_gpu_layers: Option<u64>,
     pub tensor_split: Vec<f64>,
+    pub n_cpu_moe: Option<u64>,
+    pub cpu_moe: bool,
     pub ubatch_size: Option<u64>,
     pub swa_full: bool,
     pub kv_unified: bool,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 46] = [
+const EXTRA: [&str; 48] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -50,6 +50,8 @@ const EXTRA: [&str; 46] = [
     "cache_type_v",
     "n_gpu_layers",
     "tensor_split",
+    "n_cpu_moe",
+    "cpu_moe",
     "ubatch_size",
     "swa_full",
     "kv_unified",

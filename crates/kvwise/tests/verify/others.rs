@@ -195,6 +195,33 @@ fn the_wordings_of_earlier_llama_cpp_builds_are_read() {
     assert_eq!(status, 0, "{answer:#}");
 }
 
+/// Lines of public logs of 2025 and 2026: recurrent layers beside quantised keys and values, the cache under its name of mid
+/// 2025, and windows of eight sequences apart.
+#[test]
+fn states_windows_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_logged() {
+    for (model, log, cache) in [
+        ("Qwen/Qwen3.5-27B", "llamacpp-recurrent.log", 6_969_884_672_i64),
+        (
+            "microsoft/Phi-3-mini-4k-instruct",
+            "llamacpp-unified.log",
+            1_610_612_736,
+        ),
+        ("openai/gpt-oss-20b", "llamacpp-iswa.log", 503_316_480),
+    ] {
+        let folder = folder();
+        let log = data(log);
+        let (answer, _) = verify(folder.path(), &[model, "--log", &log]);
+        assert_eq!(row(&answer, "kv_cache")["predicted"], cache, "{answer:#}");
+        assert_eq!(row(&answer, "kv_cache")["status"], "equal", "{answer:#}");
+        if log.ends_with("recurrent.log") {
+            assert_eq!(row(&answer, "state_cache")["status"], "equal", "{answer:#}");
+        }
+        if !log.ends_with("iswa.log") {
+            assert_eq!(row(&answer, "compute_buffer")["status"], "inside", "{answer:#}");
+        }
+    }
+}
+
 /// What the log of a GPU's own name says is enough to find it.
 #[test]
 fn the_gpu_of_an_sglang_server_is_found_in_the_names_of_its_tuned_kernels() {

@@ -124,10 +124,10 @@ pub fn caches(model: &Hparams, settings: &Settings) -> Result<Caches> {
         if let Some(a) = layer.attention {
             let rows = if a.sliding { window_cells } else { cells };
             let rows = rows.checked_mul(streams).ok_or_else(too_large)?;
-            let width = match (a.values, settings.flash_attn) {
+            let width = match (a.values, settings.values_transposed()) {
                 (0, _) => 0,
-                (own, true) => own,
-                (_, false) => widest,
+                (own, false) => own,
+                (_, true) => widest,
             };
             keys = rows_bytes("keys", settings.cache_type_k, a.keys, rows)?;
             values = rows_bytes("values", settings.cache_type_v, width, rows)?;
@@ -197,6 +197,7 @@ mod tests {
                     attention: Some(Attention {
                         keys,
                         values,
+                        heads: 1,
                         sliding,
                     }),
                     recurrent: None,
@@ -206,6 +207,7 @@ mod tests {
             mla: false,
             head_widths: (64, 64),
             experts: (0, 0),
+            keys: super::super::keys::Keys::default(),
         }
     }
 

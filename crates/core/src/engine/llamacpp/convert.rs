@@ -2,6 +2,7 @@
 
 use super::gguf::Header;
 use super::hparams::{Attention, Hparams, Layer, Recurrent, Sliding, mixer_width};
+use super::keys::Keys;
 use super::place::Weights;
 use crate::arch::weight::Shard;
 use crate::arch::{
@@ -117,6 +118,7 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
                     out.attention = Some(Attention {
                         keys: product(h.kv_heads, h.head_dim)?,
                         values: product(h.kv_heads, h.head_dim_v)?,
+                        heads: h.kv_heads,
                         sliding: windowed && window.is_some(),
                     });
                 }
@@ -133,6 +135,7 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
                     out.attention = Some(Attention {
                         keys: *width,
                         values: 0,
+                        heads: 1,
                         sliding: false,
                     });
                 }
@@ -170,6 +173,7 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
         mla,
         head_widths: widths,
         experts: widths_of.experts,
+        keys: Keys::default(),
     })
 }
 
@@ -315,11 +319,16 @@ pub fn weights(model: &Model, mix: Mix) -> Result<Weights> {
     };
     let mut out = Weights::default();
     for layer in &model.layers {
-        let mut elements = 0_u64;
+        let (mut elements, mut experts) = (0_u64, 0_u64);
         for weight in &layer.weights {
-            elements = elements.checked_add(weight.elements()?).ok_or_else(too_large)?;
+            let own = weight.elements()?;
+            elements = elements.checked_add(own).ok_or_else(too_large)?;
+            if matches!(weight.op, Op::Experts { .. }) {
+                experts = experts.saturating_add(own);
+            }
         }
         out.layers.push(bytes(elements)?);
+        out.experts.push(bytes(experts)?);
     }
     let mut head = false;
     let mut embedding = 0;

@@ -67,6 +67,7 @@ pub(super) fn settings(run: &Map<String, Value>) -> Settings {
             "type_k" => s.cache_type_k = kind(),
             "type_v" => s.cache_type_v = kind(),
             "flash_attn" => s.flash_attn = n == Some(1),
+            "flash_attn_auto" => s.flash_attn_auto = value.as_bool().unwrap(),
             "n_ubatch" => s.ubatch_size = n.unwrap(),
             other => panic!("{other}"),
         }

@@ -2,6 +2,7 @@
 //! (llama.cpp 0c1e570, `src/llama-model.cpp`, `src/llama-hparams.cpp`, `src/models/*.cpp`).
 
 use super::gguf::{Header, Meta};
+use super::keys::Keys;
 use crate::{Error, Result};
 
 /// Most layers that llama.cpp takes (`LLAMA_MAX_LAYERS` is 512); more is a mistake of the file.
@@ -14,6 +15,8 @@ pub struct Attention {
     pub keys: u64,
     /// Elements of the values of one token; 0 under MLA, where the keys hold both.
     pub values: u64,
+    /// Heads of both.
+    pub heads: u64,
     /// Whether only the last tokens are kept.
     pub sliding: bool,
 }
@@ -76,6 +79,8 @@ pub struct Hparams {
     pub head_widths: (u64, u64),
     /// Experts of a layer, and those that a token uses; zeros without experts.
     pub experts: (u64, u64),
+    /// What else decides about the graph.
+    pub keys: Keys,
 }
 
 /// Architectures without any cache (encoders and diffusion models).
@@ -356,6 +361,7 @@ impl Hparams {
                 layer.attention = Some(Attention {
                     keys: width(k)?,
                     values: if mla { 0 } else { width(v)? },
+                    heads: kv_heads[i],
                     sliding: slides[i],
                 });
             }
@@ -387,6 +393,7 @@ impl Hparams {
                     .each("expert_used_count", n)?
                     .map_or(0, |e| e.iter().copied().max().unwrap_or(0)),
             ),
+            keys: Keys::read(header, trunk, keeps, slides)?,
             architecture: name,
         })
     }

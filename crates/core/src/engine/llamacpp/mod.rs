@@ -15,6 +15,9 @@ pub mod gguf;
 mod golden;
 pub mod graph;
 pub mod hparams;
+pub mod keys;
+#[cfg(test)]
+mod logs;
 pub mod place;
 pub mod settings;
 
@@ -24,6 +27,7 @@ pub use ggml::GgmlType;
 pub use gguf::{Header, Meta, Tensor};
 pub use graph::{Buffers, buffers};
 pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
+pub use keys::Keys;
 pub use place::{Placement, Weights, place};
 pub(crate) use settings::MAX_SEQUENCES;
 pub use settings::Settings;

@@ -26,8 +26,15 @@ pub struct Weights {
     pub params: (u64, u64),
     /// What each layer takes more on a GPU, where tensors are aligned and rows padded; the output last.
     pub padding: Vec<u64>,
-    /// Factors of rotations, which the first layer of each GPU holds; those of the first layer of all count as its weights.
+    /// Factors of rotations, which the first layer of each GPU that rotates by them holds; those of the first of all count as
+    /// its weights.
     pub rotations: u64,
+    /// Bytes of the file that are not read: layers that predict further tokens.
+    pub unread: u64,
+    /// What the routed experts of each layer take on a GPU.
+    pub experts: Vec<u64>,
+    /// The layers that rotate by factors.
+    pub rotating: Vec<usize>,
     /// Tensors of a file by name; empty for a configuration.
     pub tensors: BTreeMap<String, Stored>,
 }
@@ -39,6 +46,8 @@ pub struct Stored {
     pub bytes: u64,
     /// What a GPU adds behind its last row.
     pub padding: u64,
+    /// Dimensions, innermost first; zeros where they are not known.
+    pub shape: [u64; 4],
 }
 
 impl Weights {
@@ -50,7 +59,14 @@ impl Weights {
         let mut out = Self {
             layers: vec![0; model.layers.len()],
             padding: vec![0; model.layers.len() + 1],
+            // Gemma 4 rotates by factors where it sees the full context.
+            rotating: (0..model.layers.len())
+                .filter(|&i| {
+                    model.architecture != "gemma4" || model.layers[i].attention.is_some_and(|a| !a.sliding)
+                })
+                .collect(),
             file: header.tensor_bytes()?,
+            experts: vec![0; model.layers.len()],
             ..Self::default()
         };
         let too_large = || Error::overflow("the size of the weights");
@@ -69,6 +85,7 @@ impl Weights {
             let stored = Stored {
                 bytes: tensor.bytes,
                 padding: row_padding(tensor.kind.block, tensor.kind.block_bytes, width),
+                shape: std::array::from_fn(|i| tensor.shape.get(i).copied().unwrap_or(1)),
             };
             let on_gpu = tensor
                 .bytes
@@ -88,7 +105,12 @@ impl Weights {
             if rotates(&tensor.name) {
                 add(&mut out.rotations, on_gpu)?;
             }
-            match layer_of(&tensor.name) {
+            let first = out.rotating.first().copied().unwrap_or(0);
+            match layer_of(&tensor.name, first) {
+                // Layers that predict further tokens are read where they are asked for alone (`load_mtp`).
+                Some(layer) if layer >= model.keys.trunk && layer < model.layers.len() => {
+                    add(&mut out.unread, tensor.bytes)?;
+                }
                 Some(layer) => {
                     let count = model.layers.len();
                     let slot = out.layers.get_mut(layer).ok_or_else(|| {
@@ -99,8 +121,11 @@ impl Weights {
                     })?;
                     add(slot, tensor.bytes)?;
                     add(&mut out.padding[layer], more)?;
+                    if routed_expert(&tensor.name) {
+                        add(&mut out.experts[layer], on_gpu)?;
+                    }
                 }
-                None if tensor.name.starts_with("output") => {
+                None if with_output(&tensor.name, &model.architecture) => {
                     head |= tensor.name == "output.weight";
                     add(&mut out.output, tensor.bytes)?;
                     add(&mut out.padding[model.layers.len()], more)?;
@@ -122,6 +147,24 @@ impl Weights {
         Ok(out)
     }
 
+    /// Whether a tensor stays with the host although its layer is on a GPU (`common/arg.cpp`, `--cpu-moe` and `--n-cpu-moe`:
+    /// `\.ffn_(up|down|gate|gate_up)_(ch|)exps`).
+    pub fn stays_with_host(name: &str, settings: &Settings) -> bool {
+        let Some(rest) = name.strip_prefix("blk.").filter(|_| settings.cpu_moe_layers > 0) else {
+            return false;
+        };
+        let layer = rest.split('.').next().and_then(|layer| layer.parse::<u64>().ok());
+        layer.is_some_and(|layer| layer < settings.cpu_moe_layers) && routed_expert(name)
+    }
+
+    /// Bytes of a layer that stay with the host by `--cpu-moe` or `--n-cpu-moe`, whatever the layer's device.
+    pub fn experts_with_host(&self, layer: usize, settings: &Settings) -> u64 {
+        if layer as u64 >= settings.cpu_moe_layers {
+            return 0;
+        }
+        self.experts.get(layer).copied().unwrap_or(0)
+    }
+
     /// A tensor of the file; a head that is not there is the embedding, anything else is as dense as the average.
     pub fn tensor(&self, name: &str, shape: [u64; 4]) -> Stored {
         let named = |name: &str| self.tensors.get(name).copied();
@@ -138,8 +181,29 @@ impl Weights {
         Stored {
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
             padding: 0,
+            shape: [0; 4],
         }
     }
+}
+
+/// Whether a tensor holds routed experts.
+fn routed_expert(name: &str) -> bool {
+    let part = name.split('.').nth(2).and_then(|part| part.strip_prefix("ffn_"));
+    part.is_some_and(|part| {
+        ["up", "down", "gate", "gate_up"].iter().any(|kind| {
+            part.strip_prefix(kind)
+                .is_some_and(|rest| rest.starts_with("_exps") || rest.starts_with("_chexps"))
+        })
+    })
+}
+
+/// Tensors without a layer in their name that are placed with the first one (`llama-arch.cpp`, `LLM_TENSOR_INFOS`).
+const WITH_FIRST_LAYER: [&str; 2] = ["per_layer_model_proj.weight", "per_layer_proj_norm.weight"];
+
+/// Whether a tensor is placed with the output.
+fn with_output(name: &str, architecture: &str) -> bool {
+    let final_norm = architecture.starts_with("lfm2") && name == "token_embd_norm.weight";
+    final_norm || name.starts_with("output") || name.starts_with("altup_")
 }
 
 fn rotates(name: &str) -> bool {
@@ -148,8 +212,11 @@ fn rotates(name: &str) -> bool {
 
 /// The layer of `blk.7.attn_q.weight`. Rotation factors are one tensor for all layers, which llama.cpp places with
 /// the first of them (`llama-arch.cpp`: `LLM_TENSOR_ROPE_FREQS` and `_FACTORS_*` repeat, their name has no layer).
-fn layer_of(name: &str) -> Option<usize> {
+fn layer_of(name: &str, rotating: usize) -> Option<usize> {
     if rotates(name) {
+        return Some(rotating);
+    }
+    if WITH_FIRST_LAYER.contains(&name) {
         return Some(0);
     }
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
@@ -163,10 +230,10 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Whether a GPU holds layers, but not the first of all: then it has its own copy of what all layers share.
-    pub fn copies_shared(&self, gpu: u64) -> bool {
-        let repeating = &self.devices[..self.devices.len().saturating_sub(1)];
-        repeating.contains(&Some(gpu)) && repeating.first() != Some(&Some(gpu))
+    /// Whether a GPU holds layers that rotate by factors, but not the first of them: then it has its own copy of those.
+    pub fn copies_factors(&self, weights: &Weights, gpu: u64) -> bool {
+        let at = |layer: &usize| self.devices.get(*layer) == Some(&Some(gpu));
+        weights.rotating.iter().any(at) && !weights.rotating.first().is_some_and(at)
     }
 
     /// Layers on any GPU, the output counted.

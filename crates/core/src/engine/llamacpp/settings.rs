@@ -3,6 +3,7 @@
 use super::compute::Outputs;
 use super::ggml::GgmlType;
 use super::hparams::Hparams;
+use super::place::Placement;
 use crate::{Error, Result};
 
 /// Most sequences (`LLAMA_MAX_SEQ`).
@@ -25,6 +26,8 @@ pub struct Settings {
     pub swa_full: bool,
     /// `--flash-attn on` (or auto on hardware that has it).
     pub flash_attn: bool,
+    /// Whether flash attention was left to llama.cpp, which lays caches out for it before it looks whether the GPU has a kernel.
+    pub flash_attn_auto: bool,
     /// `--batch-size`.
     pub batch_size: u64,
     /// `--ubatch-size`.
@@ -39,6 +42,21 @@ pub struct Settings {
     pub gpus: u64,
     /// For which tokens of a batch logits are reserved.
     pub outputs: Outputs,
+    /// `--n-cpu-moe`: the experts of that many first layers stay with the host (`--cpu-moe`: of all).
+    pub cpu_moe_layers: u64,
+}
+
+/// Whether CUDA's flash attention has a kernel for heads of these widths, `shared` query heads to one of keys
+/// (b11434, `ggml-cuda/fattn.cu`, a card with tensor cores).
+pub(super) fn attends(keys: u64, values: u64, shared: u64) -> bool {
+    match keys {
+        40 | 64 | 72 | 80 | 96 | 112 | 128 | 256 => keys == values,
+        192 => values == 128 && shared >= 2 && shared.is_multiple_of(8),
+        320 => values == 256 && shared >= 2 && shared.is_multiple_of(32),
+        512 => values == keys && shared >= 2,
+        576 => values == 512 && shared >= 2,
+        _ => false,
+    }
 }
 
 impl Default for Settings {
@@ -51,6 +69,7 @@ impl Default for Settings {
             cache_type_v: GgmlType::F16,
             swa_full: false,
             flash_attn: true,
+            flash_attn_auto: false,
             batch_size: 2048,
             ubatch_size: 512,
             gpu_layers: None,
@@ -58,6 +77,7 @@ impl Default for Settings {
             no_kv_offload: false,
             gpus: 1,
             outputs: Outputs::Sequences,
+            cpu_moe_layers: 0,
         }
     }
 }
@@ -96,6 +116,38 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// These settings where flash attention is left to llama.cpp: it turns it off if the GPU has no kernel for the heads of a
+    /// layer (b11434, `llama-context.cpp`, `resolve_fused_ops`; `ggml-cuda/fattn.cu`, a card with tensor cores).
+    #[must_use]
+    pub fn with_flash_attention_resolved(mut self, model: &Hparams, placement: &Placement) -> Self {
+        // Values in blocks cannot lie by element, so they ask for it themselves.
+        if self.flash_attn_auto && self.flash_attn && !self.cache_type_v.quantized() {
+            self.flash_attn = model
+                .layers
+                .iter()
+                .zip(&placement.devices)
+                .all(|(layer, device)| {
+                    let (Some(a), Some(_)) = (layer.attention, device) else {
+                        return true;
+                    };
+                    let kv = a.heads.max(1);
+                    let keys = a.keys / kv;
+                    let values = if model.mla {
+                        keys.saturating_sub(64)
+                    } else {
+                        a.values / kv
+                    };
+                    attends(keys, values, model.heads / kv)
+                });
+        }
+        self
+    }
+
+    /// Whether values lie by element and not by token.
+    pub fn values_transposed(&self) -> bool {
+        !self.flash_attn && !self.flash_attn_auto
     }
 
     /// Why llama.cpp would not make the context (0c1e570, `src/llama-context.cpp`, `llama_init_from_model`).

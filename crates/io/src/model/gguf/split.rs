@@ -71,6 +71,29 @@ pub(crate) fn with_other_parts(
     let mut seen: HashSet<String> = whole.tensors.iter().map(|t| t.name.clone()).collect();
     for n in 2..=count {
         let next = read(&file(n))?;
+        // Parts of another file, or in another order, would make a model that nobody has.
+        for (key, expected) in [
+            ("split.count", i128::from(count)),
+            ("split.no", i128::from(n) - 1),
+        ] {
+            if let Some(Meta::Int(said)) = next.metadata.get(key)
+                && *said != expected
+            {
+                return Err(Error::input(format!(
+                    "{}: {key} is {said}, but by its name it is {expected}",
+                    file(n).display()
+                )));
+            }
+        }
+        let key = "general.architecture";
+        if let (Some(other), Some(one)) = (next.metadata.get(key), whole.metadata.get(key))
+            && other != one
+        {
+            return Err(Error::input(format!(
+                "{}: {key} is another than in the first part",
+                file(n).display()
+            )));
+        }
         for tensor in next.tensors {
             if !seen.insert(tensor.name.clone()) {
                 return Err(Error::input(format!(

@@ -319,6 +319,22 @@ fn a_tensor_larger_than_64_bits_or_than_the_file_is_refused() {
 }
 
 #[test]
+fn a_header_that_ends_anywhere_is_cut_off() {
+    let (values, tensors) = llama();
+    for version in [1, 3] {
+        let whole = file(version, version == 1, &values, &tensors);
+        for end in 0..whole.len() {
+            let e = parse(&whole[..end]).unwrap_err().to_string();
+            assert!(e.contains("cut off"), "{end}: {e}");
+        }
+        assert!(parse(&whole).is_ok());
+    }
+    // The magic in the other order is no file of either order.
+    refused(b"FUGG\x03\0\0\0", "does not begin with GGUF");
+    refused(b"GGUF\0\0\0\0", "version 0");
+}
+
+#[test]
 fn parts_are_read_together_from_whichever_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (mut values, tensors) = llama();
@@ -335,6 +351,18 @@ fn parts_are_read_together_from_whichever_is_named() {
     assert_eq!(read(&name(2)).unwrap(), from_first);
     std::fs::write(name(2), file(3, false, &rest, &tensors[..2])).unwrap();
     assert!(read(&name(1)).unwrap_err().to_string().contains("earlier part"));
+    for (other, text) in [
+        (("split.count", V::U32(3)), "split.count is 3"),
+        (("split.no", V::U32(0)), "split.no is 0"),
+        (
+            ("general.architecture", V::Text("qwen2")),
+            "another than in the first part",
+        ),
+    ] {
+        std::fs::write(name(2), file(3, false, &[other], &tensors[2..])).unwrap();
+        let e = read(&name(1)).unwrap_err().to_string();
+        assert!(e.contains(text), "{e}");
+    }
     let odd = dir.path().join("odd.gguf");
     std::fs::copy(name(1), &odd).unwrap();
     assert!(read(&odd).unwrap_err().to_string().contains("not named like"));

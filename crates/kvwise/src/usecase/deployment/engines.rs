@@ -76,7 +76,7 @@ impl Deployment {
     }
 
     /// Flags of llama.cpp alone.
-    fn of_llamacpp(&self) -> [Foreign; 11] {
+    fn of_llamacpp(&self) -> [Foreign; 13] {
         [
             ("--ctx-size", self.ctx_size.is_some(), ""),
             ("--parallel", self.parallel.is_some(), ""),
@@ -84,6 +84,8 @@ impl Deployment {
             ("--cache-type-v", self.cache_type_v.is_some(), ""),
             ("--n-gpu-layers", self.n_gpu_layers.is_some(), ""),
             ("--tensor-split", !self.tensor_split.is_empty(), ""),
+            ("--n-cpu-moe", self.n_cpu_moe.is_some(), ""),
+            ("--cpu-moe", self.cpu_moe, ""),
             ("--ubatch-size", self.ubatch_size.is_some(), ""),
             ("--swa-full", self.swa_full, ""),
             ("--kv-unified", self.kv_unified, ""),
@@ -300,6 +302,12 @@ impl Deployment {
             cache_type_v: kind("--cache-type-v", &self.cache_type_v)?,
             swa_full: self.swa_full,
             flash_attn: !self.no_flash_attn,
+            flash_attn_auto: !self.no_flash_attn,
+            cpu_moe_layers: if self.cpu_moe {
+                u64::MAX
+            } else {
+                self.n_cpu_moe.unwrap_or(0)
+            },
             ubatch_size: self.ubatch_size.unwrap_or(defaults.ubatch_size),
             gpu_layers: self.n_gpu_layers,
             tensor_split: self.tensor_split.clone(),

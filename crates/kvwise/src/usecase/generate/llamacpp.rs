@@ -113,6 +113,16 @@ pub fn llamacpp(deployment: &Deployment, plan: &Plan, from_hub: bool) -> Result<
             human_bytes(plan.weights.bytes_per_rank.iter().copied().max().unwrap_or(0))
         ),
     );
+    if let Some(layers) = deployment.n_cpu_moe {
+        put(
+            "--n-cpu-moe",
+            vec![layers.to_string()],
+            says("n_cpu_moe", "--n-cpu-moe"),
+        );
+    }
+    if deployment.cpu_moe {
+        put("--cpu-moe", Vec::new(), says("cpu_moe", "--cpu-moe"));
+    }
     if !deployment.tensor_split.is_empty() {
         let shares: Vec<String> = deployment.tensor_split.iter().map(f64::to_string).collect();
         put(

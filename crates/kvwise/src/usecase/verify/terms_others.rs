@@ -272,12 +272,17 @@ pub(super) fn llamacpp(case: &Case, engine: &LlamaCpp, rows: &mut Vec<Row>) -> R
         (None, None) => None,
     };
     if let Some(hparams) = hparams.filter(|_| engine.settings.ctx_size.is_some()) {
-        let made = caches(&hparams, &engine.settings)?;
+        let placement = llamacpp::place(hparams.layers.len() as u64, &engine.settings);
+        let asked = engine
+            .settings
+            .clone()
+            .with_flash_attention_resolved(&hparams, &placement);
+        let made = caches(&hparams, &asked)?;
         // One GPU that holds all: with several, each has a part of the graph.
         if loads.len() == 1 {
             let settings = llamacpp::Settings {
                 outputs: outputs(case),
-                ..engine.settings.clone()
+                ..asked
             };
             let buffer = compute(&hparams, &settings, &made, settings.gpu_layers.is_none());
             let mut of = [buffer.bytes, buffer.low_bytes, buffer.high_bytes].map(|n| n as f64);
@@ -286,10 +291,7 @@ pub(super) fn llamacpp(case: &Case, engine: &LlamaCpp, rows: &mut Vec<Row>) -> R
                 .file
                 .as_ref()
                 .filter(|_| settings.outputs == Outputs::Sequences)
-                .and_then(|file| {
-                    let placement = llamacpp::place(hparams.layers.len() as u64, &settings);
-                    llamacpp::buffers(&hparams, &file.weights, &settings, &made, &placement)
-                })
+                .and_then(|file| llamacpp::buffers(&hparams, &file.weights, &settings, &made, &placement))
                 .and_then(|buffers| buffers.gpus.first().copied());
             if let Some(placed) = placed {
                 let placed = placed as f64;

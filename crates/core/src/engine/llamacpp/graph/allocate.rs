@@ -153,9 +153,13 @@ impl Allocator<'_> {
         }
         if tensor.op == Op::FlashAttention {
             // Keys and values of other types are copied to 16 bits behind the result.
-            for &source in &tensor.sources[1..3] {
-                let source = &self.graph.tensors[source];
-                if source.kind != crate::engine::llamacpp::GgmlType::F16 {
+            for (i, &id) in tensor.sources.iter().enumerate().take(3).skip(1) {
+                let source = &self.graph.tensors[id];
+                // Values that are a part of the latent keys are copied with them.
+                let latent = i == 2
+                    && source.root.is_some()
+                    && source.root == self.graph.tensors[tensor.sources[1]].root;
+                if !latent && source.kind != crate::engine::llamacpp::GgmlType::F16 {
                     bytes = bytes.next_multiple_of(GPU_ALIGNMENT) + source.elements().saturating_mul(2);
                 }
             }

@@ -1,8 +1,9 @@
 //! The buffers for intermediate results, to the byte: the graph of a forward pass as llama.cpp builds it, its devices,
 //! and the places of its tensors.
 //!
-//! Written after b11434 (`src/llama-graph.cpp`, `src/models`, `ggml/src/ggml-backend.cpp`, `ggml/src/ggml-alloc.c`) and
-//! compared with b11549, whose own loader, scheduler and allocator were run over GPUs that exist on paper
+//! `builder`, `attention`, `feed`, `recurrent` and `delta` are the pieces, `models` puts them together, one file a family of
+//! architectures; `decoder` says in what they differ. Written after b11434 (`src/llama-graph.cpp`, `src/models`,
+//! `ggml/src/ggml-backend.cpp`, `ggml/src/ggml-alloc.c`) and compared with b11549, whose own loader, scheduler and allocator were run over GPUs that exist on paper
 //! (`tests/reference/llamacpp_gpus.py`): every buffer of every device is equal
 //! (`golden::buffers_of_every_device_are_those_that_llama_cpp_reserves`). The GPUs answer as CUDA's backend does; others
 //! align and copy a little differently.
@@ -11,10 +12,17 @@
 //! [`compute`](super::compute()) estimates.
 
 mod allocate;
+mod attention;
+mod builder;
 mod decoder;
-mod forward;
+mod delta;
+mod feed;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod hostile;
+mod models;
+mod recurrent;
 mod schedule;
 mod tensor;
 
@@ -53,15 +61,17 @@ pub fn buffers(
         return None;
     }
     let all_on_gpus = placement.devices.iter().all(Option::is_some);
-    if decoder.fused_qkv && !all_on_gpus {
-        return None;
-    }
     let devices = placement
         .devices
         .iter()
         .map(|device| device.map_or(Some(gpus), |gpu| usize::try_from(gpu).ok()))
         .collect::<Option<Vec<usize>>>()?;
-    let copies = if gpus > 1 && all_on_gpus { COPIES } else { 1 };
+    // Tensors that are placed by name turn the pipeline off.
+    let copies = if gpus > 1 && all_on_gpus && settings.cpu_moe_layers == 0 {
+        COPIES
+    } else {
+        1
+    };
     let most = caches.step;
     let outputs = match settings.outputs {
         super::Outputs::Sequences => settings.parallel,
@@ -75,7 +85,7 @@ pub fn buffers(
             outputs,
             all_on_gpus,
         };
-        let mut graph = decoder.build(weights, settings, caches, &devices, gpus, batch);
+        let mut graph = decoder.build(model, weights, settings, caches, &devices, gpus, batch)?;
         let schedule = schedule::schedule(&mut graph, gpus, copies);
         let made = allocate::allocate(&graph, &schedule, gpus)?;
         sizes = Some(match sizes {

@@ -95,11 +95,12 @@ fn home(graph: &Graph, id: Id) -> Option<usize> {
 /// Whether a device can read all sources: a GPU reads no other GPU's memory.
 fn runs(graph: &Graph, id: Id, device: usize, gpus: usize) -> bool {
     device == gpus
-        || graph.tensors[id]
-            .sources
-            .iter()
-            .filter_map(|&s| graph.tensors[s].home)
-            .all(|home| home == gpus || home == device)
+        || !graph.tensors[id].host_only
+            && graph.tensors[id]
+                .sources
+                .iter()
+                .filter_map(|&s| graph.tensors[s].home)
+                .all(|home| home == gpus || home == device)
 }
 
 /// Whether a GPU takes the operation over although its weight is with the host.

@@ -60,6 +60,8 @@ pub(super) struct Tensor {
     pub(super) stored: Option<u64>,
     /// Bytes that a GPU adds behind a weight.
     pub(super) padding: u64,
+    /// Whether no GPU has a kernel for it.
+    pub(super) host_only: bool,
     /// Device that it is computed on.
     pub(super) device: Option<usize>,
 }
@@ -82,6 +84,7 @@ impl Tensor {
             weight: false,
             stored: None,
             padding: 0,
+            host_only: false,
             device: None,
         }
     }
@@ -97,6 +100,9 @@ impl Tensor {
     pub(super) fn bytes(&self) -> u64 {
         if let Some(stored) = self.stored {
             return stored;
+        }
+        if self.ne.contains(&0) {
+            return 0;
         }
         let reach = |from: usize| {
             (from..4).fold(0_u64, |sum, i| {
