@@ -32,6 +32,8 @@ pub(super) struct Evaluation<'a> {
     pub spread: Spread,
     /// Whether the pool's size is given and not what is left.
     pub pool_given: bool,
+    /// Whether the host computes a part, so that the GPU's rates say nothing of the speed.
+    pub host_computes: bool,
     /// KV bytes without which the engine would not start.
     pub start_bytes: u64,
     /// Bytes by which weights and overhead exceed the budget, at the best value.

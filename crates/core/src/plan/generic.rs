@@ -313,6 +313,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         room_bytes: i128::from(budget) - i128::from(per_rank),
         spread,
         pool_given: false,
+        host_computes: false,
         missing_bytes: per_rank.saturating_add(overhead).saturating_sub(budget),
         start_bytes: 0,
         layout: None,

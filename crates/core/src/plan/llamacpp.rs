@@ -125,6 +125,8 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         )
     });
 
+    // Nothing of the host's is copied for large batches.
+    let all_there = offloaded == all && settings.cpu_moe_layers == 0;
     let mut site_spread = None;
     let overhead = match request.policy.overhead_bytes {
         Some(bytes) => vec![Term::exact("overhead", bytes, "--overhead")],
@@ -139,13 +141,10 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
                     "context of one process",
                 ),
                 match &reserved {
-                    Some(made) => reserved_buffer(
-                        made,
-                        tightest,
-                        &settings,
-                        engine.file.is_some() || offloaded == all,
-                    ),
-                    None => estimated_buffer(&model, &settings, &caches, offloaded == all),
+                    Some(made) => {
+                        reserved_buffer(made, tightest, &settings, engine.file.is_some() || all_there)
+                    }
+                    None => estimated_buffer(&model, &settings, &caches, all_there),
                 },
             ];
             if let Some(correction @ Correction::Deployment { spread_bytes, .. }) = request.policy.site {
@@ -213,6 +212,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         room_bytes: i128::from(total) - i128::from(device.weights),
         spread,
         pool_given: false,
+        host_computes: !all_there,
         start_bytes: 0,
         missing_bytes: used.saturating_sub(total),
         max_model_len: Some(longest),

@@ -13,7 +13,8 @@ const PREFILL_SHARE: (f64, f64) = (0.25, 0.7);
 /// planner, vllm-wizard 0.2.0, `perf.py`; 0.8 there where the link is not known).
 const LINK_SHARE: (f64, f64) = (0.90, 0.75);
 
-/// Speed under a load of `concurrency` requests of `context` tokens; `None` where the hardware's rates are not known.
+/// Speed under a load of `concurrency` requests of `context` tokens; `None` where the hardware's rates are not known, or the
+/// host's speed decides.
 pub(super) fn performance(
     request: &Request,
     evaluation: &Evaluation,
@@ -21,7 +22,7 @@ pub(super) fn performance(
 ) -> Option<Performance> {
     let bandwidth = request.hardware.bandwidth_bytes_per_s?;
     let flops = request.hardware.flops?;
-    let pool = evaluation.pool.as_ref()?;
+    let pool = evaluation.pool.as_ref().filter(|_| !evaluation.host_computes)?;
     let link = match (&request.engine, request.hardware.pcie_only) {
         (engine, _) if tensor_parallel(engine) == 1 => 1.0,
         (_, false) => LINK_SHARE.0,

@@ -319,6 +319,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         room_bytes,
         spread,
         pool_given,
+        host_computes: false,
         start_bytes: 0,
         missing_bytes: missing,
         max_model_len: None,

@@ -198,7 +198,7 @@ fn the_wordings_of_earlier_llama_cpp_builds_are_read() {
 /// Lines of public logs of 2025 and 2026: recurrent layers beside quantised keys and values, the cache under its name of mid
 /// 2025, and windows of eight sequences apart.
 #[test]
-fn states_windows_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_logged() {
+fn states_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_logged() {
     for (model, log, cache) in [
         ("Qwen/Qwen3.5-27B", "llamacpp-recurrent.log", 6_969_884_672_i64),
         (
@@ -206,7 +206,6 @@ fn states_windows_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_
             "llamacpp-unified.log",
             1_610_612_736,
         ),
-        ("openai/gpt-oss-20b", "llamacpp-iswa.log", 503_316_480),
     ] {
         let folder = folder();
         let log = data(log);
@@ -216,9 +215,7 @@ fn states_windows_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_
         if log.ends_with("recurrent.log") {
             assert_eq!(row(&answer, "state_cache")["status"], "equal", "{answer:#}");
         }
-        if !log.ends_with("iswa.log") {
-            assert_eq!(row(&answer, "compute_buffer")["status"], "inside", "{answer:#}");
-        }
+        assert_eq!(row(&answer, "compute_buffer")["status"], "inside", "{answer:#}");
     }
 }
 

@@ -173,8 +173,20 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
         mla,
         head_widths: widths,
         experts: widths_of.experts,
-        keys: Keys::default(),
+        keys: keys(&model.architecture),
     })
+}
+
+/// What the converter writes for a class whatever the configuration: Granite and Cohere scale logits, Granite also what is
+/// added to the residual stream.
+fn keys(architecture: &str) -> Keys {
+    let granite = architecture.starts_with("Granite");
+    Keys {
+        logit_scale: granite || architecture.starts_with("Cohere2"),
+        residual_scale: granite,
+        embedding_scale: granite,
+        ..Keys::default()
+    }
 }
 
 /// Widths of the feed-forward parts.

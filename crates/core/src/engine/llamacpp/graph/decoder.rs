@@ -19,6 +19,17 @@ const MAX_CHOICES: u64 = 20_000;
 /// Most copies of the residual stream that a graph is made for.
 const MAX_STREAMS: u64 = 16;
 
+/// Architectures that scale their logits where the file says so.
+const SCALED_LOGITS: [&str; 7] = [
+    "granite",
+    "granitemoe",
+    "granitehybrid",
+    "cohere2",
+    "GraniteForCausalLM",
+    "GraniteMoeForCausalLM",
+    "Cohere2ForCausalLM",
+];
+
 /// One forward pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch {
@@ -215,8 +226,17 @@ fn style(architecture: &str) -> Option<(Family, Style)> {
         ..LLAMA
     };
     let plain = match architecture {
-        "llama" | "qwen2" | "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM"
-        | "Qwen2ForCausalLM" | "ernie4_5" | "ernie4_5-moe" | "mistral3" => LLAMA,
+        "llama"
+        | "qwen2"
+        | "LlamaForCausalLM"
+        | "MistralForCausalLM"
+        | "MixtralForCausalLM"
+        | "Qwen2ForCausalLM"
+        | "ernie4_5"
+        | "ernie4_5-moe"
+        | "mistral3"
+        | "Ernie4_5ForCausalLM"
+        | "Ernie4_5_ForCausalLM" => LLAMA,
         "qwen3" | "qwen3moe" | "Qwen3ForCausalLM" | "Qwen3MoeForCausalLM" => heads,
         "gemma2" | "Gemma2ForCausalLM" => Style {
             query_scale: true,
@@ -232,7 +252,7 @@ fn style(architecture: &str) -> Option<(Family, Style)> {
             embedding_scale: EmbeddingScale::Tokens,
             ..heads
         },
-        "gemma" => Style {
+        "gemma" | "GemmaForCausalLM" => Style {
             query_scale: true,
             embedding_scale: EmbeddingScale::Number,
             ..LLAMA
@@ -254,7 +274,7 @@ fn style(architecture: &str) -> Option<(Family, Style)> {
             onto_residual: true,
             ..LLAMA
         },
-        "glm4" => Style {
+        "glm4" | "Glm4ForCausalLM" => Style {
             post_norms: true,
             post_norm_inside: true,
             act: Act::Double,
@@ -266,39 +286,39 @@ fn style(architecture: &str) -> Option<(Family, Style)> {
             shares: said(None, Gating::Sigmoid),
             ..LLAMA
         },
-        "seed_oss" => Style {
+        "seed_oss" | "SeedOssForCausalLM" => Style {
             middle_norm: "post_attention_norm.weight",
             ..LLAMA
         },
-        "minimax-m2" => Style {
+        "minimax-m2" | "MiniMaxM2ForCausalLM" => Style {
             query_norms: QueryNorms::Rows,
             shares: said(Some(true), Gating::Softmax),
             ..LLAMA
         },
-        "olmo2" => Style {
+        "olmo2" | "Olmo2ForCausalLM" | "Olmo3ForCausalLM" => Style {
             query_norms: QueryNorms::Rows,
             pre_norms: false,
             post_norms: true,
             ..LLAMA
         },
-        "exaone4" => Style {
+        "exaone4" | "Exaone4ForCausalLM" => Style {
             pre_norms: false,
             post_norms: true,
             rotates: Rotates::Sliding,
             ..heads
         },
-        "starcoder2" => Style {
+        "starcoder2" | "Starcoder2ForCausalLM" => Style {
             norm: Norm::Layer,
             act: Act::Plain,
             ..LLAMA
         },
-        "cohere2" => Style {
+        "cohere2" | "Cohere2ForCausalLM" => Style {
             norm: Norm::Layer,
             parallel: true,
             rotates: Rotates::Sliding,
             ..LLAMA
         },
-        "granite" | "granitemoe" => Style {
+        "granite" | "granitemoe" | "GraniteForCausalLM" | "GraniteMoeForCausalLM" => Style {
             rotates: Rotates::Said,
             ..LLAMA
         },
@@ -420,7 +440,8 @@ impl Decoder {
             return None;
         }
         // Without a file the sizes of all layers must be the same, and known.
-        if !from_file && (!matches!(family, Family::Plain) || !Self::uniform(model)) {
+        let alike = matches!(family, Family::Plain) && model.architecture != "llama4" && Self::uniform(model);
+        if !from_file && !alike {
             return None;
         }
         let factors = |name: &str| weights.tensors.contains_key(name);
@@ -467,9 +488,7 @@ impl Decoder {
                 Family::PerLayer => model.keys.final_cap,
                 _ => style.final_cap,
             },
-            logit_scale: model.keys.logit_scale
-                && ["granite", "granitemoe", "granitehybrid", "cohere2"]
-                    .contains(&model.architecture.as_str()),
+            logit_scale: model.keys.logit_scale && SCALED_LOGITS.contains(&model.architecture.as_str()),
             embedding_scale: if model.keys.embedding_scale {
                 EmbeddingScale::Number
             } else {

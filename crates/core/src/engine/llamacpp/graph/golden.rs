@@ -10,6 +10,7 @@ use std::fmt::Write;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::{Buffers, Decoder};
 use crate::engine::llamacpp::golden::{header, settings};
 use crate::engine::llamacpp::{
     Caches, GgmlType, Header, Hparams, Placement, Settings, Tensor, Weights, buffers, caches, place,
@@ -169,7 +170,7 @@ fn weight_bytes(placement: &Placement, weights: &Weights, settings: &Settings, g
 
 #[test]
 fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
-    let (mut wrong, mut runs) = (Vec::new(), 0);
+    let (mut wrong, mut runs, mut by_size) = (Vec::new(), 0, 0);
     let mut table = PAGE.to_owned();
     let rows = [
         include_str!("../../../../tests/data/llamacpp_gpus.jsonl"),
@@ -230,6 +231,15 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
                         compute["CUDA_Host"]
                     ));
                 }
+                // Where all layers are alike, sizes alone are enough on one GPU.
+                if kind == 0 && Decoder::of(&hparams, &Weights::default()).is_some() {
+                    let blind = buffers(&hparams, &Weights::default(), &settings, &made, &placement);
+                    let of = |made: Option<Buffers>| made.map(|b| b.gpus);
+                    if of(blind) != Some(ours.gpus.clone()) {
+                        differs("sizes alone give another buffer".to_owned());
+                    }
+                    by_size += 1;
+                }
                 counts[kind].1 += usize::from(wrong.len() == before);
             }
         }
@@ -251,6 +261,7 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
         )
         .unwrap();
     }
+    assert!(by_size > 200, "only {by_size} by their sizes");
     assert!(runs > 2100, "only {runs} runs");
     let page = concat!(
         env!("CARGO_MANIFEST_DIR"),
