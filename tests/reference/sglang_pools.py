@@ -57,6 +57,9 @@ class AnythingType(type):
 
 
 class Anything(metaclass=AnythingType):
+    def __init_subclass__(cls, **named):
+        pass
+
     def __init__(self, *args, **named):
         pass
 
@@ -145,10 +148,11 @@ MEM = [81559.0]
 mh.get_device_memory_capacity = lambda d=None: MEM[0]
 import sglang.srt.mem_cache.kv_cache_configurator as kcc
 from sglang.srt.arg_groups.overrides import resolved_view, model_config_of, use_mla_backend
-from sglang.srt.model_executor.model_runner_components.layer_setup import ModelLayerInfo
+from sglang.srt.model_executor.model_runner_components.layer_setup import resolve_layer_indices
 from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state import resolve_spec_aux_hidden_state_config
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+from sglang.srt.model_loader.weight_utils import get_quant_config
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_executor import pool_configurator as pc
 pc.is_float4_e2m1fn_x2 = lambda dtype: dtype == torch.float4_e2m1fn_x2
@@ -168,13 +172,25 @@ def layout(_layouts=dsv4.select_dsv4_kv_layout):
         torch.cuda.is_available, torch.version.cuda = available, version
 dsv4.select_dsv4_kv_layout = layout
 from transformers import AutoConfig as _AutoConfig, PretrainedConfig as _Pretrained
-class MiniMaxM3(_Pretrained):
-    model_type = "minimax_m3"
-try:
-    _AutoConfig.register("minimax_m3", MiniMaxM3)
-except ValueError:
-    pass
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def described(model_type):
+    """Makes a type of configuration known whose class comes with the checkpoint: its file's keys are its attributes."""
+    if model_type and model_type not in CONFIG_MAPPING and model_type != "deepseek_ref":
+        try:
+            _AutoConfig.register(model_type, type("Described", (_Pretrained,), {"model_type": model_type}))
+        except ValueError:
+            pass
+ENVIRONMENT = dict(os.environ)
+# It measures nothing here, and collecting takes most of the time.
+kcc.gc = SimpleNamespace(collect=lambda: 0)
 AVAIL = [0.0]
+# Stands in for the all-reduce over stages.
+LEAST = [None]
+def reduce(tensor, **_):
+    if LEAST[0] is not None:
+        tensor.fill_(min(tensor.item(), LEAST[0]))
+torch.distributed.all_reduce = reduce
+from sglang.srt.distributed import get_pp_indices
 kcc.get_available_gpu_memory = lambda *a, **k: AVAIL[0]
 
 import sglang.srt.arg_groups.model_overrides.qwen3_vl as qvl
@@ -184,11 +200,13 @@ qvl.get_device_memory_capacity = lambda d=None: MEM[0]
 def platform(cap):
     CAP[:] = cap
     f = dict(is_cuda=True, is_hopper_with_cuda_12_3=cap[0] == 9, is_sm90=cap[0] == 9, is_sm100=cap[0] == 10, is_sm120=cap[0] == 12,
-             is_blackwell=cap[0] >= 10, has_flashinfer=True, is_sm100_or_sm110=cap[0] in (10, 11), is_sm110=cap[0] == 11)
+             is_blackwell=cap[0] >= 10, has_flashinfer=True, is_sm100_or_sm110=cap[0] in (10, 11), is_sm110=cap[0] == 11, device_sm=cap[0] * 10 + cap[1], device_capability=tuple(cap))
     rc.override_platform(**f).install()
 
 def row(job, folder):
-    for name in ("SGLANG_VLM_CACHE_SIZE_MB", "SGLANG_MM_FEATURE_CACHE_MB"): os.environ.pop(name, None)
+    # The engine writes some of what it resolves into its environment, for one server a process.
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
     MEM[0] = float(job["gpu_mib"])
     platform(job["cap"])
     rc.get_parallel().clear_stamp() if hasattr(rc.get_parallel(), "clear_stamp") else None
@@ -207,32 +225,42 @@ def row(job, folder):
     out["algorithm"] = v.speculative_algorithm
     out["draft"] = [v.speculative_num_steps, v.speculative_eagle_topk, v.speculative_num_draft_tokens]
     out["draft_layers"] = [aux.eagle_draft_num_layers, aux.eagle_draft_swa_num_layers, aux.dflash_draft_num_layers]
-    class Q: pass
-    m = Q(); m.quant_config = Q()
-    qc = getattr(mc.hf_config, "quantization_config", None) or {}
-    m.quant_config.kv_cache_quant_algo = (qc.get("quantization") or qc).get("kv_cache_quant_algo") if isinstance(qc, dict) else None
-    if isinstance(qc, dict) and qc.get("kv_cache_scheme") and qc.get("quant_method") == "modelopt":
-        m.quant_config.kv_cache_quant_algo = "FP8"
-    out["checkpoint_kv_algo"] = m.quant_config.kv_cache_quant_algo
+    m = SimpleNamespace(quant_config=None)
+    if mc.quantization is not None:
+        m.quant_config = get_quant_config(mc, SimpleNamespace(download_dir=None, model_loader_extra_config={}), {})
+    out["checkpoint_kv_algo"] = getattr(m.quant_config, "kv_cache_quant_algo", None)
     s, dt = configure_kv_cache_dtype(server_args_kv_cache_dtype=v.kv_cache_dtype, model=m, model_dtype=mc.dtype, is_draft_worker=False, is_dflash=False, speculative_draft_attention_backend=None)
     kv_str = s or v.kv_cache_dtype
     n = mc.num_hidden_layers
-    info = ModelLayerInfo(start_layer=0, end_layer=n, num_effective_layers=n, swa_attention_layer_ids=mc.swa_attention_layer_ids, full_attention_layer_ids=mc.full_attention_layer_ids)
     window = mc.sliding_window_size if mc.sliding_window_size is not None else mc.attention_chunk_size
     par = rc.get_parallel()
-    kvc = kcc.KVCacheConfigurator(device="cuda", gpu_id=0, attn_dp_size=par.attn_dp_size, pp_size=pp, pp_group=None, model=None, model_config=mc, server_args=args,
-        kv_cache_dtype=dt, model_dtype=mc.dtype, page_size=v.page_size, sliding_window_size=window, spec_algorithm=SpeculativeAlgorithm.from_string(v.speculative_algorithm),
-        is_draft_worker=False, post_capture_kv_active=False, spec_aux_config=aux, is_hybrid_swa=mc.is_hybrid_swa, is_hybrid_swa_compress=getattr(mc,"is_hybrid_swa_compress",False),
-        use_mla_backend=use_mla_backend(args), layer_info=info, forward_stream=None, req_to_token_pool=None, token_to_kv_pool_allocator=None, memory_pool_config=None, kv_cache_dtype_str=kv_str)
     out["context_len"] = mc.context_len
     out["kv_element"] = str(dt).replace("torch.", "")
     AVAIL[0] = job["available_gb"]
-    from types import SimpleNamespace
     rc.get_parallel().override_permanently(world_group=SimpleNamespace(cpu_group=None))
+    def configurator(first, end):
+        """That of the stage with these layers."""
+        model = SimpleNamespace(start_layer=first, end_layer=end) if pp > 1 and not mc.is_encoder_decoder else SimpleNamespace()
+        info = resolve_layer_indices(model=model, model_config=mc, is_draft_worker=False)
+        return kcc.KVCacheConfigurator(device="cuda", gpu_id=0, attn_dp_size=par.attn_dp_size, pp_size=pp, pp_group=SimpleNamespace(rank_in_group=0), model=None, model_config=mc, server_args=args,
+            kv_cache_dtype=dt, model_dtype=mc.dtype, page_size=v.page_size, sliding_window_size=window, spec_algorithm=SpeculativeAlgorithm.from_string(v.speculative_algorithm),
+            is_draft_worker=False, post_capture_kv_active=False, spec_aux_config=aux, is_hybrid_swa=mc.is_hybrid_swa, is_hybrid_swa_compress=getattr(mc,"is_hybrid_swa_compress",False),
+            use_mla_backend=use_mla_backend(args), layer_info=info, forward_stream=None, req_to_token_pool=None, token_to_kv_pool_allocator=None, memory_pool_config=None, kv_cache_dtype_str=kv_str)
     try:
-        conf = pc.create_memory_pool_configurator(kvc)
+        stages = [get_pp_indices(n, rank, pp) for rank in range(pp)]
+        # The stages agree on the fewest tokens (an all-reduce in the engine): each is sized alone, then with that as a cap.
+        LEAST[0] = None
+        alone, slots = [], rc.get_schedule().max_mamba_cache_size
+        for first, end in stages:
+            # What one stage resolved is not what the next was given.
+            rc.get_context().override("stage", max_mamba_cache_size=slots)
+            kvc = configurator(first, end)
+            conf = pc.create_memory_pool_configurator(kvc)
+            avail = kvc._profile_available_bytes(job["pre_gb"])
+            alone.append((kvc.config_from_budget(avail).max_total_num_tokens, kvc, conf, avail))
+        least, kvc, conf, avail = min(alone, key=lambda stage: stage[0])
+        LEAST[0] = least
         out["cell"] = getattr(conf, "_cell_size", None) or getattr(conf, "bytes_per_full_token", None)
-        avail = kvc._profile_available_bytes(job["pre_gb"])
         out["kv_bytes"] = avail
         c = kvc.config_from_budget(avail)
         out["tokens"] = c.max_total_num_tokens
@@ -247,17 +275,28 @@ if __name__ == "__main__":
     jobs = [json.loads(l) for l in open(sys.argv[1])]
     with open(sys.argv[2], "w") as f:
         for job in jobs:
-            d = tempfile.mkdtemp()
+            d = os.path.join(tempfile.mkdtemp(), os.path.basename(job["config"])[:-5])
+            os.mkdir(d)
             text = json.load(open(job["config"]))
+            # Their methods are registered with CUDA only; none says anything of the cache.
             for c in (text, text.get("text_config") or {}):
-                if (c.get("quantization_config") or {}).get("quant_method") == "mxfp4": del c["quantization_config"]
+                if (c.get("quantization_config") or {}).get("quant_method") in ("mxfp4", "gptq", "awq"): del c["quantization_config"]
+            if text.get("model_type") == "qwen3_next":
+                # The hub's file has it; files that list layer_types instead lack what the engine reads.
+                text.setdefault("full_attention_interval", 4)
+            described(text.get("model_type"))
+            if isinstance((text.get("quantization_config") or {}).get("quantization"), dict):
+                # Checkpoints of this form have it in a file of its own.
+                json.dump(text.pop("quantization_config"), open(d + "/hf_quant_config.json", "w"))
             json.dump(text, open(d + "/config.json", "w"))
             if job["args"].get("speculative_draft_model_path") == "itself":
                 job["args"]["speculative_draft_model_path"] = d
             try: r = row(job, d)
+            except (ValueError, AssertionError, RuntimeError, NotImplementedError) as e:
+                r = {"refused": "%s: %s" % (type(e).__name__, str(e)[:160])}
             except BaseException as e:
                 import traceback
                 r = {"failed": "%s: %s" % (type(e).__name__, str(e)[:300]), "tb": traceback.format_exc()[-400:]}
-            shutil.rmtree(d, ignore_errors=True)
+            shutil.rmtree(os.path.dirname(d), ignore_errors=True)
             f.write(json.dumps({"job": job, "row": r}) + "\n"); f.flush()
     f.close(); os._exit(0)

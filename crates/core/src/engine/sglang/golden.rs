@@ -44,6 +44,7 @@ struct Resolved {
     chunk: i64,
     element: String,
     context: u64,
+    graphs: Option<u64>,
 }
 
 fn drafter(row: &Row) -> Drafter {
@@ -86,6 +87,7 @@ fn settings(row: &Row) -> Settings {
             key if key.starts_with("speculative_") => {}
             "attention_backend" => s.attention_backend = value.as_str().map(str::to_owned),
             "tp_size" => s.tensor_parallel_size = n.unwrap(),
+            "pp_size" => s.pipeline_parallel_size = n.unwrap(),
             "enable_dp_attention" => {}
             "dp_size" => dp = n.unwrap(),
             "kv_cache_dtype" => s.kv_cache_dtype = KvDtype::parse(value.as_str().unwrap()).unwrap(),
@@ -119,19 +121,8 @@ fn differences(row: &Row) -> Vec<String> {
         Ok(model) => model,
         Err(reading) => return vec![reading],
     };
-    let mut settings = settings(row);
+    let settings = settings(row);
     settings.validate().unwrap();
-    // What a checkpoint says of its cache is read elsewhere; the rows are about sizes.
-    if settings.kv_cache_dtype == KvDtype::Auto
-        && row
-            .resolved
-            .as_ref()
-            .is_some_and(|r| r.element.starts_with("float8"))
-    {
-        settings.kv_cache_dtype = KvDtype::Fp8E4m3;
-    } else if settings.kv_cache_dtype == KvDtype::Auto {
-        settings.quantization = Some("none".to_owned());
-    }
     let card = Card {
         memory_mib: row.mib,
         capability: row.cap,
@@ -153,10 +144,12 @@ fn differences(row: &Row) -> Vec<String> {
             out.push(format!("{what}: {ours} instead of {theirs}"));
         }
     };
+    // The last bit of a fraction is the reader's of this file.
+    let share = |fraction: f64| format!("{fraction:.14}");
     compare(
         "fraction",
-        found.mem_fraction_static.to_string(),
-        resolved.fraction.to_string(),
+        share(found.mem_fraction_static),
+        share(resolved.fraction),
     );
     compare("page", shape.page_size.to_string(), resolved.page.to_string());
     compare("backend", shape.backend.clone(), resolved.backend.clone());
@@ -186,12 +179,20 @@ fn differences(row: &Row) -> Vec<String> {
         .steps
         .map(|s| [s.num_steps, s.eagle_topk, s.num_draft_tokens]);
     compare("steps", format!("{steps:?}"), format!("{:?}", row.steps));
+    if let Some(graphs) = resolved.graphs {
+        compare(
+            "largest decode graph",
+            found.decode_max_batch.to_string(),
+            graphs.to_string(),
+        );
+    }
     let measured = Static {
         before_gib: row.before_gib,
         after_gib: row.after_gib,
         fraction: resolved.fraction,
     };
-    match (pools(&shape, &settings, &[measured]).unwrap(), &row.refused) {
+    let measured = vec![measured; shape.stages.len()];
+    match (pools(&shape, &settings, &measured).unwrap(), &row.refused) {
         (Ok(pools), None) => {
             let ours = (
                 Some(pools.kv_bytes),
@@ -214,9 +215,8 @@ fn differences(row: &Row) -> Vec<String> {
     out
 }
 
-#[test]
-fn tokens_states_and_fractions_are_those_of_the_engines_own_code() {
-    let rows = include_str!("../../../tests/data/sglang_pools.jsonl");
+/// The rows of a file that differ, in words, and how many there are in all.
+fn compare_rows(rows: &str) -> (Vec<String>, usize) {
     let mut wrong = Vec::new();
     let mut count = 0;
     for line in rows.lines() {
@@ -233,11 +233,32 @@ fn tokens_states_and_fractions_are_those_of_the_engines_own_code() {
             ));
         }
     }
+    (wrong, count)
+}
+
+#[test]
+fn tokens_states_and_fractions_are_those_of_the_engines_own_code() {
+    let (wrong, count) = compare_rows(include_str!("../../../tests/data/sglang_pools.jsonl"));
     assert!(count > 350, "only {count} rows");
     assert!(
         wrong.is_empty(),
         "{} of {count} rows differ:\n{}",
         wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Rows for the whole catalogue, made by `tests/reference/sglang_pool_jobs.py` and `sglang_pools.py`.
+#[test]
+fn rows_of_a_file_are_compared_where_one_is_named() {
+    let Some(path) = std::env::var_os("KVWISE_SGLANG_POOLS") else {
+        return;
+    };
+    let (wrong, count) = compare_rows(&std::fs::read_to_string(path).unwrap());
+    let equal = count - wrong.len();
+    assert!(
+        count > 0 && wrong.is_empty(),
+        "{equal} of {count} rows are equal:\n{}",
         wrong.join("\n")
     );
 }

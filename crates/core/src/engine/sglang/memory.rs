@@ -2,7 +2,7 @@
 //! (0.5.23, `srt/arg_groups/memory_hook.py`, `handle_gpu_memory_settings`, and `cuda_graph_hook.py`).
 
 use super::settings::{Chunk, Settings};
-use super::shape::Vision;
+use super::tower::Vision;
 use crate::units::MIB;
 
 /// What the rules ask about the card.

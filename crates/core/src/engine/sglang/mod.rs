@@ -7,6 +7,8 @@
 //! tokens comes out the same to the last one; golden rows made by its own code check that.
 
 mod compressed;
+mod context;
+mod element;
 #[cfg(test)]
 mod golden;
 pub mod memory;
@@ -17,6 +19,7 @@ pub mod settings;
 pub mod shape;
 pub mod speculative;
 mod state;
+pub mod tower;
 
 pub use memory::{Card, Defaults, card_chunk_tokens, defaults};
 pub use pool::{Pools, Static, pools};

@@ -267,10 +267,7 @@ fn request_cap(shape: &Shape, settings: &Settings) -> Option<u64> {
     let chunk = shape.chunk_tokens?;
     let (drafts, ahead) = match &shape.steps {
         None => (1, page),
-        Some(steps) => (
-            steps.num_draft_tokens,
-            ahead(steps, page, settings.disable_overlap_schedule)?,
-        ),
+        Some(steps) => (steps.num_draft_tokens, ahead(steps, page, settings.in_order())?),
     };
     let each = window
         .checked_add(SWA_EVICTION_INTERVAL.checked_mul(drafts)?)?
@@ -278,7 +275,7 @@ fn request_cap(shape: &Shape, settings: &Settings) -> Option<u64> {
         .checked_add(ahead)?;
     let running = settings.max_running_requests.or(shape.default_running)?;
     let requests = (running / settings.attention_dp()).max(1);
-    let chunks = if settings.disable_overlap_schedule { 1 } else { 2 };
+    let chunks = if settings.in_order() { 1 } else { 2 };
     each.checked_mul(requests)?
         .checked_add(chunk.checked_mul(chunks)?)?
         .checked_add(page)?

@@ -43,7 +43,10 @@ impl Rows {
                     width, rope, sparse, ..
                 } => {
                     let lora = width.saturating_sub(*rope);
-                    let row = if *sparse && element == Dtype::F8E4m3 && !served::raw_sparse_latents(card) {
+                    let row = if *sparse
+                        && element == Dtype::F8E4m3
+                        && !served::raw_sparse_latents(&model.architecture, card)
+                    {
                         // Latents in fp8 with a float32 scale every 128, rotary part in 16 bits.
                         rope.checked_mul(2)
                             .and_then(|r| r.checked_add(lora + lora / 128 * 4))
@@ -92,8 +95,28 @@ impl Rows {
         if rows.full == 0 {
             rows.full = rows.window;
         }
+        if rows.full == 0 && model.layers.iter().all(|layer| layer.caches.is_empty()) {
+            rows.full = uncached(text, settings, element)?;
+        }
         Ok(rows)
     }
+}
+
+/// Encoders keep nothing, but their pool is made as if they did: the heads that the configuration names.
+fn uncached(text: &Config, settings: &Settings, element: Dtype) -> Result<u64> {
+    let Some(heads) = text.u64("num_attention_heads")?.filter(|&n| n > 0) else {
+        return Ok(0);
+    };
+    let head_dim = match text.u64("head_dim")? {
+        Some(given) => given,
+        None => text.u64("hidden_size")?.unwrap_or(0) / heads,
+    };
+    let kv_heads = text.u64("num_key_value_heads")?.unwrap_or(heads);
+    (kv_heads / settings.attention_tp())
+        .max(1)
+        .checked_mul(head_dim)
+        .and_then(|n| n.checked_mul(2 * element.bits() / 8))
+        .ok_or_else(|| Error::overflow("the KV cache of one token in one layer"))
 }
 
 /// Bytes of a token in one layer of a 4-bit cache, and in the workspace that all layers share

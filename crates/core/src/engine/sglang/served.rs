@@ -2,7 +2,8 @@
 
 use super::memory::Card;
 use super::settings::{KvDtype, Settings};
-use crate::arch::{CacheKind, Model};
+use crate::Result;
+use crate::arch::{CacheKind, Config, Model};
 
 /// Classes whose sliding-window layers have a pool of their own (`srt/configs/model_config.py`,
 /// `is_hybrid_swa_model`); elsewhere a window only masks, and its layers keep every token.
@@ -68,8 +69,13 @@ const EXTRA_BUFFER: [&str; 15] = [
 ];
 
 /// Classes of the DeepSeek-V3 family, which take `TensorRT-LLM`'s latent attention on Blackwell.
-const DEEPSEEK_V3: [&str; 6] = [
+const DEEPSEEK_V3: [&str; 11] = [
     "DeepseekV3ForCausalLM",
+    "Dots3NoteForCausalLM",
+    "HYV4ForCausalLM",
+    "KimiK3ForConditionalGeneration",
+    "LongcatFlashForCausalLM",
+    "PixtralForConditionalGeneration",
     "DeepseekV32ForCausalLM",
     "KimiK25ForConditionalGeneration",
     "MistralLarge3ForCausalLM",
@@ -99,6 +105,11 @@ pub fn two_pools(class: &str) -> bool {
     TWO_POOLS.contains(&class)
 }
 
+/// Whether the class is served as a multimodal model although its files describe no vision tower.
+pub fn hears(class: &str) -> bool {
+    class.ends_with("ForConditionalGeneration") && !TEXT_ONLY.contains(&class)
+}
+
 /// Whether the class is served as a multimodal model, given that its files describe a vision tower.
 pub fn multimodal(class: &str) -> bool {
     !TEXT_ONLY.contains(&class) && !class.ends_with("ForCausalLM")
@@ -121,8 +132,11 @@ pub fn extra_buffer(class: &str, settings: &Settings) -> bool {
 }
 
 /// Whether the latents of a sparse (DSA) model stay raw on this card, as TensorRT-LLM's kernels want them in fp8.
-pub fn raw_sparse_latents(card: &Card) -> bool {
-    card.capability.0 == 10
+///
+/// GLM's take kernels of their own on compute capability 12.
+pub fn raw_sparse_latents(class: &str, card: &Card) -> bool {
+    let major = card.capability.0;
+    major >= 10 && !(major == 12 && class == "GlmMoeDsaForCausalLM")
 }
 
 /// The attention backend, as set or by default (`get_default_attn_backend` and the overrides of each class).
@@ -141,13 +155,17 @@ pub fn attention_backend(
         return given.to_ascii_lowercase();
     }
     let class = model.architecture.as_str();
+    if class == WHISPER {
+        // For graphs over cross attention.
+        return "flashinfer".to_owned();
+    }
     let hopper = card.capability.0 == 9;
     let blackwell = card.capability.0 == 10;
     if is_sparse(model) {
         return "dsa".to_owned();
     }
     let name = if mla {
-        if hopper {
+        if hopper && settings.kv_cache_dtype != KvDtype::Fp8E5m2 {
             "fa3"
         } else if blackwell && DEEPSEEK_V3.contains(&class) {
             "trtllm_mla"
@@ -161,6 +179,14 @@ pub fn attention_backend(
         if blackwell {
             "trtllm_mha"
         } else if hopper && settings.kv_cache_dtype != KvDtype::Fp8E5m2 {
+            "fa3"
+        } else {
+            "triton"
+        }
+    } else if masks_windows(model) {
+        if blackwell {
+            "trtllm_mha"
+        } else if card.capability >= (8, 0) && settings.kv_cache_dtype != KvDtype::Fp8E5m2 {
             "fa3"
         } else {
             "triton"
@@ -193,6 +219,44 @@ pub fn attention_backend(
         without_own_kernels(class)
     };
     name.to_owned()
+}
+
+/// The encoder-decoder that hears.
+const WHISPER: &str = "WhisperForConditionalGeneration";
+
+/// Whether what a class attends to across lies in the pool of its own tokens.
+pub fn crosses_in_one_pool(class: &str) -> bool {
+    [WHISPER, "MllamaForConditionalGeneration"].contains(&class)
+}
+
+/// Layers that the pool is made for where they are more than the model's: those of Whisper's encoder and, for attention
+/// across, its decoder's once more, which keep nothing (`srt/configs/model_config.py`, `num_attention_layers`).
+pub(super) fn layers_with_buffers(class: &str, config: &Config) -> Result<Option<u64>> {
+    if class != WHISPER {
+        return Ok(None);
+    }
+    let (encoder, decoder) = (config.u64("encoder_layers")?, config.u64("decoder_layers")?);
+    Ok(encoder
+        .zip(decoder)
+        .and_then(|(encoder, decoder)| decoder.checked_mul(2)?.checked_add(encoder)))
+}
+
+/// Classes whose windows only mask, with a backend chosen by the card alone (`model_overrides/olmo2.py`, `exaone.py`).
+fn masks_windows(model: &Model) -> bool {
+    match model.architecture.as_str() {
+        "Olmo2ForCausalLM" => true,
+        "Exaone4ForCausalLM" | "ExaoneMoEForCausalLM" | "ExaoneMoeForCausalLM" => model
+            .layers
+            .iter()
+            .flat_map(|layer| &layer.caches)
+            .any(|cache| matches!(cache.kind, CacheKind::Sliding { .. })),
+        _ => false,
+    }
+}
+
+/// Whether a class has recurrent layers only.
+pub fn recurrent_alone(class: &str) -> bool {
+    ["MambaForCausalLM", "FalconMambaForCausalLM", "Mamba2ForCausalLM"].contains(&class)
 }
 
 /// Whether a class has `MiniMax`'s sparse attention (`is_minimax_sparse`).
@@ -254,7 +318,7 @@ pub fn refuses_kv_dtype(
     let dtype = settings.kv_cache_dtype;
     let name = dtype.name();
     if !matches!(dtype, KvDtype::Mxfp8 | KvDtype::Nvfp4 | KvDtype::Fp4MxBlock16) {
-        return (is_sparse(model) && dtype == KvDtype::Fp8E5m2).then(|| {
+        return ((is_sparse(model) || is_compressed(model)) && dtype == KvDtype::Fp8E5m2).then(|| {
             "SGLang's sparse latent attention takes a KV cache of bfloat16 or fp8_e4m3, not fp8_e5m2"
                 .to_owned()
         });

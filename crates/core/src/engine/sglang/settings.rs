@@ -174,6 +174,12 @@ impl Settings {
         self.attention_dp_size.max(1)
     }
 
+    /// Whether a step waits for the results of the one before: as set, and always with pipeline stages
+    /// (0.5.23, `srt/arg_groups/overrides.py`, `_pipeline_parallel_overlap_disable`).
+    pub fn in_order(&self) -> bool {
+        self.disable_overlap_schedule || self.pp() > 1
+    }
+
     /// Ranks that share one attention layer.
     pub fn attention_tp(&self) -> u64 {
         (self.tp() / self.attention_dp()).max(1)

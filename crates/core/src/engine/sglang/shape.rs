@@ -1,41 +1,23 @@
 //! What the pools of SGLang hold for one token and one request, on one rank of each pipeline stage.
 
 use super::compressed::{self, Compressed};
+use super::context;
+use super::element::{element, model_dtype};
 use super::memory::{Card, Traits, defaults};
 use super::rows::{Pool, Rows};
 use super::served;
-use super::settings::{KvDtype, Settings};
-use super::speculative::{DraftLayers, Steps};
+use super::settings::Settings;
+use super::speculative::{DraftLayers, Drafter, Steps};
 use super::state;
+use super::tower;
 use crate::arch::{CacheKind, Config, Heads, Model, State};
 use crate::dtype::Dtype;
-use crate::engine::vllm;
 use crate::{Error, Result};
 
 /// Default share of the full pool's tokens that the sliding-window pool has.
 const SWA_FULL_TOKENS_RATIO: f64 = 0.8;
 /// Running requests beside a drafter where nothing is said (`srt/arg_groups/speculative_hook.py`).
 const SPECULATIVE_RUNNING: u64 = 48;
-
-/// A vision tower, as the memory rule sees it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Vision {
-    /// Layers, 24 where the configuration does not say it by this name.
-    pub layers: f64,
-    /// Width, 1024 where the configuration does not say it by this name.
-    pub hidden: f64,
-}
-
-impl Vision {
-    /// Share of the fraction that is left to weights and cache (0.5.23, `adjust_mem_fraction_for_vlm`): 5 % less, and up
-    /// to a fifth less the larger the tower is against a ViT-L/14.
-    pub fn share(self) -> f64 {
-        let score = self.layers * (self.hidden * self.hidden);
-        let ratio = score / (24.0 * (1024.0 * 1024.0));
-        let factor = 1.0 - 0.1 * (ratio - 1.0);
-        0.95 * factor.clamp(0.8, 1.05)
-    }
-}
 
 /// Recurrent states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +102,7 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
             .flat_map(|layer| &layer.caches)
             .map(|c| &c.kind)
     };
-    if let Some(kind) = kinds().find_map(not_planned) {
+    if let Some(kind) = kinds().find_map(|kind| not_planned(class, kind)) {
         return Err(
             Error::unsupported(format!("{class}: SGLang's pool for {kind} is not planned"))
                 .hint("--engine vllm plans this model"),
@@ -136,13 +118,16 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
     let sparse = kinds().any(|k| matches!(k, CacheKind::Latent { sparse: true, .. }));
     let model_dtype = model_dtype(model, settings, card);
     let (element, kv_dtype) = element(config, settings, card, model_dtype, sparse, compressed)?;
-    let vision = vision(class, config, settings)?;
+    let vision = tower::vision(class, config, settings)?;
     let kda = kinds().any(|k| matches!(k, CacheKind::State(State::Kda { .. })));
     let states = states(model, &text, settings)?;
-    let refused = served::refuses_kv_dtype(model, settings, card, &backend, mla).or_else(|| {
-        let drafts = settings.speculative.as_ref()?;
-        drafts.refused(class, &backend, page_size, settings.attention_dp())
-    });
+    let longest = context::derived(model, config, &text)?;
+    let refused = served::refuses_kv_dtype(model, settings, card, &backend, mla)
+        .or_else(|| {
+            let drafts = settings.speculative.as_ref()?;
+            drafts.refused(class, &backend, page_size, settings.attention_dp())
+        })
+        .or_else(|| context::refused(settings.context_length, longest));
     let rows = Rows::of(
         model,
         &text,
@@ -159,8 +144,17 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
         Some(speculative) => speculative.layers(model)?,
         None => None,
     };
+    // A configuration that counts no modules is charged for none, though there is nothing to draft with.
+    let none = text.u64("num_nextn_predict_layers")? == Some(0)
+        && drafter.is_some()
+        && settings
+            .speculative
+            .as_ref()
+            .is_some_and(|s| !matches!(s.drafter, Drafter::Model(_)));
+    let drafter = drafter.filter(|_| !none);
     let mut stages = Vec::new();
     let layers = model.layers.len() as u64;
+    let with_buffers = served::layers_with_buffers(class, config)?;
     let layer_kinds = layer_kinds(model, &text, two, states.is_some());
     for stage in 0..settings.pp() {
         let (first, end) = stage_layers(layers, stage, settings.pp())?;
@@ -171,7 +165,7 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
                 .filter(|&&p| p == wanted)
                 .count() as u64
         };
-        let (full_layers, swa_layers) = (count(Place::Full), count(Place::Window));
+        let (full_layers, swa_layers) = (with_buffers.unwrap_or(count(Place::Full)), count(Place::Window));
         let too_large = || Error::overflow("the KV cache of one token");
         let mut full_bytes = rows
             .full
@@ -225,14 +219,26 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
         }
         Some(_) => 100.0,
     };
+    let hears = vision.is_none()
+        && served::hears(class)
+        && !settings.language_model_only
+        && config.sub("vision_config")?.is_none();
+    let multimodal_mib = if hears { 100.0 } else { multimodal_mib };
     let traits = Traits {
         mla,
-        prefill_graphs: served::prefill_graphs(class, vision.is_some(), kda),
+        prefill_graphs: served::prefill_graphs(class, vision.is_some() || hears, kda),
         llama_2: model.name.to_ascii_lowercase().contains("llama-2"),
         vision,
         grows_with_running: hopper_qwen_vl,
     };
     let mut warnings = Vec::new();
+    if none {
+        warnings.push(
+            "the configuration counts no prediction modules (num_nextn_predict_layers is 0): SGLang will not find a drafter in \
+             this checkpoint"
+                .to_owned(),
+        );
+    }
     if let Some(given) = settings.page_size
         && given != page_size
     {
@@ -264,7 +270,7 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
         refused,
         states,
         chunk_tokens: defaults(settings, card, &traits).chunked_prefill_size,
-        context_len: settings.context_length.or(model.max_position).unwrap_or(2048),
+        context_len: settings.context_length.unwrap_or(longest),
         warnings,
     })
 }
@@ -335,8 +341,10 @@ fn window(kind: &CacheKind) -> Option<u64> {
     }
 }
 
-fn not_planned(kind: &CacheKind) -> Option<&'static str> {
+fn not_planned(class: &str, kind: &CacheKind) -> Option<&'static str> {
     match kind {
+        // What a decoder attends to across is written to the slots of its own tokens.
+        CacheKind::Cross(_) if served::crosses_in_one_pool(class) => None,
         CacheKind::ConvWindow { .. } => Some("windows of convolutions"),
         CacheKind::SlidingLatent { .. } => Some("windows of latents"),
         CacheKind::PooledIndexer { .. } | CacheKind::Ring { .. } => Some("indexers over pools of tokens"),
@@ -422,7 +430,12 @@ fn states(model: &Model, text: &Config, settings: &Settings) -> Result<Option<St
         Some("float16") => Dtype::F16,
         _ => Dtype::F32,
     };
-    let ranks = settings.attention_tp();
+    // Models of recurrent layers alone divide their states by all ranks (`srt/configs/mamba.py`, `mamba2.py`).
+    let ranks = if served::recurrent_alone(&model.architecture) {
+        settings.tp()
+    } else {
+        settings.attention_tp()
+    };
     let mut layers = Vec::new();
     let mut bytes = 0;
     for (i, layer) in model.layers.iter().enumerate() {
@@ -451,61 +464,31 @@ fn states(model: &Model, text: &Config, settings: &Settings) -> Result<Option<St
         (true, _) => 1,
         (false, false) => 3,
         // Two tracking slots, or one where steps do not overlap.
-        (false, true) if settings.disable_overlap_schedule => 4,
+        (false, true) if settings.in_order() => 4,
         (false, true) => 5,
     };
     Ok(Some(States {
         layers: layers.len() as u64,
-        bytes_per_slot: bytes
-            .checked_mul(fullest as u64)
-            .ok_or_else(|| Error::overflow("the recurrent states of one request"))?,
+        bytes_per_slot: stage_share(bytes, layers.len() as u64, fullest as u64)?,
         slots_per_request,
     }))
 }
 
-/// float32 becomes a 16-bit type, and cards without bfloat16 take float16.
-fn model_dtype(model: &Model, settings: &Settings, card: &Card) -> Dtype {
-    match (settings.dtype, model.dtype) {
-        (Some(given), _) => given,
-        (None, Some(Dtype::F16)) => Dtype::F16,
-        (None, _) if card.capability >= (8, 0) => Dtype::Bf16,
-        (None, _) => Dtype::F16,
+/// Bytes of one slot on the fullest stage: the whole model's times the share of its layers, in the engine's floats.
+fn stage_share(bytes: u64, layers: u64, fullest: u64) -> Result<u64> {
+    let all = bytes
+        .checked_mul(layers)
+        .ok_or_else(|| Error::overflow("the recurrent states of one request"))?;
+    if fullest == layers {
+        return Ok(all);
     }
-}
-
-/// Element type of the pool: sparse models default to fp8 on Blackwell, others to fp8 only where a ModelOpt checkpoint
-/// says so (0.5.23, `srt/mem_cache/kv_cache_dtype.py` and `_dsa_kv_cache_dtype_default`).
-fn element(
-    config: &Config,
-    settings: &Settings,
-    card: &Card,
-    model: Dtype,
-    sparse: bool,
-    compressed: bool,
-) -> Result<(Dtype, &'static str)> {
-    Ok(match settings.kv_cache_dtype {
-        KvDtype::Bfloat16 => (Dtype::Bf16, "bfloat16"),
-        KvDtype::Fp8E4m3 => (Dtype::F8E4m3, "fp8_e4m3"),
-        KvDtype::Fp8E5m2 => (Dtype::F8E5m2, "fp8_e5m2"),
-        KvDtype::Mxfp8 => (Dtype::F8E4m3, "mxfp8"),
-        KvDtype::Nvfp4 => (Dtype::U8, "nvfp4"),
-        KvDtype::Fp4MxBlock16 => (Dtype::U8, "fp4_mx_block16"),
-        // DeepSeek-V4's latents are in 8 bits, whatever is said.
-        KvDtype::Auto if compressed => (Dtype::F8E4m3, "fp8_e4m3"),
-        KvDtype::Auto if sparse && card.capability.0 >= 10 => (Dtype::F8E4m3, "fp8_e4m3"),
-        KvDtype::Auto if sparse => (Dtype::Bf16, "bfloat16"),
-        KvDtype::Auto => {
-            let declared = match settings.quantization.as_deref() {
-                Some("none") => None,
-                _ => vllm::kv_dtype::declared_by_checkpoint(config)?,
-            };
-            if declared == Some(vllm::KvDtype::Fp8E4m3) {
-                (Dtype::F8E4m3, "fp8_e4m3")
-            } else {
-                (model, model.name())
-            }
-        }
-    })
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a part of a byte count"
+    )]
+    let share = (all as f64 * (fullest as f64 / layers as f64)) as u64;
+    Ok(share)
 }
 
 /// The configuration of the language model.
@@ -516,26 +499,6 @@ fn text_config(config: &Config) -> Result<Config> {
         }
     }
     Ok(config.clone())
-}
-
-fn vision(class: &str, config: &Config, settings: &Settings) -> Result<Option<Vision>> {
-    if settings.language_model_only || !served::multimodal(class) {
-        return Ok(None);
-    }
-    let Some(tower) = config.sub("vision_config")? else {
-        return Ok(None);
-    };
-    // The engine asks attributes of the tower's configuration, which MiniMax-M3's is a plain dictionary for.
-    let size = |key: &str, default: f64| -> Result<f64> {
-        Ok(match tower.u64(key)? {
-            Some(n) if !served::is_minimax_sparse(class) => n as f64,
-            _ => default,
-        })
-    };
-    Ok(Some(Vision {
-        layers: size("num_hidden_layers", 24.0)?,
-        hidden: size("hidden_size", 1024.0)?,
-    }))
 }
 
 #[cfg(test)]
@@ -554,14 +517,5 @@ mod tests {
         assert_eq!(all(62, 4), [15, 15, 16, 16]);
         assert_eq!(all(80, 8), [10; 8]);
         assert!(stage_layers(3, 0, 4).is_err());
-    }
-
-    #[test]
-    fn a_larger_tower_leaves_less_but_never_below_three_quarters() {
-        let at = |layers, hidden| Vision { layers, hidden }.share();
-        assert!((at(24.0, 1024.0) - 0.95).abs() < 1e-12);
-        assert!(at(27.0, 1152.0) < 0.95);
-        assert!((at(100.0, 8192.0) - 0.95 * 0.8).abs() < 1e-12);
-        assert!((at(1.0, 8.0) - 0.95 * 1.05).abs() < 1e-12);
     }
 }

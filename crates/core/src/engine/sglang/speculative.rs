@@ -12,8 +12,10 @@ use crate::{Error, Result};
 /// `--speculative-algorithm`, for the algorithms whose memory is planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
-    /// `EAGLE` and its other name `NEXTN`: a head of one layer, or the target's own multi-token-prediction modules.
+    /// `EAGLE`: a head of one layer, or the target's own multi-token-prediction modules.
     Eagle,
+    /// `NEXTN`: another name of `EAGLE`, which DeepSeek-V4's class does not take.
+    NextN,
     /// `EAGLE3`.
     Eagle3,
     /// `STANDALONE`: a smaller model.
@@ -25,7 +27,7 @@ pub enum Algorithm {
 impl Algorithm {
     const NAMES: [(&'static str, Self); 5] = [
         ("EAGLE", Self::Eagle),
-        ("NEXTN", Self::Eagle),
+        ("NEXTN", Self::NextN),
         ("EAGLE3", Self::Eagle3),
         ("STANDALONE", Self::Standalone),
         ("NGRAM", Self::Ngram),
@@ -63,7 +65,7 @@ impl Algorithm {
     /// The engine's name, after its aliases are resolved.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Eagle => "EAGLE",
+            Self::Eagle | Self::NextN => "EAGLE",
             Self::Eagle3 => "EAGLE3",
             Self::Standalone => "STANDALONE",
             Self::Ngram => "NGRAM",
@@ -171,6 +173,12 @@ impl Speculative {
     /// size in tokens and number of attention groups are those of the server.
     pub fn refused(&self, class: &str, backend: &str, page_size: u64, attention_dp: u64) -> Option<String> {
         let name = self.algorithm.name();
+        if class == "DeepseekV4ForCausalLM" && self.algorithm != Algorithm::Eagle {
+            return Some(
+                "SGLang drafts for DeepSeek-V4 with --speculative-algorithm EAGLE or DSPARK, by these names"
+                    .to_owned(),
+            );
+        }
         if matches!(self.algorithm, Algorithm::Ngram | Algorithm::Standalone) && attention_dp > 1 {
             return Some(format!(
                 "SGLang's drafts by {name} do not go together with DP attention"

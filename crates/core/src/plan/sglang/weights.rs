@@ -30,7 +30,7 @@ fn drafter_as_vllm(speculative: &sglang::Speculative) -> Option<vllm::Speculativ
         sglang::Algorithm::Ngram => return None,
         sglang::Algorithm::Eagle3 => vllm::Method::Eagle3,
         sglang::Algorithm::Standalone => vllm::Method::DraftModel,
-        sglang::Algorithm::Eagle => match &speculative.drafter {
+        sglang::Algorithm::Eagle | sglang::Algorithm::NextN => match &speculative.drafter {
             sglang::Drafter::Model(_) => vllm::Method::Eagle,
             _ => vllm::Method::Mtp,
         },

@@ -206,7 +206,7 @@ pub(super) fn of_sglang(
     let place = "--speculative-draft-model-path";
     let found = drafter(path, lookup).map_err(|e| e.at(place))?;
     let method = match algorithm {
-        Algorithm::Eagle => Method::Eagle,
+        Algorithm::Eagle | Algorithm::NextN => Method::Eagle,
         Algorithm::Eagle3 => Method::Eagle3,
         Algorithm::Standalone | Algorithm::Ngram => Method::DraftModel,
     };

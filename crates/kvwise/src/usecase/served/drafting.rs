@@ -75,7 +75,9 @@ impl<'a> Drafting<'a> {
             flag: "--speculative-num-draft-tokens: tokens that can be accepted",
             cost: match (planned.algorithm, &planned.drafter) {
                 (sglang::Algorithm::Ngram, _) => Cost::Nothing,
-                (sglang::Algorithm::Eagle | sglang::Algorithm::Eagle3, _) => Cost::Layer,
+                (sglang::Algorithm::Eagle | sglang::Algorithm::NextN | sglang::Algorithm::Eagle3, _) => {
+                    Cost::Layer
+                }
                 (sglang::Algorithm::Standalone, sglang::Drafter::Model(draft)) => {
                     Cost::Model(&draft.model, &draft.config)
                 }
