@@ -1,11 +1,12 @@
 //! Which GPUs this machine has, and how much of their memory others use.
 //!
 //! Makers' tools are asked, not guessed: NVIDIA's management library where this program was built with the feature
-//! `nvml`, else `nvidia-smi`; `amd-smi`, else `rocm-smi`; `sysctl` on Apple's systems. A tool that is not there is no
+//! `nvml`, else `nvidia-smi`; `amd-smi`, else `rocm-smi`; `xpu-smi`; `sysctl` on Apple's systems. A tool that is not there is no
 //! error, one that fails or answers nonsense is.
 
 mod amd;
 mod apple;
+mod intel;
 mod nvidia;
 #[cfg(feature = "nvml")]
 mod nvml;
@@ -27,6 +28,8 @@ pub enum Maker {
     Nvidia,
     /// AMD.
     Amd,
+    /// Intel.
+    Intel,
     /// Apple.
     Apple,
 }
@@ -98,6 +101,7 @@ pub fn detect(tools: &Tools) -> Result<Detected> {
     let mut found = Detected::default();
     nvidia::detect(tools, &mut found)?;
     amd::detect(tools, &mut found)?;
+    intel::detect(tools, &mut found)?;
     if found.devices.is_empty() {
         apple::detect(tools, &mut found)?;
     }

@@ -20,7 +20,7 @@ pub(super) fn detect(tools: &Tools, found: &mut Detected) -> Result<()> {
         found.sources.push("NVML");
         return take(tools, devices, found);
     }
-    let Some(devices) = by_tool(tools)? else {
+    let Some(devices) = by_tool(tools, &mut found.notes).map_err(explained)? else {
         return Ok(());
     };
     found.sources.push(TOOL);
@@ -105,20 +105,75 @@ fn host_memory() -> Result<Option<(u64, u64)>> {
     Ok(value("MemTotal:").zip(value("MemAvailable:")))
 }
 
-fn by_tool(tools: &Tools) -> Result<Option<Vec<Device>>> {
+/// What the driver prints where its module is loaded and no GPU is bound to it.
+const NOTHING: &str = "No devices were found";
+
+/// What the driver's complaints mean, and what ends them.
+const COMPLAINTS: [(&str, &str); 6] = [
+    (
+        "Driver/library version mismatch",
+        "the driver was updated while it was loaded: reboot, or unload and load its kernel modules; an engine would fail the same way",
+    ),
+    (
+        "Failed to initialize NVML: Unknown Error",
+        "a container lost its devices (after `systemctl daemon-reload` on the host, say): start the container anew",
+    ),
+    (
+        "Failed to initialize NVML: Insufficient Permissions",
+        "the device files /dev/nvidia* are not open to this user or container",
+    ),
+    (
+        "communicate with the NVIDIA driver",
+        "the driver's kernel module is not loaded: install it for the running kernel, or load it with `modprobe nvidia`",
+    ),
+    (
+        "Unable to determine the device handle",
+        "a GPU does not answer any more (look for Xid in dmesg): reset it or reboot",
+    ),
+    (
+        "GPU is lost",
+        "a GPU does not answer any more (look for Xid in dmesg): reset it or reboot",
+    ),
+];
+
+/// Says of a complaint of the driver what it means.
+fn explained(error: Error) -> Error {
+    let said = error.to_string();
+    match COMPLAINTS.iter().find(|(words, _)| said.contains(words)) {
+        Some((_, meaning)) => error.hint(*meaning),
+        None => error,
+    }
+}
+
+fn by_tool(tools: &Tools, notes: &mut Vec<String>) -> Result<Option<Vec<Device>>> {
     let query = |columns: &str| {
         let query = format!("--query-gpu={columns}");
         tools.run(TOOL, &[&query, "--format=csv,noheader,nounits"])
     };
     let text = match query(COLUMNS) {
         Err(e) if e.to_string().contains("not a valid field") => query(OLD_COLUMNS)?,
+        Err(e) if e.to_string().contains(NOTHING) => Some(NOTHING.to_owned()),
         answer => answer?,
     };
     let Some(text) = text else { return Ok(None) };
+    if text.trim_start().starts_with(NOTHING) {
+        notes.push(format!("{TOOL}: the driver is loaded, but no GPU is bound to it"));
+        return Ok(Some(Vec::new()));
+    }
     let mut gpus = table(&text)?;
     if gpus.iter().any(|(_, sliced)| *sliced) {
         let list = tools.run(TOOL, &["-L"])?.unwrap_or_default();
-        return slices(&gpus, &list).map(Some);
+        let devices = slices(&gpus, &list)?;
+        for (gpu, _) in gpus.iter().filter(|(_, sliced)| *sliced) {
+            if !devices.iter().any(|d| d.index == gpu.index) {
+                notes.push(format!(
+                    "GPU {} ({}) is in MIG mode without a slice, so no engine can use it: make slices with `{TOOL} mig -cgi`, \
+                     or end the mode with `{TOOL} -i {} -mig 0`",
+                    gpu.index, gpu.name, gpu.index
+                ));
+            }
+        }
+        return Ok(Some(devices));
     }
     Ok(Some(gpus.drain(..).map(|(device, _)| device).collect()))
 }

@@ -31,7 +31,7 @@ impl Bench {
         for (i, (word, text)) in answers.iter().enumerate() {
             let file = self.0.path().join(format!("{name}.{i}"));
             fs::write(&file, text).unwrap();
-            script.push_str(&format!("*{word}*) /bin/cat {};;\n", file.display()));
+            script.push_str(&format!("*'{word}'*) /bin/cat {};;\n", file.display()));
         }
         script.push_str("*) echo no such option; exit 1;;\nesac");
         self.tool(name, &script)
@@ -283,6 +283,209 @@ fn tools_that_fail_hang_or_babble_are_named() {
     }
 }
 
+/// What the driver's complaints are explained as.
+#[test]
+fn complaints_of_the_driver_say_what_they_mean() {
+    for (said, status, means) in [
+        (
+            "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 570.195",
+            18,
+            "the driver was updated while it was loaded",
+        ),
+        (
+            "Failed to initialize NVML: Unknown Error",
+            255,
+            "a container lost its devices",
+        ),
+        (
+            "Failed to initialize NVML: Insufficient Permissions",
+            4,
+            "are not open to this user",
+        ),
+        (
+            "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver.",
+            9,
+            "kernel module is not loaded",
+        ),
+        (
+            "Unable to determine the device handle for GPU0000:3B:00.0: Unknown Error",
+            255,
+            "does not answer any more",
+        ),
+        (
+            "Unable to query the device: GPU is lost.  Reboot the system to recover this GPU",
+            15,
+            "does not answer any more",
+        ),
+    ] {
+        Bench::new()
+            .tool(
+                "nvidia-smi",
+                &format!("/bin/cat <<'END'\n{said}\nEND\nexit {status}"),
+            )
+            .fails(means);
+    }
+}
+
+#[test]
+fn a_driver_without_gpus_leaves_the_search_to_other_makers_tools() {
+    for status in [0, 6] {
+        let found = Bench::new()
+            .tool(
+                "nvidia-smi",
+                &format!("echo 'No devices were found'; exit {status}"),
+            )
+            .says("rocm-smi", &[("vram", RX_7900)])
+            .detect();
+        assert_eq!(found.sources, ["nvidia-smi", "rocm-smi"]);
+        assert_eq!(found.devices.len(), 1);
+        assert!(found.notes[0].contains("no GPU is bound"), "{:?}", found.notes);
+    }
+}
+
+#[test]
+fn a_gpu_in_mig_mode_without_slices_is_named() {
+    let list = "GPU 0: NVIDIA H200 (UUID: GPU-b2acda36-db78-a209-f9ef-d07b4336c449)\n\
+                GPU 1: NVIDIA H200 (UUID: GPU-af5e38ec-d1d6-1c20-0000-000000000000)\n";
+    let found = Bench::new()
+        .says("nvidia-smi", &[("query", SLICED), ("-L", list)])
+        .detect();
+    assert_eq!(found.devices.len(), 1);
+    assert!(found.notes[0].contains("without a slice"), "{:?}", found.notes);
+}
+
+#[test]
+fn superchips_boards_and_their_slices_are_found_in_the_catalogue() {
+    let text = "0, NVIDIA GH200 480GB, GPU-1, 97871, 97280, Enabled, 9.0\n";
+    let list = "GPU 0: NVIDIA GH200 480GB (UUID: GPU-1)\n  MIG 3g.48gb     Device  0: (UUID: MIG-1)\n  \
+                MIG 1g.12gb+me  Device  1: (UUID: MIG-2)\n";
+    let found = Bench::new()
+        .says("nvidia-smi", &[("query", text), ("-L", list)])
+        .detect();
+    let names: Vec<&str> = found
+        .devices
+        .iter()
+        .map(|d| d.row().unwrap().name.as_str())
+        .collect();
+    assert_eq!(names, ["gh200-3g.48gb", "gh200-1g.12gb"]);
+    assert_eq!(found.devices[0].total_bytes, 46 * GIB + GIB / 2);
+
+    let text = "0, NVIDIA B200, GPU-1, [Insufficient Permissions], [N/A], Enabled, 10.0\n";
+    for (profile, gib) in [("3g.90gb", 89), ("7g.180gb", 178)] {
+        let list = format!("GPU 0: NVIDIA B200 (UUID: GPU-1)\n  MIG {profile}  Device  0: (UUID: MIG-1)\n");
+        let found = Bench::new()
+            .says("nvidia-smi", &[("query", text), ("-L", &list)])
+            .detect();
+        assert_eq!(found.devices[0].total_bytes, gib * GIB, "{profile}");
+    }
+    let text = "0, NVIDIA RTX PRO 6000 Blackwell Server Edition, GPU-1, 97887, 97000, Enabled, 12.0\n";
+    let list = "GPU 0: NVIDIA RTX PRO 6000 Blackwell Server Edition (UUID: GPU-1)\n  \
+                MIG 4g.96gb+gfx  Device  0: (UUID: MIG-1)\n";
+    let found = Bench::new()
+        .says("nvidia-smi", &[("query", text), ("-L", list)])
+        .detect();
+    assert_eq!(found.devices[0].row().unwrap().name, "rtx-pro-6000-4g.96gb");
+}
+
+#[test]
+fn boards_with_the_hosts_memory_have_it_whatever_the_driver_calls_them() {
+    for (name, compute) in [
+        ("Orin (nvgpu)", "8.7"),
+        ("NVIDIA Thor", "11.0"),
+        ("NVIDIA GB10", "12.1"),
+    ] {
+        for unknown in ["[N/A]", "[Not Supported]", "N/A"] {
+            let text = format!("0, {name}, [N/A], {unknown}, {unknown}, [N/A], {compute}\n");
+            let found = Bench::new().says("nvidia-smi", &[("query", &text)]).detect();
+            let device = &found.devices[0];
+            assert!(device.unified && device.total_bytes > 0, "{text}");
+            assert!(found.notes[0].contains("shares the host's memory"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn different_gpus_keep_their_own_memory_and_the_order_of_cuda_is_pointed_out() {
+    let text = "0, NVIDIA T1000, GPU-1, 4096, 3500, [N/A], 7.5\n1, NVIDIA RTX A6000, GPU-2, 49140, 48500, [N/A], 8.6\n";
+    let bench = Bench::new().says("nvidia-smi", &[("query", text)]);
+    let found = detect(&bench.tools(&[("CUDA_VISIBLE_DEVICES", "1")])).unwrap();
+    assert_eq!(found.devices[0].total_bytes, 49_140 * MIB);
+    assert!(found.notes[0].contains("CUDA_DEVICE_ORDER=PCI_BUS_ID"));
+    const ORDERED: &[(&str, &str)] = &[
+        ("CUDA_VISIBLE_DEVICES", "1,0"),
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+    ];
+    let found = detect(&bench.tools(ORDERED)).unwrap();
+    assert_eq!(found.devices.iter().map(|d| d.index).collect::<Vec<_>>(), [1, 0]);
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+}
+
+/// `xpu-smi discovery -j` of two releases: with and without the memory, which `-d 0` then tells.
+const ARC: &str = r#"{"device_list": [
+ {"device_id": 0, "device_type": "GPU", "device_function_type": "physical", "device_name": "Intel(R) Arc(TM) A770 Graphics",
+  "uuid": "00000000-0000-0000-0000-56a05e001000", "memory_physical_size_byte": "17102532608"},
+ {"device_id": 1, "device_type": "GPU", "device_function_type": "virtual", "device_name": "Intel(R) Arc VF"}]}"#;
+const ARC_USED: &str = r#"{"device_id": 0, "device_level": [{"metrics_type": "XPUM_STATS_POWER", "value": 40.2},
+ {"metrics_type": "XPUM_STATS_MEMORY_USED", "value": 2048.0}]}"#;
+
+#[test]
+fn intels_gpus_are_listed_by_xpu_smi() {
+    let found = Bench::new()
+        .says("xpu-smi", &[("discovery", ARC), ("stats", ARC_USED)])
+        .detect();
+    assert_eq!((found.sources, found.devices.len()), (vec!["xpu-smi"], 1));
+    let device = &found.devices[0];
+    assert_eq!(device.total_bytes, 17_102_532_608);
+    assert_eq!(device.free_bytes, Some(17_102_532_608 - 2048 * MIB));
+
+    let short = ARC.replace(", \"memory_physical_size_byte\": \"17102532608\"", "");
+    let short = short.replace(
+        "\n  \"uuid\": \"00000000-0000-0000-0000-56a05e001000\"",
+        "\"uuid\": \"u\"",
+    );
+    let one = r#"{"device_id": 0, "memory_physical_size_byte": 17102532608}"#;
+    let found = Bench::new()
+        .says("xpu-smi", &[("discovery -d", one), ("discovery", &short)])
+        .detect();
+    assert_eq!(found.devices[0].total_bytes, 17_102_532_608);
+    assert_eq!(found.devices[0].free_bytes, None);
+
+    for (text, says) in [
+        ("", "no valid JSON"),
+        ("{}", "no device_list"),
+        (r#"{"device_list": [{}]}"#, "without its device_id"),
+        (r#"{"device_list": [{"device_id": 0}]}"#, "device_name"),
+        (
+            r#"{"device_list": [{"device_id": 0, "device_name": "X"}]}"#,
+            "memory_physical_size_byte",
+        ),
+    ] {
+        Bench::new().says("xpu-smi", &[("discovery", text)]).fails(says);
+    }
+}
+
+#[test]
+fn older_and_partitioned_answers_of_amds_tools_are_read() {
+    // ROCm 6.1 prints a list with bare numbers, and `N/A` where a partition does not tell what it uses.
+    let fixed = r#"[{"gpu": 0, "asic": {"market_name": "MI300X"}, "vram": {"size": 196592}},
+        {"gpu": 1, "asic": {"market_name": "MI300X"}, "vram": {"size": {"value": 191, "unit": "GB"}}}]"#;
+    let metric = r#"[{"gpu": 0, "mem_usage": {"total_vram": 196592, "used_vram": 300}}, {"gpu": 1, "mem_usage": "N/A"}]"#;
+    let found = Bench::new()
+        .says("amd-smi", &[("static", fixed), ("metric", metric)])
+        .detect();
+    assert_eq!(found.devices[0].free_bytes, Some((196_592 - 300) * MIB));
+    assert_eq!(
+        (found.devices[1].total_bytes, found.devices[1].free_bytes),
+        (191 * GIB, None)
+    );
+    // A processor's own graphics beside a card: each with what it has.
+    let two = r#"{"card0": {"VRAM Total Memory (B)": "536870912", "VRAM Total Used Memory (B)": "482263040", "Card Series": "Rembrandt [Radeon 680M]"},
+        "card1": {"VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "0", "Card series": "N/A", "Card model": "Radeon RX 7900 XTX"}}"#;
+    let found = Bench::new().says("rocm-smi", &[("vram", two)]).detect();
+    assert_eq!(found.devices[1].name, "Radeon RX 7900 XTX");
+    assert_eq!(found.devices[1].free_bytes, Some(25_753_026_560));
+}
+
 /// Pieces that tools print, so that random texts come close to real ones.
 fn babble() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
@@ -305,5 +508,6 @@ proptest! {
         }
         let _ = amd::amd_smi(&a, &b);
         let _ = amd::rocm_smi(&a);
+        let _ = intel::devices(&a);
     }
 }

@@ -39,13 +39,15 @@ impl Gpus {
     pub fn run(&self, printer: Printer) -> Result<ExitStatus> {
         if self.detect {
             let found = usecase::gpus::detect()?;
-            for note in &found.notes {
+            let report = detected::Report::of(&found);
+            for note in report.notes() {
                 printer.warn(note);
             }
-            let report = detected::Report::of(&found);
             self.output.rows(printer, &report.grid(), &report)?;
             if found.devices.is_empty() {
-                printer.note("no GPU is visible on this machine (asked for: nvidia-smi, amd-smi, rocm-smi)");
+                printer.note(
+                    "no GPU is visible on this machine (asked for: nvidia-smi, amd-smi, rocm-smi, xpu-smi)",
+                );
                 return Ok(ExitStatus::No);
             }
             return Ok(ExitStatus::Success);

@@ -1,5 +1,6 @@
 //! The GPUs of this machine as a report.
 
+use kvwise_core::engine::vllm::version::{Rules, Version};
 use kvwise_core::units;
 use kvwise_io::gpu::{Detected, Device};
 use serde::Serialize;
@@ -41,8 +42,13 @@ impl Report {
             schema: "kvwise.detected_gpus/1",
             sources: found.sources.clone(),
             gpus: found.devices.iter().map(row).collect(),
-            notes: found.notes.clone(),
+            notes: found.notes.iter().cloned().chain(refusals(found)).collect(),
         }
+    }
+
+    /// What the user should know, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// As rows and columns.
@@ -74,6 +80,24 @@ impl Report {
         }
         grid
     }
+}
+
+/// The GPUs that vLLM's start-up check would refuse at its default utilisation, because others use them.
+fn refusals(found: &Detected) -> Vec<String> {
+    let default = Rules::of(Version::NEWEST).gpu_memory_utilization;
+    let lines = found.devices.iter().map(|device| (device, row(device)));
+    lines
+        .filter_map(|(device, row)| {
+            let highest = row.highest_gpu_memory_utilization.filter(|&u| u < default)?;
+            Some(format!(
+                "GPU {} ({}): {} are free, and vLLM wants its whole budget free when it starts, {default} of the GPU by default: \
+                 give at most --gpu-memory-utilization {highest:.2}, or end what uses it",
+                device.index,
+                device.title(),
+                units::human_bytes(device.free_bytes?)
+            ))
+        })
+        .collect()
 }
 
 fn row(device: &Device) -> Row {

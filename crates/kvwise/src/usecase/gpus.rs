@@ -40,7 +40,7 @@ fn of(found: Detected, ranks: u64, wanted: Option<u64>, warnings: &mut Vec<Strin
     let mut devices = found.devices;
     let Some(first) = devices.first() else {
         return Err(Error::not_found("no GPU is visible on this machine")
-            .hint("asked for were nvidia-smi, amd-smi and rocm-smi")
+            .hint("asked for were nvidia-smi, amd-smi, rocm-smi and xpu-smi")
             .hint("--gpu NAME plans for any machine; `kvwise gpus` lists the names"));
     };
     let maker = first.maker;

@@ -47,6 +47,18 @@ fn the_gpus_of_this_machine_are_listed() {
 }
 
 #[test]
+fn a_gpu_that_others_use_is_named_with_what_still_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    nvidia_smi(
+        dir.path(),
+        "0, NVIDIA L4, GPU-1, 23034, 22562, [N/A], 8.9\n1, NVIDIA L4, GPU-2, 23034, 15000, [N/A], 8.9\n",
+    );
+    let done = kvwise(dir.path(), &["gpus", "--detect", "--format", "table"]);
+    assert_eq!(done.status.code(), Some(0));
+    insta::assert_snapshot!("gpus_detect_used", text(&done.stderr));
+}
+
+#[test]
 fn a_machine_without_gpus_is_a_no_for_the_list_and_an_error_for_a_plan() {
     let dir = tempfile::tempdir().unwrap();
     let done = kvwise(dir.path(), &["gpus", "--detect"]);
