@@ -2,9 +2,12 @@
 //! that has it (read in the sources of 34 releases from 0.6.0 to 0.33.0), the file, and what must be read from it.
 
 use super::read_text;
-use crate::log::{Boot, Figure, Rank, Refusal, vllm};
+use crate::log::{Boot, EngineKind, Figure, Rank, Refusal, Value, vllm};
 
 const TAGS: &str = include_str!("tags.tsv");
+/// The same of `SGLang`, read in the wheels of twelve releases from 0.2.15 to 0.5.23; a release between two of them is written
+/// where the wording changed by a published log. Lines that follow each other are divided by `\\n`.
+const SGLANG_TAGS: &str = include_str!("sglang_tags.tsv");
 
 struct Tag<'a> {
     releases: [&'a str; 2],
@@ -13,7 +16,11 @@ struct Tag<'a> {
 }
 
 fn tags() -> Vec<Tag<'static>> {
-    let mut rows = TAGS.lines();
+    tags_of(TAGS)
+}
+
+fn tags_of(text: &'static str) -> Vec<Tag<'static>> {
+    let mut rows = text.lines();
     assert_eq!(rows.next(), Some("first\tlast\tfile\tline\tread"));
     rows.map(|row| {
         let fields: Vec<&str> = row.split('\t').collect();
@@ -58,6 +65,15 @@ fn field(boot: &Boot, name: &str) -> String {
         "tokens" => number(boot.tokens),
         "blocks" => number(boot.num_blocks),
         "length" => number(boot.max_model_len),
+        "before" => gibs(rank.free_at_start),
+        "after" => gibs(rank.free_after_load),
+        "pools" => gibs(rank.free_after_pools),
+        "kv" => gibs(boot.kv_bytes),
+        "state" => gibs(boot.state_bytes),
+        "slots" => number(boot.state_slots),
+        "swa" => number(boot.swa_tokens),
+        "chunk" => number(boot.max_num_batched_tokens),
+        "running" => number(boot.setting("max_running_requests").and_then(Value::count)),
         "concurrency" => boot
             .concurrency
             .map_or("nothing".to_owned(), |(x, _)| x.to_string()),
@@ -133,5 +149,40 @@ fn every_wording_about_memory_stands_in_the_table_of_releases() {
             "{:?} is in no line of tags.tsv",
             wording.phrase
         );
+    }
+}
+
+#[test]
+fn every_wording_of_sglangs_releases_says_what_it_says_on_one_gpu_and_on_several() {
+    for tag in tags_of(SGLANG_TAGS) {
+        for prefix in [
+            "[2026-09-12 00:22:48]",
+            "[00:22:48 TP0]",
+            "[2026-09-12 00:22:48 DP0 TP0 EP0]",
+        ] {
+            let lines: Vec<String> = tag
+                .line
+                .split("\\n")
+                .map(|line| format!("{prefix} {line}\n"))
+                .collect();
+            let text = format!(
+                "[2026-09-12 00:22:11] server_args=ServerArgs(model_path='a/b', tp_size=1)\n{}",
+                lines.concat()
+            );
+            let log = read_text(&text).unwrap_or_else(|error| panic!("{error}: {}", tag.line));
+            let boot = log.boots.last().unwrap();
+            assert_eq!(boot.engine, Some(EngineKind::Sglang), "{}", tag.line);
+            for expected in tag.read.split(';') {
+                let (name, value) = expected.split_once('=').unwrap();
+                assert_eq!(
+                    field(boot, name),
+                    value,
+                    "{} to {}: {name} of {prefix} {}",
+                    tag.releases[0],
+                    tag.releases[1],
+                    tag.line
+                );
+            }
+        }
     }
 }
