@@ -50,6 +50,9 @@ pub struct Deployment {
     pub kv_cache_dtype_skip_layers: Option<String>,
     pub block_size: Option<u64>,
     pub max_model_len: Option<String>,
+    /// Whether the server is known to take its length, which no flag says.
+    #[serde(skip)]
+    pub longer_context: bool,
     pub max_num_seqs: Option<u64>,
     pub max_num_batched_tokens: Option<String>,
     pub gpu_memory_utilization: Option<f64>,

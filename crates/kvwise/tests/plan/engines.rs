@@ -63,6 +63,49 @@ fn sglang_reserves_by_its_rule_and_says_so() {
 }
 
 #[test]
+fn the_parts_of_the_difference_to_vllm_add_up_and_name_what_the_model_has() {
+    for (words, reason) in [
+        ("llama-3.1-8b --gpu h100", "whole blocks and pages"),
+        ("deepseek-v3 --gpu h200 --tp 8", "whole blocks and pages"),
+        ("gpt-oss-20b --gpu h100", "--swa-full-tokens-ratio"),
+        (
+            "qwen3-next-80b-a3b-instruct --gpu h200 --tp 2",
+            "--mamba-full-memory-ratio",
+        ),
+    ] {
+        let mut args: Vec<&str> = words.split(' ').collect();
+        args.extend(["--engine", "sglang", "--explain"]);
+        let (answer, _) = plan(&args);
+        let steps = answer["steps"].as_array().unwrap();
+        let of = |what: &str| {
+            let step = steps.iter().find(|s| s["what"] == what).unwrap();
+            let result = step["result"].as_str().unwrap();
+            let number: i64 = result
+                .chars()
+                .filter(char::is_ascii_digit)
+                .collect::<String>()
+                .parse()
+                .unwrap();
+            (
+                if result.ends_with("fewer") {
+                    -number
+                } else {
+                    number
+                },
+                step["how"].to_string(),
+            )
+        };
+        let (whole, memory, rest) = (
+            of("difference"),
+            of("of it by memory"),
+            of("of it by what the memory holds"),
+        );
+        assert_eq!(whole.0, memory.0 + rest.0, "{words}");
+        assert!(rest.1.contains(reason), "{words}: {}", rest.1);
+    }
+}
+
+#[test]
 fn flags_of_another_engine_are_refused_with_the_engines_own_name_for_them() {
     for (words, says) in [
         (

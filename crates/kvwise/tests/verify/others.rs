@@ -219,6 +219,53 @@ fn states_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_logged()
     }
 }
 
+/// Lines of a start that was refused, in the words of 0.5.18 and later, on two ranks.
+const REFUSED: &str = "\
+[2026-09-12 00:22:11] server_args=ServerArgs(model_path='meta-llama/Llama-3.1-70B-Instruct', tp_size=2, mem_fraction_static=0.8, chunked_prefill_size=8192, page_size=1, quantization=None)
+[2026-09-12 00:22:20 TP0] Load weight begin. avail mem=77.20 GB
+[2026-09-12 00:22:20 TP1] Load weight begin. avail mem=77.20 GB
+[2026-09-12 00:22:40 TP0] Load weight end. elapsed=36.9 s, type=LlamaForCausalLM, avail mem=11.42 GB, mem usage=65.78 GB.
+[2026-09-12 00:22:40 TP1] Load weight end. elapsed=36.9 s, type=LlamaForCausalLM, avail mem=11.42 GB, mem usage=65.78 GB.
+[2026-09-12 00:22:41 TP0] ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.8. Raise --mem-fraction-static above 0.853 (minimum viable = 1 - available/pre = 0.8521).
+";
+
+#[test]
+fn a_refused_start_of_sglang_is_compared_with_the_plans_answer() {
+    let folder = folder();
+    let log = folder.path().join("refused.log");
+    std::fs::write(&log, REFUSED).unwrap();
+    let log = log.to_str().unwrap();
+    let (answer, status) = verify(folder.path(), &["--gpu", "h100", "--log", log]);
+    assert_eq!(answer["log"]["recognised"], 6, "{answer:#}");
+    assert!(answer.to_string().contains("refused, as planned"), "{answer:#}");
+    assert_eq!(row(&answer, "weights")["status"], "inside", "{answer:#}");
+    assert_eq!(status, 0, "{answer:#}");
+}
+
+/// The lines of 0.4.3, which say neither what the weights took nor how many tokens the pool has (a start of 2025-02).
+const OLD: &str = "\
+[2025-02-04 05:21:40] server_args=ServerArgs(model_path='Qwen/Qwen2.5-7B-Instruct', tp_size=1, mem_fraction_static=0.88, chunked_prefill_size=2048)
+[2025-02-04 05:21:40 TP0] Load weight begin. avail mem=22.76 GB
+[2025-02-04 05:29:17 TP0] Load weight end. type=Qwen2ForCausalLM, dtype=torch.bfloat16, avail mem=8.37 GB
+[2025-02-04 05:29:17 TP0] KV Cache is allocated. K size: 2.82 GB, V size: 2.82 GB.
+[2025-02-04 05:29:17 TP0] Memory pool end. avail mem=1.68 GB
+[2025-02-04 05:29:20 TP0] max_total_num_tokens=105531, chunked_prefill_size=2048, max_prefill_tokens=16384, max_running_requests=2049, context_len=131072
+";
+
+#[test]
+fn a_log_of_an_old_sglang_says_what_the_weights_took_by_what_is_left() {
+    let folder = folder();
+    let log = folder.path().join("old.log");
+    std::fs::write(&log, OLD).unwrap();
+    let log = log.to_str().unwrap();
+    let (answer, _) = verify(folder.path(), &["--gpu", "rtx-4090", "--log", log]);
+    let weights = row(&answer, "weights")["actual"].as_f64().unwrap();
+    assert!((weights / f64::from(1 << 30) - 14.39).abs() < 0.01, "{answer:#}");
+    let tokens = row(&answer, "kv_tokens_of_logged_memory");
+    assert_eq!(tokens["actual"], 105_531);
+    assert_eq!(tokens["status"], "equal", "{tokens:#}");
+}
+
 /// What the log of a GPU's own name says is enough to find it.
 #[test]
 fn the_gpu_of_an_sglang_server_is_found_in_the_names_of_its_tuned_kernels() {

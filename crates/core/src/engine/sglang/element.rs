@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn declares(quant: Value) -> bool {
+    fn declares(quant: &Value) -> bool {
         let Value::Object(map) = json!({ "quantization_config": quant }) else {
             unreachable!()
         };
@@ -143,7 +143,7 @@ mod tests {
             ),
             (json!({"quant_method": "awq", "kv_cache_scheme": float8}), false),
         ] {
-            assert_eq!(declares(quant.clone()), asks, "{quant}");
+            assert_eq!(declares(&quant), asks, "{quant}");
         }
     }
 }

@@ -130,6 +130,8 @@ pub struct Settings {
     pub max_total_tokens: Option<u64>,
     /// `--context-length`.
     pub context_length: Option<u64>,
+    /// Whether a context beyond the configuration's is taken (`SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1` in the environment).
+    pub longer_context: bool,
     /// `--disable-cuda-graph`.
     pub disable_cuda_graph: bool,
     /// `--disable-prefill-cuda-graph`.

@@ -127,7 +127,12 @@ pub fn shape(model: &Model, config: &Config, settings: &Settings, card: &Card) -
             let drafts = settings.speculative.as_ref()?;
             drafts.refused(class, &backend, page_size, settings.attention_dp())
         })
-        .or_else(|| context::refused(settings.context_length, longest));
+        .or_else(|| {
+            context::refused(
+                settings.context_length.filter(|_| !settings.longer_context),
+                longest,
+            )
+        });
     let rows = Rows::of(
         model,
         &text,

@@ -191,6 +191,7 @@ impl Deployment {
                 None | Some("auto") => None,
                 Some(text) => Some(parse_count(text).map_err(|e| e.at("--max-model-len"))?),
             },
+            longer_context: self.longer_context,
             disable_cuda_graph: self.enforce_eager,
             swa_full_tokens_ratio: self.swa_full_tokens_ratio,
             mamba_full_memory_ratio: self.mamba_full_memory_ratio,

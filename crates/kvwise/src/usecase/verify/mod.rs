@@ -55,7 +55,9 @@ pub fn verify(question: &Question) -> Result<Verification> {
     let engine = boot.engine.unwrap_or(EngineKind::Vllm);
     let mut found = found::deployment(boot, &question.given);
     let mut warnings = std::mem::take(&mut found.warnings);
-    let deployment = settings::complete(question.given.over(&found.deployment)?);
+    let mut deployment = settings::complete(question.given.over(&found.deployment)?);
+    // A server that made its pools has taken the length that it logs.
+    deployment.longer_context = boot.tokens.is_some();
     if deployment.model.is_none() {
         return Err(Error::input(format!(
             "{}: the log does not say which model was started",
