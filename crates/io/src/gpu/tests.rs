@@ -406,15 +406,15 @@ fn boards_with_the_hosts_memory_have_it_whatever_the_driver_calls_them() {
 
 #[test]
 fn different_gpus_keep_their_own_memory_and_the_order_of_cuda_is_pointed_out() {
+    const ORDERED: &[(&str, &str)] = &[
+        ("CUDA_VISIBLE_DEVICES", "1,0"),
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+    ];
     let text = "0, NVIDIA T1000, GPU-1, 4096, 3500, [N/A], 7.5\n1, NVIDIA RTX A6000, GPU-2, 49140, 48500, [N/A], 8.6\n";
     let bench = Bench::new().says("nvidia-smi", &[("query", text)]);
     let found = detect(&bench.tools(&[("CUDA_VISIBLE_DEVICES", "1")])).unwrap();
     assert_eq!(found.devices[0].total_bytes, 49_140 * MIB);
     assert!(found.notes[0].contains("CUDA_DEVICE_ORDER=PCI_BUS_ID"));
-    const ORDERED: &[(&str, &str)] = &[
-        ("CUDA_VISIBLE_DEVICES", "1,0"),
-        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
-    ];
     let found = detect(&bench.tools(ORDERED)).unwrap();
     assert_eq!(found.devices.iter().map(|d| d.index).collect::<Vec<_>>(), [1, 0]);
     assert!(found.notes.is_empty(), "{:?}", found.notes);
