@@ -39,7 +39,7 @@ fn score(query: &str, candidate: &str) -> Option<usize> {
     // Somebody who knows only the beginning of a name should still be helped.
     let beginning: String = candidate.chars().take(length).collect();
     let distance = edit_distance(query, candidate).min(edit_distance(query, &beginning) + 1);
-    (distance <= (length / 3).max(1)).then_some(distance + 10)
+    (distance <= ((length + 1) / 3).max(1)).then_some(distance + 10)
 }
 
 /// Levenshtein distance in characters.

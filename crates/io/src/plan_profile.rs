@@ -139,8 +139,9 @@ pub fn read(path: &Path) -> Result<Profile> {
 pub fn parse(text: &str) -> Result<Profile> {
     let profile: Profile = serde_saphyr::from_str(text).map_err(|e| {
         let first = e.to_string();
-        let first = first.lines().next().unwrap_or_default().to_owned();
-        Error::input(format!("not a profile: {first}"))
+        let first = first.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        Error::input(format!("not a profile: {first}{}", line_of(first, text)))
     })?;
     if profile.profile_version != 1 {
         return Err(Error::input(format!(
@@ -148,7 +149,44 @@ pub fn parse(text: &str) -> Result<Profile> {
             profile.profile_version
         )));
     }
+    for (field, value) in profile.numbers() {
+        if value.is_some_and(|n| !n.is_finite()) {
+            return Err(Error::input(format!("{field} is no finite number"))
+                .hint("write a number, or leave the line out"));
+        }
+    }
     Ok(profile)
+}
+
+/// The line that a reader's message names, which shows the field and its value; nothing where it names none.
+fn line_of(message: &str, text: &str) -> String {
+    let number = message
+        .split_once("line ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse::<usize>().ok());
+    match number.and_then(|n| text.lines().nth(n.checked_sub(1)?)) {
+        Some(line) if !line.trim().is_empty() => {
+            let shown: String = line.trim().chars().filter(|c| !c.is_control()).take(80).collect();
+            format!(" in \"{shown}\"")
+        }
+        _ => String::new(),
+    }
+}
+
+impl Profile {
+    /// Fields that are numbers with fractions, by their names in the file.
+    fn numbers(&self) -> [(&'static str, Option<f64>); 6] {
+        [
+            ("model.params_b", self.model.params_b),
+            ("hardware.vram_gb", self.hardware.vram_gb),
+            (
+                "policy.gpu_memory_utilization",
+                self.policy.gpu_memory_utilization,
+            ),
+            ("policy.overhead_gb", self.policy.overhead_gb),
+            ("policy.fragmentation_factor", self.policy.fragmentation_factor),
+            ("policy.headroom_gb", self.policy.headroom_gb),
+        ]
+    }
 }
 
 /// Writes a profile, whole or not at all.
@@ -210,7 +248,18 @@ outputs:
             ("profile_version: 2\n", "profile_version is 2"),
             ("profile_version: 1\nmodle: {}\n", "modle"),
             ("profile_version: 1\nmodel: {id: x, layers: 3}\n", "layers"),
-            ("profile_version: 1\nhardware: {gpus: -1}\n", "not a profile"),
+            (
+                "profile_version: 1\nhardware: {gpus: -1}\n",
+                "in \"hardware: {gpus: -1}\"",
+            ),
+            (
+                "profile_version: 1\npolicy:\n  headroom_gb: .nan\n",
+                "policy.headroom_gb is no finite number",
+            ),
+            (
+                "profile_version: 1\npolicy: {gpu_memory_utilization: -.inf}\n",
+                "policy.gpu_memory_utilization is no finite",
+            ),
             ("model: {}\n", "profile_version"),
             ("[1, 2]\n", "not a profile"),
             ("a: [\n", "not a profile"),

@@ -292,7 +292,7 @@ impl Config {
         }
     }
 
-    fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
+    pub(crate) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
         let mut shown = value.to_string();
         if shown.len() > 60 {
             let cut = (0..=57).rev().find(|&i| shown.is_char_boundary(i)).unwrap_or(0);

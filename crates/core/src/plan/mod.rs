@@ -50,11 +50,11 @@ pub use request::{
 
 use serde_json::Map;
 
-use crate::units::{gib, human_bytes};
+use crate::units::{gib, grouped, human_bytes};
 use crate::{Error, Result};
 use evaluation::Evaluation;
 use report::{EnginePart, Feasibility, GpuPart, GridRow, Memory, ModelPart, SCHEMA, Weights};
-use verdict::{Verdict, fit};
+use verdict::{Fit, Verdict, fit};
 
 /// Answers a request.
 ///
@@ -224,9 +224,57 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
         performance: first
             .and_then(|f| performance::performance(request, evaluation, (f.context, f.concurrency))),
         grid,
-        steps: evaluation.steps.steps().to_vec(),
+        steps: steps(evaluation, first, concurrency)?,
         layout: evaluation.layout.clone(),
     })
+}
+
+/// The steps of `--explain`: the engine's, and how far the pool reaches.
+fn steps(evaluation: &Evaluation, first: Option<&Fit>, concurrency: u64) -> Result<Vec<Step>> {
+    let mut steps = evaluation.steps.clone();
+    if let (Some(pool), Some(fit)) = (&evaluation.pool, first) {
+        let usable = grouped(pool.usable_units);
+        let margin = match pool.factor {
+            Factor::ONE => String::new(),
+            factor => format!(" x {factor}"),
+        };
+        let units = (pool.units)(fit.context).unwrap_or(u64::MAX);
+        let context = grouped(fit.context);
+        // Bytes are units of one byte, which need no name.
+        let (of, one) = match pool.unit_bytes {
+            1 => (" B".to_owned(), " B".to_owned()),
+            bytes => (format!(" units of {} B", grouped(bytes)), String::new()),
+        };
+        steps.add(|| {
+            let how = if fit.context > pool.max_context {
+                format!(
+                    "longer than the {} tokens that the engine accepts",
+                    grouped(pool.max_context)
+                )
+            } else {
+                format!(
+                    "{usable}{of} that requests can have // {}{one}{margin} of one request",
+                    grouped(units)
+                )
+            };
+            Step::new(
+                format!("whole requests of {context} tokens at once"),
+                how,
+                grouped(fit.max_concurrency),
+            )
+        });
+        steps.add(|| {
+            Step::new(
+                format!("longest context for {concurrency} at once"),
+                format!(
+                    "the longest of at most {} tokens whose need, {concurrency} times, is within {usable}{of}",
+                    grouped(pool.max_context)
+                ),
+                format!("{} tokens", grouped(fit.max_context)),
+            )
+        });
+    }
+    Ok(steps.steps().to_vec())
 }
 
 /// The terms that add up to the memory of the GPU: what is used, what the engine leaves alone, what is free.

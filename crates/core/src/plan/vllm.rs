@@ -184,6 +184,7 @@ fn serve<'a>(
         utilization,
         ..
     } = *setting;
+    warnings.extend(weights::assumed_checkpoint(config, settings)?);
     let mut steps = Derivation::wanted(request.explain);
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),
@@ -226,6 +227,18 @@ fn serve<'a>(
         Step::new("weights per GPU", &weights.formula, human_bytes(weights.bytes))
             .of("vLLM 0.32.0, the parameters that its model classes create on one rank")
     });
+    if request.explain && indivisible.is_none() {
+        let here = (&parallel, tight);
+        let parts = weights::parts(
+            &request.subject,
+            (model, config),
+            settings,
+            &gpu,
+            here,
+            (dtype, weights.bytes),
+        )?;
+        steps.add(|| Step::new("weights by part", parts, format!("{} B", grouped(weights.bytes))));
+    }
 
     let mut overhead = Vec::new();
     let mut known = 0_u64;

@@ -4,6 +4,8 @@
 //! lists are asked once for every layer; bytes depend only on shapes, schemes and ranks, so that they are computed once
 //! for every kind.
 
+mod roles;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::select::Refused;

@@ -334,9 +334,13 @@ fn refused(url: &str, status: u16, headers: &HeaderMap) -> Attempt {
         401 | 403 => Refusal::Denied(status),
         404 | 410 => Refusal::Missing(status),
         408 | 429 | 500..=599 => Refusal::Busy(status),
+        416 => Refusal::Nonsense,
         _ => Refusal::Status(status),
     };
-    let mut message = format!("{url}: answered with HTTP status {status}");
+    let mut message = match status {
+        416 => format!("{url}: the file ends before the bytes that were asked for (HTTP status 416)"),
+        _ => format!("{url}: answered with HTTP status {status}"),
+    };
     if let Some(why) = text("x-error-message") {
         message.push_str(&format!(" ({})", why.trim_end_matches('.')));
     }

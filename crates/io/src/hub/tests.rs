@@ -10,6 +10,7 @@ use super::*;
 use crate::model::{self, Place};
 
 mod gguf;
+mod http;
 
 /// Waits that suit tests.
 const QUICK: Limits = Limits {

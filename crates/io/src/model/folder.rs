@@ -177,6 +177,12 @@ pub(crate) fn read_files(source: &impl Files) -> Result<Option<Checkpoint>> {
     if names.is_empty() {
         return Ok(None);
     }
+    if let Some(missing) = missing_part(&names) {
+        return Err(Error::input(format!(
+            "{place}: the file {missing} is missing beside its other parts"
+        ))
+        .hint("download it, or give config.json alone"));
+    }
     let mut tensors = Vec::new();
     let mut owner: BTreeMap<String, String> = BTreeMap::new();
     for name in names {
@@ -192,6 +198,24 @@ pub(crate) fn read_files(source: &impl Files) -> Result<Option<Checkpoint>> {
         }
     }
     Ok(Some(Checkpoint::Tensors(tensors)))
+}
+
+/// The first file that is not there of a series that numbers its parts (`model-00001-of-00003.safetensors`).
+fn missing_part(names: &[String]) -> Option<String> {
+    let parted = |name: &str| {
+        let (stem, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (prefix, number) = stem.rsplit_once('-')?;
+        number.parse::<u32>().ok()?;
+        Some((prefix.to_owned(), number.len(), of.to_owned()))
+    };
+    let here: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    names.iter().find_map(|name| {
+        let (prefix, digits, of) = parted(name)?;
+        let count = of.parse::<usize>().ok().filter(|n| *n <= MAX_FILES)?;
+        (1..=count)
+            .map(|part| format!("{prefix}-{part:0digits$}-of-{of}.safetensors"))
+            .find(|part| !here.contains(part.as_str()))
+    })
 }
 
 impl Index {
@@ -298,6 +322,23 @@ mod tests {
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend(std::iter::repeat_n(0, usize::try_from(at).unwrap()));
         fs::write(folder.join(file), bytes).unwrap();
+    }
+
+    #[test]
+    fn a_part_that_is_missing_without_an_index_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "model-00001-of-00003.safetensors", &[("a", 10)]);
+        write(dir.path(), "model-00003-of-00003.safetensors", &[("c", 10)]);
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("the file model-00002-of-00003.safetensors is missing"),
+            "{error}"
+        );
+        write(dir.path(), "model-00002-of-00003.safetensors", &[("b", 10)]);
+        assert_eq!(read(dir.path()).unwrap().unwrap().total_bytes().unwrap(), 60);
+        // What only looks like a number of parts is a name.
+        write(dir.path(), "best-of-two.safetensors", &[("d", 10)]);
+        assert_eq!(read(dir.path()).unwrap().unwrap().total_bytes().unwrap(), 80);
     }
 
     #[test]

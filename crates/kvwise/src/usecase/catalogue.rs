@@ -1,5 +1,7 @@
 //! Searching the built-in catalogues.
 
+use std::collections::BTreeSet;
+
 use kvwise_core::hardware::Gpu;
 use kvwise_core::names::nearest;
 use kvwise_core::{Error, Result, catalogue, hardware};
@@ -38,9 +40,39 @@ pub fn models(words: &[String]) -> Result<Vec<catalogue::Entry>> {
     if found.is_empty() {
         let entries: Vec<catalogue::Entry> = catalogue::all().collect();
         let near = nearest(&query, entries.iter().flat_map(catalogue::Entry::names), 4);
-        return Err(none("model", &query, &near));
+        let meant = if near.is_empty() {
+            names_of_nearest_words(words, &entries)
+        } else {
+            near.into_iter().map(str::to_owned).collect()
+        };
+        let meant: Vec<&str> = meant.iter().map(String::as_str).collect();
+        return Err(none("model", &query, &meant));
     }
     Ok(found)
+}
+
+/// The first models that contain each word, or for words that none contains the nearest word of a name.
+fn names_of_nearest_words(words: &[String], entries: &[catalogue::Entry]) -> Vec<String> {
+    let parts: BTreeSet<String> = entries
+        .iter()
+        .flat_map(catalogue::Entry::names)
+        .flat_map(|name| name.split(['/', '-', '_', '.']))
+        .filter(|part| part.len() > 2)
+        .map(str::to_lowercase)
+        .collect();
+    let mut corrected = Vec::new();
+    for word in words.iter().flat_map(|word| word.split_whitespace()) {
+        if catalogue::search(word).next().is_some() {
+            corrected.push(word.to_owned());
+        } else if let [nearest] = nearest(word, parts.iter().map(String::as_str), 1)[..] {
+            corrected.push(nearest.to_owned());
+        } else {
+            return Vec::new();
+        }
+    }
+    let query = corrected.join(" ");
+    let found = catalogue::search(&query).take(4);
+    found.map(|entry| entry.id.to_owned()).collect()
 }
 
 fn none(what: &str, query: &str, near: &[&str]) -> Error {

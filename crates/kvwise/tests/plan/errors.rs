@@ -171,17 +171,59 @@ fn numbers_that_are_no_sizes_are_named_with_their_value() {
         (
             r#""hidden_size":4096"#,
             r#""hidden_size":null"#,
-            "hidden_size is missing",
+            "hidden_size is null, expected an integer",
         ),
         (
-            r#""model_type":"llama","hidden_size":4096,"#,
-            "",
-            "hidden_size is missing",
+            r#""hidden_size":4096"#,
+            r#""hidden_size":4096,"tie_word_embeddings":null"#,
+            "tie_word_embeddings is null, expected true or false",
+        ),
+        (
+            r#""hidden_size":4096"#,
+            r#""hidden_size":4096,"rope_theta":"10000""#,
+            "rope_theta is \"10000\", expected a positive number",
         ),
         (r#"["LlamaForCausalLM"]"#, "7", "architectures"),
     ] {
         fs::write(&file, llama_but(what, instead)).unwrap();
         refuses(&["plan", file.to_str().unwrap(), "--gpu", "h100"], says);
+    }
+}
+
+/// What vLLM's own configuration classes say of a file is an answer: no, and why.
+#[test]
+fn what_the_engines_configuration_class_refuses_is_an_answer_with_its_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    for (what, instead, says) in [
+        (r#""model_type":"llama","#, "", "Unrecognized model"),
+        (
+            r#""num_attention_heads":32"#,
+            r#""num_attention_heads":30"#,
+            "hidden_size is 4096, which is not a multiple of num_attention_heads (30)",
+        ),
+        (
+            r#""num_hidden_layers":2"#,
+            r#""num_hidden_layers":2,"layer_types":["full_attention"]"#,
+            "layer_types names 1 layers, but num_hidden_layers is 2",
+        ),
+        (
+            r#""num_hidden_layers":2"#,
+            r#""num_hidden_layers":2,"rope_scaling":{"rope_type":"yarn"}"#,
+            "rope_scaling.factor is missing, which rotary embeddings of type yarn need",
+        ),
+        (
+            r#""num_key_value_heads":8"#,
+            r#""num_key_value_heads":12"#,
+            "num_heads (32) is not divisible by num_kv_heads (12)",
+        ),
+    ] {
+        fs::write(&file, llama_but(what, instead)).unwrap();
+        let output = kvwise(&["plan", file.to_str().unwrap(), "--gpu", "h100"]);
+        assert_eq!(output.status.code(), Some(1), "{instead}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let refused = answer["feasibility"]["refused"].as_str().unwrap();
+        assert!(refused.contains(says), "{refused}");
     }
 }
 
@@ -264,5 +306,43 @@ fn an_output_file_is_whole_or_not_there() {
             "/nowhere/plan.json",
         ],
         "/nowhere/plan.json",
+    );
+}
+
+#[test]
+fn a_part_of_a_name_that_is_mistyped_is_corrected_word_by_word() {
+    refuses(&["models", "lamma"], "did you mean ");
+    refuses(
+        &["models", "deepsek", "v3"],
+        "did you mean deepseek-ai/DeepSeek-V3",
+    );
+    refuses(
+        &["models", "xyzzyx"],
+        "no model in the catalogue matches \"xyzzyx\"",
+    );
+}
+
+#[test]
+fn a_size_alone_is_planned_without_a_name() {
+    refuses(
+        &["plan", "mystery", "--params-b", "8", "--gpu", "h100"],
+        "leave the name out: kvwise plan --params-b 8 --engine generic --gpu h100",
+    );
+    let output = kvwise(&["plan", "llama-3.1-8b", "--params-b", "20", "--gpu", "h100"]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["model"]["params"], 8_030_261_248_u64);
+    assert!(
+        plan["feasibility"]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("--params-b is not used")
+    );
+    let output = kvwise(&["plan", "llama-3.1-8b", "--quantization", "awq", "--gpu", "h100"]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        plan["feasibility"]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("vLLM makes none while it loads")
     );
 }

@@ -169,3 +169,128 @@ fn the_published_parameter_totals_are_met() {
         assert_eq!(plan["model"]["params"], params, "{model}");
     }
 }
+
+/// What 480 GB hold, which is where the textbook's division by hand begins: 60 GB on each of eight GPUs.
+#[test]
+fn memory_of_480_gb_holds_357_requests_of_a_70b_model_at_4k_and_11_at_128k() {
+    let (plan, status) = plan(&[
+        "llama-3.1-70b",
+        "--gpu",
+        "h100",
+        "--tp",
+        "8",
+        "--kv-cache-memory-bytes",
+        "60000000000",
+        "--context",
+        "4096,8192,32768,131072",
+    ]);
+    assert_eq!(status, 0);
+    let most: Vec<_> = (0..4)
+        .map(|i| plan["grid"][i]["max_concurrency_at_context"].as_u64().unwrap())
+        .collect();
+    assert_eq!(most, [357, 178, 44, 11]);
+    // 480 GB over 327,680 B a token, in whole blocks of 16 tokens.
+    assert_eq!(plan["kv_cache"]["capacity_tokens"], 1_464_843 / 16 * 16);
+}
+
+#[test]
+fn ranks_divide_weights_and_memory_alike() {
+    // Weights of one rank against the memory of four cards gave 176 requests.
+    let (plan, _) = plan(&[
+        "llama-2-70b",
+        "--engine",
+        "generic",
+        "--gpu-memory",
+        "80GiB",
+        "--tp",
+        "4",
+        "--context",
+        "4096",
+    ]);
+    assert_eq!(plan["feasibility"]["max_concurrency_at_context"], 104);
+    near(number(&plan, "/feasibility/headroom_gb"), 37.17);
+}
+
+#[test]
+fn heads_are_those_of_the_model_and_not_of_its_successor() {
+    for (model, bytes) in [
+        ("Qwen/Qwen1.5-72B", 655_360 * 4),
+        ("Qwen/Qwen2-72B-Instruct", 81_920 * 4),
+    ] {
+        let (plan, _) = plan(&[
+            model,
+            "--engine",
+            "generic",
+            "--gpu",
+            "h100",
+            "--tp",
+            "4",
+            "--context",
+            "4096",
+        ]);
+        assert_eq!(
+            number(&plan, "/kv_cache/bytes_per_token") * 4.0,
+            f64::from(bytes),
+            "{model}"
+        );
+    }
+}
+
+#[test]
+fn gpt_2_has_36_kib_a_token_and_no_request_of_2048() {
+    let (plan, status) = plan(&["gpt2", "--gpu", "l4", "--context", "2048"]);
+    assert_eq!(status, 1);
+    assert_eq!(number(&plan, "/feasibility/kv_cache_gb") * GIB, 75_497_472.0);
+    assert_eq!(plan["feasibility"]["max_context_at_concurrency"], 1024);
+}
+
+#[test]
+fn the_pool_does_not_depend_on_the_longest_request_and_a_block_more_is_all_that_is_lost() {
+    let pool = |length: &str| {
+        let (plan, _) = plan(&[
+            "llama-3.1-8b",
+            "--gpu",
+            "h100",
+            "--max-model-len",
+            length,
+            "--context",
+            "100",
+        ]);
+        // 100 tokens are seven blocks of 16: 112 tokens at 128 KiB.
+        assert_eq!(
+            number(&plan, "/feasibility/kv_cache_gb") * GIB,
+            f64::from(112 * 131_072)
+        );
+        plan["kv_cache"]["num_blocks"].as_u64().unwrap()
+    };
+    assert_eq!(pool("8192"), pool("32768"));
+}
+
+#[test]
+fn the_share_of_a_gpu_is_092_unless_a_version_or_the_user_says_otherwise() {
+    for (version, share) in [("0.32.0", 0.92), ("0.8.5", 0.9)] {
+        let (plan, _) = plan(&["llama-3.1-8b", "--gpu", "h100", "--engine-version", version]);
+        let budget = number(&plan, "/memory/budget_bytes") / number(&plan, "/memory/gpu_bytes");
+        assert!((budget - share).abs() < 1e-6, "{version}: {budget}");
+    }
+}
+
+/// The log of a real server (vLLM 0.15.0, gpt-oss-120b on four GPUs) says 5,863,776 tokens and 84.12 requests of 131,072
+/// tokens, where tokens divided by length are 44.74.
+#[test]
+fn windows_let_gpt_oss_serve_84_requests_where_tokens_over_length_are_45() {
+    let (plan, _) = plan(&[
+        "openai/gpt-oss-120b",
+        "--gpu",
+        "h200",
+        "--tp",
+        "4",
+        "--engine-version",
+        "0.15.0",
+        "--num-gpu-blocks-override",
+        "732972",
+    ]);
+    assert_eq!(plan["kv_cache"]["bytes_per_block"][0], 147_456);
+    assert_eq!(plan["kv_cache"]["capacity_tokens"], 5_863_776);
+    near(number(&plan, "/kv_cache/max_concurrency"), 84.12);
+}

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::{agree, strict};
 use crate::arch::Config;
 use crate::{Error, Result};
 
@@ -90,12 +91,21 @@ pub(crate) fn text_class(model_type: &str) -> Result<Option<String>> {
 /// nested configurations likewise. `fallback` is the `model_type` where the file names none.
 ///
 /// # Errors
-/// If a nested configuration is neither an object nor null, or nesting is deeper than eight levels.
+/// If a nested configuration is neither an object nor null, nesting is deeper than eight levels, or the class of a
+/// `model_type` does not take what the file says (see [`strict`]).
 pub(crate) fn fill(config: &Config, fallback: Option<&str>) -> Result<Config> {
-    fill_level(config, fallback, 0)
+    fill_level(config, fallback, true, 0)
 }
 
-fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Config> {
+/// The same for a part of a configuration that was filled as a whole: the class around it decides what is checked.
+///
+/// # Errors
+/// If a nested configuration is neither an object nor null, or nesting is deeper than eight levels.
+pub(crate) fn fill_part(config: &Config) -> Result<Config> {
+    fill_level(config, None, false, 0)
+}
+
+fn fill_level(config: &Config, fallback: Option<&str>, checked: bool, depth: u32) -> Result<Config> {
     if depth > MAX_DEPTH {
         return Err(Error::input(format!(
             "{} is nested more than {MAX_DEPTH} configurations deep",
@@ -103,6 +113,15 @@ fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Con
         )));
     }
     let model_type = config.str("model_type")?.or(fallback).unwrap_or_default();
+    if checked {
+        strict::check_kinds(model_type, config)?;
+    }
+    // A class that is the engine's own, or comes with the model, reads its parts in its own way.
+    let own = checked && !strict::checks(model_type);
+    if own {
+        agree::rotary_is_complete(config)?;
+    }
+    let checked = checked && !own;
     let mut map = config.map().clone();
     let Some(class) = class(model_type)? else {
         return Ok(config.with_map(map));
@@ -135,7 +154,7 @@ fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Con
                 .as_type(sub_type.as_str().unwrap_or_default());
             map.insert(
                 key.clone(),
-                Value::Object(fill_level(&own, None, depth + 1)?.into_map()),
+                Value::Object(fill_level(&own, None, checked, depth + 1)?.into_map()),
             );
             continue;
         }
@@ -143,8 +162,12 @@ fn fill_level(config: &Config, fallback: Option<&str>, depth: u32) -> Result<Con
             continue;
         }
         let nested = nested.unwrap_or_else(|| config.child(key, Map::new()));
-        let nested = fill_level(&nested, sub_type.as_str(), depth + 1)?;
+        let nested = fill_level(&nested, sub_type.as_str(), checked, depth + 1)?;
         map.insert(key.clone(), Value::Object(nested.into_map()));
     }
-    Ok(config.with_map(map))
+    let filled = config.with_map(map);
+    if checked {
+        strict::check_agreement(model_type, &filled)?;
+    }
+    Ok(filled)
 }

@@ -3,6 +3,7 @@
 //! A row of the registry names the classes and the function that reads them. [`Text`] finds the language model's
 //! part of a file and fills in class defaults, [`Dense`](dense::Dense) makes the decoder that most models share.
 
+mod agree;
 mod assistant;
 mod crossing;
 mod deepseek;
@@ -57,6 +58,7 @@ mod speculators;
 pub(crate) mod stages;
 mod standing;
 mod step;
+mod strict;
 pub mod text;
 mod tower;
 mod unquantized;
@@ -110,10 +112,18 @@ pub fn unread_tower(config: &Config) -> Result<Option<&'static str>> {
 /// If a value in the configuration cannot be used: it says which field, its value and what was expected.
 pub fn read(name: &str, config: &Config) -> Result<Reading> {
     let class = class_of(config)?;
+    if !names_its_class(&class, config) {
+        return Ok(Reading::Refused(Refusal {
+            reason:
+                "Unrecognized model: the configuration has no model_type, by which the engine finds its class"
+                    .to_owned(),
+            architecture: class,
+        }));
+    }
     let (built, pooled) = pooling::resolve(&class);
-    let text = Text::find(&built, config)?;
-    let mut decoder = match decoder(&text, 0) {
-        Ok(decoder) => decoder,
+    let found = Text::find(&built, config).and_then(|text| Ok((decoder(&text, 0)?, text)));
+    let (mut decoder, text) = match found {
+        Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             return Ok(Reading::Refused(Refusal {
                 architecture: class,
@@ -122,6 +132,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         }
         Err(error) => return Err(error),
     };
+    strict::check_encoder_decoder(&text.top, &text.config)?;
     let pooling = match &pooled {
         Some(pooled) => Some(pooled.finish(&text, &mut decoder)?),
         None => None,
@@ -184,7 +195,19 @@ fn sees_whole_images(text: &Text) -> Result<bool> {
     text.top.flag("is_mm_prefix_lm", SEE_WHOLE_IMAGES.contains(&kind))
 }
 
-/// The class that a file asks for: the first of `architectures`, else the one of its `model_type`.
+/// Whether the engine finds a configuration class for a file: by `model_type`, by the code beside the file, or by one of
+/// two classes that it knows without (vLLM 0.32.0, `transformers_utils/config.py`).
+fn names_its_class(class: &str, config: &Config) -> bool {
+    config.get("model_type").is_some()
+        || config.get("speculators_config").is_some()
+        || config
+            .get("auto_map")
+            .is_some_and(|code| code.get("AutoConfig").is_some())
+        || matches!(class, "LongcatFlashForCausalLM" | "LongcatFlashNgramForCausalLM")
+}
+
+/// The class that a file asks for: the first of `architectures`, else the model of its `model_type` without a head,
+/// which embeds.
 fn class_of(config: &Config) -> Result<String> {
     if let Some(class) = config
         .strs("architectures")?
@@ -193,7 +216,7 @@ fn class_of(config: &Config) -> Result<String> {
         return Ok(class.to_owned());
     }
     let model_type = config.str("model_type")?.unwrap_or_default();
-    defaults::text_class(model_type)?.ok_or_else(|| {
+    strict::base_class(model_type).map(str::to_owned).ok_or_else(|| {
         Error::input(format!(
             "{} is missing from the configuration, and model_type {model_type:?} does not tell the class",
             config.name("architectures")

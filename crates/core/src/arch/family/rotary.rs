@@ -251,10 +251,10 @@ mod tests {
     fn a_share_of_a_head_beyond_one_is_an_error_and_absurd_factors_do_not_wrap() {
         let of = |text: &str| {
             let config = Config::parse(text.as_bytes())?;
-            let Reading::Model(model) = read("m", &config)? else {
-                panic!("refused");
-            };
-            rotary_elements(&model, &config, Version::new(0, 32, 0))
+            match read("m", &config)? {
+                Reading::Model(model) => rotary_elements(&model, &config, Version::new(0, 32, 0)),
+                Reading::Refused(refusal) => Err(Error::unsupported(refusal.reason)),
+            }
         };
         let with = |extra: &str| {
             format!(

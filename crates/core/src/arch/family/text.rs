@@ -113,7 +113,7 @@ impl Text {
                 }
             }
             match inner {
-                Some(inner) => config = defaults::fill(&inner, None)?,
+                Some(inner) => config = defaults::fill_part(&inner)?,
                 None => break,
             }
         }

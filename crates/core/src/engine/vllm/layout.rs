@@ -10,7 +10,7 @@ use super::group::{Group, Grouping, MemoryOrder, group, retain_behind_windows};
 use super::kv_dtype::KvDtype;
 use super::publish::{Published, publish};
 use super::refusal::{Refusal, RefusalKind};
-use super::request::RequestContext;
+use super::request::{RequestContext, blocks_formula};
 use super::settings::{MaxModelLen, Settings};
 use super::spec::Spec;
 use super::stages::stages;
@@ -515,6 +515,11 @@ impl Layout {
             .filter(|group| group.spec.is_full_type())
             .map(|group| stage.bytes_per_block.div_ceil(group.block_size.max(1)))
             .fold(0, u64::saturating_add)
+    }
+
+    /// How the blocks that one request of `max_model_len` takes of a cache come about, with their numbers.
+    pub(crate) fn blocks_formula(&self, spec: &Spec) -> String {
+        blocks_formula(spec, &self.sizing.context)
     }
 
     /// The caches' specs after grouping, in registration order, and the groups over them.

@@ -3,8 +3,8 @@
 use super::refusal::{Refusal, RefusalKind};
 use super::settings::Settings;
 use super::version::Version;
-use crate::arch::Model;
 use crate::arch::family::stages;
+use crate::arch::{CacheKind, Model};
 
 /// The release that the list of classes without pipeline stages was read in.
 const DIVIDES_AS_LISTED: Version = Version::new(0, 32, 0);
@@ -30,6 +30,16 @@ pub(crate) fn check(model: &Model, settings: &Settings, latent: bool) -> Option<
         ));
     }
     let kv_heads = model.num_kv_heads;
+    let kv_per_rank = (kv_heads / tp).max(1);
+    if shares_heads(model) && !(heads / tp).is_multiple_of(kv_per_rank) {
+        return Some(Refusal::new(
+            RefusalKind::TensorParallel,
+            format!(
+                "num_heads ({}) is not divisible by num_kv_heads ({kv_per_rank})",
+                heads / tp
+            ),
+        ));
+    }
     if dcp > 1 && !latent && kv_heads > 0 {
         if tp <= kv_heads {
             return Some(Refusal::new(
@@ -83,4 +93,16 @@ pub(crate) fn check(model: &Model, settings: &Settings, latent: bool) -> Option<
         ));
     }
     None
+}
+
+/// Whether a layer's query heads are those of the whole model over its key/value heads, which the engine's attention
+/// layer asserts to divide (`model_executor/layers/attention/attention.py`).
+fn shares_heads(model: &Model) -> bool {
+    let mut caches = model.layers.iter().flat_map(|layer| &layer.caches);
+    caches.any(|cache| match &cache.kind {
+        CacheKind::Full(heads) | CacheKind::Sliding { heads, .. } | CacheKind::Chunked { heads, .. } => {
+            heads.kv_heads == model.num_kv_heads
+        }
+        _ => false,
+    })
 }

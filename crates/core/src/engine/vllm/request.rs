@@ -1,6 +1,7 @@
 //! Blocks that one request takes from a group.
 
 use super::spec::{Spec, SpecKind};
+use crate::units::grouped;
 
 /// What the number of blocks depends on besides the spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,53 @@ pub fn blocks_per_request(spec: &Spec, context: &RequestContext) -> u64 {
     }
 }
 
+/// How [`blocks_per_request`] comes about, with its numbers.
+pub(crate) fn blocks_formula(spec: &Spec, context: &RequestContext) -> String {
+    let block = spec.block_size.max(1);
+    let length = grouped(context.max_model_len);
+    let in_flight = grouped(context.max_in_flight_tokens);
+    match spec.kind {
+        SpecKind::Full { .. } | SpecKind::Latent { .. } if spec.dcp_sharded && context.dcp > 1 => {
+            format!("ceil(ceil({length} / {} ranks) / {block})", context.dcp)
+        }
+        SpecKind::Full { .. } | SpecKind::Latent { .. } => format!("ceil({length} / {block})"),
+        SpecKind::Sliding { window, extra } | SpecKind::SlidingLatent { window, extra } => {
+            let window = grouped(window.saturating_sub(1).saturating_add(extra));
+            format!("ceil(min({window} of the window + {in_flight} in flight, {length}) / {block}) + 1")
+        }
+        SpecKind::Chunked { chunk } => {
+            format!(
+                "ceil(min({} of the chunk + {in_flight} in flight, {length}) / {block})",
+                grouped(chunk)
+            )
+        }
+        SpecKind::State {
+            shape,
+            speculative_blocks,
+        } => {
+            let mut parts = vec!["1 for the state"];
+            let (drafts, checkpoints);
+            if context.align_states {
+                parts.push("1 for the state before");
+                if shape.checkpoint_blocks > 0 {
+                    checkpoints = format!("{} for checkpoints", shape.checkpoint_blocks);
+                    parts.push(&checkpoints);
+                }
+            }
+            if speculative_blocks > 0 {
+                drafts = format!("{speculative_blocks} for drafts");
+                parts.push(&drafts);
+            }
+            parts.join(" + ")
+        }
+        SpecKind::Cross => format!(
+            "ceil({} encoder tokens / {block})",
+            grouped(context.max_encoder_tokens)
+        ),
+        SpecKind::Ring => "1, overwritten in a circle".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::spec::tests::{FULL, spec};
@@ -104,5 +152,33 @@ mod tests {
         let divided = RequestContext { dcp: 4, ..CONTEXT };
         assert_eq!(blocks_per_request(&spec(FULL, 8), &divided), 2048);
         assert_eq!(blocks_per_request(&spec(SpecKind::Cross, 8), &CONTEXT), 512);
+    }
+
+    #[test]
+    fn the_blocks_of_a_request_say_how_they_come_about() {
+        let window = spec(
+            SpecKind::Sliding {
+                window: 1024,
+                extra: 0,
+            },
+            16,
+        );
+        let divided = RequestContext { dcp: 4, ..CONTEXT };
+        for (spec, context, says) in [
+            (spec(FULL, 8), CONTEXT, "ceil(131,072 / 16)"),
+            (spec(FULL, 8), divided, "ceil(ceil(131,072 / 4 ranks) / 16)"),
+            (
+                window,
+                CONTEXT,
+                "ceil(min(1,023 of the window + 16,384 in flight, 131,072) / 16) + 1",
+            ),
+            (
+                spec(SpecKind::Cross, 8),
+                CONTEXT,
+                "ceil(8,192 encoder tokens / 16)",
+            ),
+        ] {
+            assert_eq!(blocks_formula(&spec, &context), says);
+        }
     }
 }

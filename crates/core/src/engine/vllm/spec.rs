@@ -2,6 +2,7 @@
 
 use super::kv_dtype::KvDtype;
 use super::state::StateShape;
+use crate::units::grouped;
 use crate::{Error, Result};
 
 /// The rule by which a cache takes blocks (vLLM 0.32.0, the spec classes of `v1/kv_cache_interface.py`).
@@ -120,6 +121,34 @@ impl Spec {
         match self.padded_page_bytes {
             Some(padded) => Ok(padded),
             None => self.unpadded_page_bytes(),
+        }
+    }
+
+    /// How [`Self::page_bytes`] comes about, with its numbers.
+    pub fn page_formula(&self) -> String {
+        let natural = match self.kind {
+            SpecKind::State { shape, .. } => shape.formula(),
+            _ => {
+                let tokens = match self.tokens_per_state {
+                    0 | 1 => format!("{} tokens", self.block_size),
+                    n => format!("{} tokens / {n} a state", self.block_size),
+                };
+                let heads = match self.slots {
+                    1 if self.head_size_v == 0 => String::new(),
+                    1 => " x 1 head".to_owned(),
+                    n => format!(" x {n} heads"),
+                };
+                let entry = match (self.kind, self.head_size_v) {
+                    (SpecKind::Latent { indexer: true }, _) => "an index key".to_owned(),
+                    (_, 0) => format!("one vector of {} elements", self.head_size),
+                    (_, v) => format!("a key of {} and a value of {v} elements", self.head_size),
+                };
+                format!("{tokens}{heads} x {} B ({entry})", grouped(self.content_bytes))
+            }
+        };
+        match self.padded_page_bytes {
+            Some(padded) => format!("{natural}, padded to {} B", grouped(padded)),
+            None => natural,
         }
     }
 
@@ -377,6 +406,27 @@ pub(crate) mod tests {
             .unwrap()
         };
         assert_eq!((v4(4), v4(128)), (37_440, 1728));
+    }
+
+    #[test]
+    fn a_page_says_how_it_comes_about() {
+        assert_eq!(
+            spec(FULL, 8).page_formula(),
+            "16 tokens x 8 heads x 512 B (a key of 128 and a value of 128 elements)"
+        );
+        let latent = Spec {
+            content_bytes: 584,
+            block_size: 256,
+            head_size: 512,
+            head_size_v: 0,
+            tokens_per_state: 4,
+            page_alignment_bytes: 576,
+            ..spec(SpecKind::Latent { indexer: false }, 1)
+        };
+        assert_eq!(
+            latent.aligned().unwrap().page_formula(),
+            "256 tokens / 4 a state x 584 B (one vector of 512 elements), padded to 37,440 B"
+        );
     }
 
     #[test]

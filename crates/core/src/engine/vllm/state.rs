@@ -78,6 +78,17 @@ impl StateShape {
             })
     }
 
+    /// How [`Self::bytes`] comes about: `3 x 8448 x 2 B + 64 x 64 x 128 x 4 B`.
+    pub fn formula(&self) -> String {
+        let one = |tensor: StateTensor| {
+            let sizes = tensor.shape[..tensor.rank.min(3)].iter();
+            let sizes: Vec<String> = sizes.map(u64::to_string).collect();
+            format!("{} x {} B", sizes.join(" x "), tensor.dtype.bits() / 8)
+        };
+        let tensors = [Some(self.first), self.second].into_iter().flatten();
+        tensors.map(one).collect::<Vec<_>>().join(" + ")
+    }
+
     /// Shapes of a layer's state on one rank (vLLM 0.32.0, `model_executor/layers/mamba/mamba_utils.py`,
     /// `MambaStateShapeCalculator` and `MambaStateDtypeCalculator`).
     ///

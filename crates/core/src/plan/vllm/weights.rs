@@ -136,6 +136,38 @@ pub(in crate::plan) fn weights(
     })
 }
 
+/// How the weights of one rank of a stage divide into parts, as a sum for `--explain`; what is in no part comes last.
+///
+/// # Errors
+/// As [`weights`].
+pub(super) fn parts(
+    subject: &Subject,
+    (model, config): (&Model, &Config),
+    settings: &Settings,
+    gpu: &Gpu,
+    (parallel, stage): (&Parallel, usize),
+    (dtype, bytes): (Dtype, u64),
+) -> Result<String> {
+    let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
+        Ok(Inventory::new(model, quantization(config, settings)?))
+    })?;
+    let method = inventory.quantization().map_or("", Quantization::name);
+    let padding = mxfp4_padding(gpu, settings.version, method);
+    let towers = !settings.language_model_only;
+    let parts = inventory.bytes_by_part(model, stage as u64, parallel, (dtype, padding), towers)?;
+    let told = parts
+        .iter()
+        .fold(0_u64, |sum, (_, part)| sum.saturating_add(*part));
+    let mut sum: Vec<String> = parts
+        .iter()
+        .map(|(name, part)| format!("{} {name}", human_bytes(*part)))
+        .collect();
+    if bytes > told {
+        sum.push(format!("{} scales beside them", human_bytes(bytes - told)));
+    }
+    Ok(sum.join(" + "))
+}
+
 /// The kernel that runs 4-bit block-scaled experts on this GPU decides their padding (vLLM 0.32.0,
 /// `fused_moe/oracle/mxfp4.py`: the first of the list that supports the GPU, and
 /// `mxfp4_round_up_hidden_size_and_intermediate_size`): Triton on 9.x, `TensorRT-LLM` on 10.x, Marlin elsewhere.
@@ -175,6 +207,20 @@ fn quantization(config: &Config, settings: &Settings) -> Result<Option<Quantizat
             .hint("leave --quantization out, or write none to ignore the checkpoint's")),
         },
     }
+}
+
+/// What to say of a method that the engine only loads and never makes, where the checkpoint is not of that method.
+pub(super) fn assumed_checkpoint(config: &Config, settings: &Settings) -> Result<Option<String>> {
+    let named = settings.quantization.as_deref().map(str::to_ascii_lowercase);
+    let Some(name) = named.filter(|name| name.starts_with("awq") || name.starts_with("gptq")) else {
+        return Ok(None);
+    };
+    Ok(Quantization::read(config)?.is_none().then(|| {
+        format!(
+            "--quantization {name}: the configuration has no quantization_config, so the weights are those of a checkpoint \
+             that was made by {name}; vLLM makes none while it loads this one"
+        )
+    }))
 }
 
 /// Elements that the widest feed-forward output of one token has on one rank; routed experts count once for every

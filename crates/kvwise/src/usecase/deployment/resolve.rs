@@ -6,7 +6,7 @@ use kvwise_core::arch::{Config, Model};
 use kvwise_core::engine::llamacpp::Header;
 use kvwise_core::plan::{CheckpointBytes, Correction, Engine, Hardware, Load, Policy, Request, Subject};
 use kvwise_core::quant::Inventories;
-use kvwise_core::{Error, Result};
+use kvwise_core::{Error, ErrorKind, Result};
 use kvwise_io::model::{Checkpoint, Place};
 
 use super::super::lookup::Looked;
@@ -121,7 +121,13 @@ impl Deployment {
         let Some(name) = &self.model else {
             return self.of_params(asked);
         };
-        let looked = self.lookup.read(name, self.revision.as_deref())?;
+        let looked = self.lookup.read(name, self.revision.as_deref()).map_err(|error| {
+            if error.kind() == ErrorKind::NotFound && self.params_b.is_some() {
+                error.hint("with nothing but a size known, leave the name out: kvwise plan --params-b 8 --engine generic --gpu h100")
+            } else {
+                error
+            }
+        })?;
         match &looked.gguf {
             Some(header) => self.of_gguf(asked, &looked, header),
             None => self.of_model(asked, &looked),
@@ -238,6 +244,13 @@ impl Deployment {
             .map(|checkpoint| checkpoint_bytes(checkpoint, &mut asked.warnings))
             .transpose()?;
         let source = self.source(&looked.place, &mut asked.warnings);
+        if described.is_some() && asked.engine != EngineName::Generic && asked.params.take().is_some() {
+            asked.warnings.push(
+                "--params-b is not used: the configuration says every layer's parameters; --engine generic takes it \
+                 instead of their count"
+                    .to_owned(),
+            );
+        }
         let engine = match asked.engine {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
             EngineName::Sglang => Engine::Sglang(Box::new(self.sglang(&looked.name, described)?)),
