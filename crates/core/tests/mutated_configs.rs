@@ -82,7 +82,11 @@ fn damaged(base: &Map<String, Value>, row: &Value) -> Map<String, Value> {
 
 /// What is computed here, in the words of the rows; `refused` alone where the file is refused.
 fn answer(map: Map<String, Value>) -> Value {
-    let model = match family::read("m", &Config::from_map(map)) {
+    let config = Config::from_map(map);
+    if let Some(why) = family::unrecognised(&config) {
+        return json!({"refused": true, "why": why});
+    }
+    let model = match family::read("m", &config) {
         Ok(Reading::Model(model)) => model,
         Ok(Reading::Refused(refusal)) => return json!({"refused": true, "why": refusal.reason}),
         Err(error) => return json!({"refused": true, "why": error.to_string()}),

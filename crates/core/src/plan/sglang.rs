@@ -7,7 +7,7 @@ use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::Request;
-use crate::arch::Parallel;
+use crate::arch::{Parallel, family};
 use crate::dtype::Dtype;
 use crate::engine::sglang::pool::pools_of_bytes;
 use crate::engine::sglang::{self, Card, Pools, Settings, Shape, Static, defaults, pools, served, shape};
@@ -331,6 +331,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             .subject
             .refused
             .clone()
+            .or(family::unrecognised(config).map(str::to_owned))
             .or(shape.refused.clone())
             .or(indivisible),
         refused_for_memory: false,

@@ -13,7 +13,7 @@ use super::evaluation::Evaluation;
 use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::request::{Request, Subject};
-use crate::arch::{Config, Model, Parallel};
+use crate::arch::{Config, Model, Parallel, family};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{self, MaxModelLen, Settings, Version};
 use crate::units::{grouped, human_bytes};
@@ -336,13 +336,16 @@ fn serve<'a>(
 
     let outcome = vllm::layout(model, settings, gpu, &available)?;
     warnings.extend(outcome.warnings);
+    let unrecognised = family::unrecognised(config);
     let refused = request
         .subject
         .refused
         .clone()
+        .or(unrecognised.map(str::to_owned))
         .or(outcome.refused.as_ref().map(|refusal| refusal.reason.clone()))
         .or(indivisible);
     let refused_for_memory = request.subject.refused.is_none()
+        && unrecognised.is_none()
         && outcome
             .refused
             .as_ref()

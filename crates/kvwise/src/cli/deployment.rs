@@ -22,7 +22,7 @@ pub struct DeploymentArgs {
     pub model: Option<String>,
 
     /// Parameters in billions, where nothing else is known (or instead of the configuration's count).
-    #[arg(long, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub params_b: Option<f64>,
 
     /// Branch, tag or commit of the model on the hub [default: main].
@@ -38,11 +38,21 @@ pub struct DeploymentArgs {
     pub gpu: Option<String>,
 
     /// GPUs that are there [default: as many as the parallel sizes use].
-    #[arg(long, value_name = "N", help_heading = "Hardware")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Hardware"
+    )]
     pub gpus: Option<u64>,
 
     /// Memory of one GPU with its unit (48GiB), for cards that are not in the catalogue or to correct it.
-    #[arg(long, value_name = "SIZE", help_heading = "Hardware")]
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        value_name = "SIZE",
+        help_heading = "Hardware"
+    )]
     pub gpu_memory: Option<String>,
 
     /// How the GPUs are connected: pcie or nvlink [default: as the catalogue says].
@@ -58,15 +68,33 @@ pub struct DeploymentArgs {
     pub engine_version: Option<String>,
 
     /// Ranks that share each layer.
-    #[arg(long, visible_alias = "tp", value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        visible_alias = "tp",
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub tensor_parallel_size: Option<u64>,
 
     /// Stages that share the layers.
-    #[arg(long, visible_alias = "pp", value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        visible_alias = "pp",
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub pipeline_parallel_size: Option<u64>,
 
     /// Replicas of the attention layers.
-    #[arg(long, visible_alias = "dp", value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        visible_alias = "dp",
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub data_parallel_size: Option<u64>,
 
     /// Give whole experts to ranks.
@@ -74,7 +102,13 @@ pub struct DeploymentArgs {
     pub enable_expert_parallel: bool,
 
     /// Ranks that share the tokens of the KV cache while decoding.
-    #[arg(long, visible_alias = "dcp", value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        visible_alias = "dcp",
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub decode_context_parallel_size: Option<u64>,
 
     /// Type of weights and activations: auto, float16, bfloat16, float32.
@@ -94,7 +128,12 @@ pub struct DeploymentArgs {
     pub kv_cache_dtype_skip_layers: Option<String>,
 
     /// Tokens in a block.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub block_size: Option<u64>,
 
     /// Longest request in tokens, or auto (the longest that fits) [default: the model's].
@@ -107,23 +146,48 @@ pub struct DeploymentArgs {
     pub max_model_len: Option<String>,
 
     /// Most sequences in one step.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub max_num_seqs: Option<u64>,
 
     /// Most tokens in one step.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub max_num_batched_tokens: Option<String>,
 
     /// Share of the GPU's memory that the engine may use [default: the version's].
-    #[arg(long, value_name = "F", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        help_heading = "Engine"
+    )]
     pub gpu_memory_utilization: Option<f64>,
 
     /// KV cache bytes per GPU instead of the memory profile.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub kv_cache_memory_bytes: Option<String>,
 
     /// Number of blocks instead of the computed one.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub num_gpu_blocks_override: Option<u64>,
 
     /// No CUDA graphs.
@@ -159,11 +223,21 @@ pub struct DeploymentArgs {
     pub enable_lora: bool,
 
     /// Adapters on the GPU at once.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub max_loras: Option<u64>,
 
     /// Highest rank of an adapter.
-    #[arg(long, value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "Engine"
+    )]
     pub max_lora_rank: Option<u64>,
 
     /// Flags of SGLang and llama.cpp.
@@ -171,13 +245,20 @@ pub struct DeploymentArgs {
     pub other_engines: OtherEngineArgs,
 
     /// Tokens of one request, prompt and output; several values make a grid.
-    #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Load")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        value_delimiter = ',',
+        help_heading = "Load"
+    )]
     pub context: Vec<String>,
 
     /// Requests at once; several values make a grid.
     #[arg(
         long,
         short = 'c',
+        allow_negative_numbers = true,
         value_name = "N",
         value_delimiter = ',',
         help_heading = "Load"
@@ -185,11 +266,11 @@ pub struct DeploymentArgs {
     pub concurrency: Vec<u64>,
 
     /// Prompt tokens of one request.
-    #[arg(long, value_name = "N", help_heading = "Load")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
     pub prompt_tokens: Option<u64>,
 
     /// Output tokens of one request.
-    #[arg(long, value_name = "N", help_heading = "Load")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Load")]
     pub gen_tokens: Option<u64>,
 
     /// Recommend sequences and tokens of a step for throughput, latency or balanced.
@@ -197,15 +278,30 @@ pub struct DeploymentArgs {
     pub mode: Option<String>,
 
     /// Bytes to reserve instead of the estimated overhead (2GiB).
-    #[arg(long, value_name = "SIZE", help_heading = "Margins")]
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        value_name = "SIZE",
+        help_heading = "Margins"
+    )]
     pub overhead: Option<String>,
 
     /// Factor on the KV cache of the load [default: 1.0 for vllm, 1.15 for generic].
-    #[arg(long, value_name = "F", help_heading = "Margins")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        help_heading = "Margins"
+    )]
     pub fragmentation_factor: Option<String>,
 
     /// Memory that must stay free [default: none for vllm, 1GiB for generic].
-    #[arg(long, value_name = "SIZE", help_heading = "Margins")]
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        value_name = "SIZE",
+        help_heading = "Margins"
+    )]
     pub headroom: Option<String>,
 
     /// Plan without the calibrations that `kvwise verify --save` keeps.

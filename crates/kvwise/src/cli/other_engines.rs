@@ -9,11 +9,21 @@ use crate::usecase::deployment::Deployment;
 #[expect(clippy::doc_markdown, reason = "help texts of flags, not documentation")]
 pub struct OtherEngineArgs {
     /// Share of the free memory that weights and KV cache may take [default: by the card].
-    #[arg(long, value_name = "F", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        help_heading = "SGLang"
+    )]
     pub mem_fraction_static: Option<f64>,
 
     /// Tokens in a page of the KV cache [default: what the attention backend takes].
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub page_size: Option<u64>,
 
     /// Prompt tokens of one step; -1 for whole prompts [default: by the card].
@@ -26,19 +36,39 @@ pub struct OtherEngineArgs {
     pub chunked_prefill_size: Option<i64>,
 
     /// Most requests at once.
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub max_running_requests: Option<u64>,
 
     /// Upper limit of the pool's tokens.
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub max_total_tokens: Option<String>,
 
     /// Tokens of the sliding-window pool for each token of the full one [default: 0.8].
-    #[arg(long, value_name = "F", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        help_heading = "SGLang"
+    )]
     pub swa_full_tokens_ratio: Option<f64>,
 
     /// Memory of recurrent states for each byte of KV cache [default: 0.9].
-    #[arg(long, value_name = "F", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        help_heading = "SGLang"
+    )]
     pub mamba_full_memory_ratio: Option<f64>,
 
     /// Speculative decoding: EAGLE, NEXTN, EAGLE3, STANDALONE or NGRAM (SGLang).
@@ -50,23 +80,48 @@ pub struct OtherEngineArgs {
     pub speculative_draft_model_path: Option<String>,
 
     /// Steps of the drafter (SGLang).
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub speculative_num_steps: Option<u64>,
 
     /// Branches of each step (SGLang).
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub speculative_eagle_topk: Option<u64>,
 
     /// Tokens that one verification checks (SGLang).
-    #[arg(long, value_name = "N", help_heading = "SGLang")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "SGLang"
+    )]
     pub speculative_num_draft_tokens: Option<u64>,
 
     /// Tokens of all sequences together [default: --context times --concurrency, else the model's].
-    #[arg(long, value_name = "N", help_heading = "llama.cpp")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "llama.cpp"
+    )]
     pub ctx_size: Option<String>,
 
     /// Sequences at once.
-    #[arg(long, value_name = "N", help_heading = "llama.cpp")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "llama.cpp"
+    )]
     pub parallel: Option<u64>,
 
     /// Type of the keys: f16, q8_0, q4_0, ... [default: f16].
@@ -78,11 +133,23 @@ pub struct OtherEngineArgs {
     pub cache_type_v: Option<String>,
 
     /// Layers on GPUs, the output counting as one [default: all].
-    #[arg(long, visible_alias = "ngl", value_name = "N", help_heading = "llama.cpp")]
+    #[arg(
+        long,
+        visible_alias = "ngl",
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "llama.cpp"
+    )]
     pub n_gpu_layers: Option<u64>,
 
     /// Shares of the GPUs (3,1) [default: equal].
-    #[arg(long, value_name = "F", value_delimiter = ',', help_heading = "llama.cpp")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "F",
+        value_delimiter = ',',
+        help_heading = "llama.cpp"
+    )]
     pub tensor_split: Vec<f64>,
 
     /// The experts of the first N layers stay with the host.
@@ -100,7 +167,12 @@ pub struct OtherEngineArgs {
     pub cpu_moe: bool,
 
     /// Tokens of one physical batch [default: 512].
-    #[arg(long, value_name = "N", help_heading = "llama.cpp")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        help_heading = "llama.cpp"
+    )]
     pub ubatch_size: Option<u64>,
 
     /// Sliding windows keep the whole context.

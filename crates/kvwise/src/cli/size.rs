@@ -30,7 +30,13 @@ pub struct Size {
     probability: f64,
 
     /// Most GPUs to try (powers of two; any number by llama.cpp).
-    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Hardware")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        default_value_t = 16,
+        help_heading = "Hardware"
+    )]
     max_gpus: u64,
 
     #[command(flatten)]

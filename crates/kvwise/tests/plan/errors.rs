@@ -346,3 +346,35 @@ fn a_size_alone_is_planned_without_a_name() {
             .contains("vLLM makes none while it loads")
     );
 }
+
+#[test]
+fn a_negative_value_is_refused_by_the_name_of_its_flag() {
+    for (flag, value) in [
+        ("--context", "-5"),
+        ("--tp", "-1"),
+        ("--headroom", "-1GiB"),
+        ("--overhead", "-1GiB"),
+        ("--gpu-memory", "-24GiB"),
+        ("--params-b", "-8"),
+        ("--gpu-memory-utilization", "-0.5"),
+        ("--kv-cache-memory-bytes", "-5"),
+        ("--gpus", "-2"),
+        ("--fragmentation-factor", "-2"),
+        ("--concurrency", "-1"),
+        ("--block-size", "-16"),
+    ] {
+        let name = if flag == "--tp" {
+            "--tensor-parallel-size"
+        } else {
+            flag
+        };
+        let output = kvwise(&["plan", "llama-3.1-8b", "--gpu", "h100", flag, value]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flag}: {stderr}");
+        let first = stderr.lines().next().unwrap_or_default();
+        assert!(
+            first.contains(name) && first.contains(value),
+            "{flag} {value}: {first}"
+        );
+    }
+}

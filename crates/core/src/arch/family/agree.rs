@@ -204,8 +204,12 @@ fn rotary_part(part: &Config) -> Result<()> {
         }
     }
     for number in ["mscale", "mscale_all_dim"] {
+        // The engine turns these into numbers, also where they are text.
         if let Some(value) = part.map().get(number)
             && !value.is_number()
+            && !value
+                .as_str()
+                .is_some_and(|text| text.trim().parse::<f64>().is_ok())
         {
             return Err(part.wrong(number, value, "a number"));
         }

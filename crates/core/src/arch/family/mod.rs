@@ -106,20 +106,30 @@ pub fn unread_tower(config: &Config) -> Result<Option<&'static str>> {
     Ok(tower::unread(&class, config))
 }
 
+/// Why the engine finds no configuration class for a file, which it looks up by `model_type`, by the code beside the file,
+/// or for two classes by their names (vLLM 0.32.0, `transformers_utils/config.py`); `None` if it finds one.
+pub fn unrecognised(config: &Config) -> Option<&'static str> {
+    let class = class_of(config).unwrap_or_default();
+    let found = config.get("model_type").is_some()
+        || config.get("speculators_config").is_some()
+        || config
+            .get("auto_map")
+            .is_some_and(|code| code.get("AutoConfig").is_some())
+        || matches!(
+            class.as_str(),
+            "LongcatFlashForCausalLM" | "LongcatFlashNgramForCausalLM"
+        );
+    (!found).then_some(
+        "Unrecognized model: the configuration has no model_type, by which the engine finds its class",
+    )
+}
+
 /// Reads a model from its configuration, as vLLM 0.32.0 would build it. `name` is what the user called it.
 ///
 /// # Errors
 /// If a value in the configuration cannot be used: it says which field, its value and what was expected.
 pub fn read(name: &str, config: &Config) -> Result<Reading> {
     let class = class_of(config)?;
-    if !names_its_class(&class, config) {
-        return Ok(Reading::Refused(Refusal {
-            reason:
-                "Unrecognized model: the configuration has no model_type, by which the engine finds its class"
-                    .to_owned(),
-            architecture: class,
-        }));
-    }
     let (built, pooled) = pooling::resolve(&class);
     let found = Text::find(&built, config).and_then(|text| Ok((decoder(&text, 0)?, text)));
     let (mut decoder, text) = match found {
@@ -193,17 +203,6 @@ fn sees_whole_images(text: &Text) -> Result<bool> {
         return Ok(both_ways.and_then(serde_json::Value::as_str) == Some("vision"));
     }
     text.top.flag("is_mm_prefix_lm", SEE_WHOLE_IMAGES.contains(&kind))
-}
-
-/// Whether the engine finds a configuration class for a file: by `model_type`, by the code beside the file, or by one of
-/// two classes that it knows without (vLLM 0.32.0, `transformers_utils/config.py`).
-fn names_its_class(class: &str, config: &Config) -> bool {
-    config.get("model_type").is_some()
-        || config.get("speculators_config").is_some()
-        || config
-            .get("auto_map")
-            .is_some_and(|code| code.get("AutoConfig").is_some())
-        || matches!(class, "LongcatFlashForCausalLM" | "LongcatFlashNgramForCausalLM")
 }
 
 /// The class that a file asks for: the first of `architectures`, else the model of its `model_type` without a head,
