@@ -64,13 +64,15 @@ def rules(config_class):
         found += "h"
     if checks and config_class.validate_layer_type is PreTrainedConfig.validate_layer_type:
         found += "l" if hasattr(config_class, "num_hidden_layers") else ""
+    if checks and "rope_parameters" in config_class.__validators__:
+        found += "r"
     return found or "-"
 
 
 def main():
     print(f"# What configuration classes accept (transformers {transformers.__version__}; vllm {vllm_version}, transformers_utils/config.py),")
     print("# written by tests/reference/vllm_config_types.py: model_type, class of the model without a head, rules")
-    print("# (h: hidden_size is a multiple of num_attention_heads, l: layer_types fit the layers), fields by the JSON kinds they take")
+    print("# (h: hidden_size is a multiple of num_attention_heads, l: layer_types fit the layers, r: rotary settings are complete), fields by the JSON kinds they take")
     print("# (i integer, f fraction, b boolean, s string, l list, d object, z null).")
     for line in open(sys.argv[1]):
         name = line.split("\t")[0]

@@ -180,12 +180,13 @@ impl Config {
         }
     }
 
-    /// A boolean with its default.
+    /// A boolean with the default of a key that is missing; null is what Python takes it for: false.
     ///
     /// # Errors
-    /// If the value is there but not a boolean.
+    /// If the value is there but neither a boolean nor null.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.bool(key)?.unwrap_or(default))
+        let missing = default && !self.has(key);
+        Ok(self.bool(key)?.unwrap_or(missing))
     }
 
     /// A boolean.

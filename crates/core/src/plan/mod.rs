@@ -224,13 +224,13 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
         performance: first
             .and_then(|f| performance::performance(request, evaluation, (f.context, f.concurrency))),
         grid,
-        steps: steps(evaluation, first, concurrency)?,
+        steps: steps(evaluation, first, concurrency),
         layout: evaluation.layout.clone(),
     })
 }
 
 /// The steps of `--explain`: the engine's, and how far the pool reaches.
-fn steps(evaluation: &Evaluation, first: Option<&Fit>, concurrency: u64) -> Result<Vec<Step>> {
+fn steps(evaluation: &Evaluation, first: Option<&Fit>, concurrency: u64) -> Vec<Step> {
     let mut steps = evaluation.steps.clone();
     if let (Some(pool), Some(fit)) = (&evaluation.pool, first) {
         let usable = grouped(pool.usable_units);
@@ -240,6 +240,10 @@ fn steps(evaluation: &Evaluation, first: Option<&Fit>, concurrency: u64) -> Resu
         };
         let units = (pool.units)(fit.context).unwrap_or(u64::MAX);
         let context = grouped(fit.context);
+        let times = match concurrency {
+            1 => String::new(),
+            n => format!(", {n} times,"),
+        };
         // Bytes are units of one byte, which need no name.
         let (of, one) = match pool.unit_bytes {
             1 => (" B".to_owned(), " B".to_owned()),
@@ -267,14 +271,14 @@ fn steps(evaluation: &Evaluation, first: Option<&Fit>, concurrency: u64) -> Resu
             Step::new(
                 format!("longest context for {concurrency} at once"),
                 format!(
-                    "the longest of at most {} tokens whose need, {concurrency} times, is within {usable}{of}",
+                    "the longest of at most {} tokens whose need{times} is within {usable}{of}",
                     grouped(pool.max_context)
                 ),
                 format!("{} tokens", grouped(fit.max_context)),
             )
         });
     }
-    Ok(steps.steps().to_vec())
+    steps.steps().to_vec()
 }
 
 /// The terms that add up to the memory of the GPU: what is used, what the engine leaves alone, what is free.

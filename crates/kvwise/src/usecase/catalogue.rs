@@ -64,11 +64,17 @@ fn names_of_nearest_words(words: &[String], entries: &[catalogue::Entry]) -> Vec
     for word in words.iter().flat_map(|word| word.split_whitespace()) {
         if catalogue::search(word).next().is_some() {
             corrected.push(word.to_owned());
-        } else if let [nearest] = nearest(word, parts.iter().map(String::as_str), 1)[..] {
-            corrected.push(nearest.to_owned());
-        } else {
-            return Vec::new();
+            continue;
         }
+        // Of several that are as near, the one that most names have is likely meant.
+        let near = nearest(word, parts.iter().map(String::as_str), 5);
+        let Some(meant) = near
+            .into_iter()
+            .max_by_key(|part| catalogue::search(part).count())
+        else {
+            return Vec::new();
+        };
+        corrected.push(meant.to_owned());
     }
     let query = corrected.join(" ");
     let found = catalogue::search(&query).take(4);

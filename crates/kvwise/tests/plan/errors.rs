@@ -311,7 +311,7 @@ fn an_output_file_is_whole_or_not_there() {
 
 #[test]
 fn a_part_of_a_name_that_is_mistyped_is_corrected_word_by_word() {
-    refuses(&["models", "lamma"], "did you mean ");
+    refuses(&["models", "lamma"], "Llama");
     refuses(
         &["models", "deepsek", "v3"],
         "did you mean deepseek-ai/DeepSeek-V3",

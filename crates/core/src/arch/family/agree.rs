@@ -207,9 +207,9 @@ fn rotary_part(part: &Config) -> Result<()> {
         // The engine turns these into numbers, also where they are text.
         if let Some(value) = part.map().get(number)
             && !value.is_number()
-            && !value
+            && value
                 .as_str()
-                .is_some_and(|text| text.trim().parse::<f64>().is_ok())
+                .is_none_or(|text| text.trim().parse::<f64>().is_err())
         {
             return Err(part.wrong(number, value, "a number"));
         }
@@ -288,10 +288,16 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
         }
         "gptj" => {
             let (turned, width) = (n("rotary_dim")?, n("n_embd")? / n("n_head")?.max(1));
+            refuse(turned > 0 || !filled.has("rotary_dim"), &|| {
+                "rotary_dim is 0, which leaves rotary embeddings without elements".to_owned()
+            })?;
             refuse(turned <= width, &|| {
                 format!("rotary_dim is {turned}, more than the {width} elements of a head")
             })
         }
+        "glm4_moe" => refuse(filled.get("head_dim").is_some(), &|| {
+            "head_dim is missing, which GLM-4.5's class takes from the configuration alone".to_owned()
+        }),
         "gpt_oss" => {
             // Its attention takes these whatever the kind (vLLM 0.32.0, `models/gpt_oss.py`).
             let Some(rope) = rotary(filled)? else {

@@ -198,6 +198,10 @@ pub fn sparse_layers(t: &Text, rule: impl Fn(u64) -> bool) -> Result<Vec<bool>> 
 /// If a value is out of range.
 pub fn after_dense(t: &Text, default: u64) -> Result<Vec<bool>> {
     let first = t.config.dim_or("first_k_dense_replace", default)?;
+    if let Some(null @ serde_json::Value::Null) = t.config.map().get("moe_layer_freq") {
+        // No class declares it, so that the engine divides by nothing.
+        return Err(t.config.wrong("moe_layer_freq", null, "an integer"));
+    }
     let every = t.config.dim_or("moe_layer_freq", 1)?.max(1);
     sparse_layers(t, |i| i >= first && i.is_multiple_of(every))
 }

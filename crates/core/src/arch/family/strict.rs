@@ -5,8 +5,7 @@
 //! types of their fields as `huggingface_hub.dataclasses.strict` reads them); `data/field_types.tsv` holds the types.
 //! vLLM's own classes (`vllm/transformers_utils/configs`) check nothing and have no types there.
 
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::cmp::Ordering;
 
 use serde_json::Value;
 
@@ -36,28 +35,29 @@ impl Class {
             .filter_map(|group| group.split_once('='))
             .flat_map(|(kinds, names)| names.split(',').map(move |name| (name, kinds)))
     }
-
-    fn has(self, field: &str) -> bool {
-        self.fields().any(|(name, _)| name == field)
-    }
 }
 
+/// The row of a model type; the lines are in the order of their first column.
 fn class(model_type: &str) -> Option<Class> {
-    static CLASSES: OnceLock<HashMap<&str, Class>> = OnceLock::new();
-    let read = |line: &'static str| {
+    let (mut low, mut high) = (0, TABLE.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        let start = TABLE.as_bytes()[low..middle]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(low, |at| low + at + 1);
+        let line = TABLE[start..].lines().next()?;
         let mut columns = line.split('\t');
-        let model_type = columns.next()?;
-        let (base, rules, fields) = (columns.next()?, columns.next()?, columns.next()?);
-        Some((model_type, Class { base, rules, fields }))
-    };
-    let classes = CLASSES.get_or_init(|| {
-        TABLE
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(read)
-            .collect()
-    });
-    classes.get(model_type).copied()
+        match columns.next()?.cmp(model_type) {
+            Ordering::Less => low = start + line.len() + 1,
+            Ordering::Greater => high = start,
+            Ordering::Equal => {
+                let (base, rules, fields) = (columns.next()?, columns.next()?, columns.next()?);
+                return Some(Class { base, rules, fields });
+            }
+        }
+    }
+    None
 }
 
 /// The class that the engine takes for a file that names none: the model without a head, which embeds instead of
@@ -90,7 +90,7 @@ pub(crate) fn check_kinds(model_type: &str, config: &Config) -> Result<()> {
             return Err(config.wrong(name, value, &described(kinds)).hint(hint));
         }
     }
-    if class.has("rope_parameters") {
+    if class.rules.contains('r') {
         check_rotary_base(config)?;
     }
     Ok(())
@@ -111,7 +111,7 @@ pub(crate) fn check_agreement(model_type: &str, filled: &Config) -> Result<()> {
     if class.rules.contains('l') {
         agree::layer_types_fit(filled)?;
     }
-    if class.has("rope_parameters") {
+    if class.rules.contains('r') {
         agree::rotary_is_complete(filled)?;
     }
     agree::of_class(model_type, filled)
@@ -262,12 +262,17 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_the_table_has_its_columns_and_known_letters() {
-        let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
+    fn every_line_of_the_table_is_found_and_has_its_columns_and_known_letters() {
+        let lines: Vec<&str> = TABLE.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(lines.len() > 300);
+        assert!(lines.is_sorted_by_key(|line| line.split('\t').next()));
+        for missing in ["", "aaaa", "llam", "llamaa", "zzzz", "#"] {
+            assert!(class(missing).is_none(), "{missing}");
+        }
         for line in lines {
             let model_type = line.split('\t').next().unwrap();
             let class = class(model_type).unwrap_or_else(|| panic!("{model_type} has too few columns"));
-            assert!(class.rules.chars().all(|c| "hl-".contains(c)), "{model_type}");
+            assert!(class.rules.chars().all(|c| "hlr-".contains(c)), "{model_type}");
             for (name, kinds) in class.fields() {
                 assert!(
                     !name.is_empty() && kinds.chars().all(|c| "ifbsldz".contains(c)),

@@ -126,25 +126,24 @@ impl Spec {
 
     /// How [`Self::page_bytes`] comes about, with its numbers.
     pub fn page_formula(&self) -> String {
-        let natural = match self.kind {
-            SpecKind::State { shape, .. } => shape.formula(),
-            _ => {
-                let tokens = match self.tokens_per_state {
-                    0 | 1 => format!("{} tokens", self.block_size),
-                    n => format!("{} tokens / {n} a state", self.block_size),
-                };
-                let heads = match self.slots {
-                    1 if self.head_size_v == 0 => String::new(),
-                    1 => " x 1 head".to_owned(),
-                    n => format!(" x {n} heads"),
-                };
-                let entry = match (self.kind, self.head_size_v) {
-                    (SpecKind::Latent { indexer: true }, _) => "an index key".to_owned(),
-                    (_, 0) => format!("one vector of {} elements", self.head_size),
-                    (_, v) => format!("a key of {} and a value of {v} elements", self.head_size),
-                };
-                format!("{tokens}{heads} x {} B ({entry})", grouped(self.content_bytes))
-            }
+        let natural = if let SpecKind::State { shape, .. } = self.kind {
+            shape.formula()
+        } else {
+            let tokens = match self.tokens_per_state {
+                0 | 1 => format!("{} tokens", self.block_size),
+                n => format!("{} tokens / {n} a state", self.block_size),
+            };
+            let heads = match self.slots {
+                1 if self.head_size_v == 0 => String::new(),
+                1 => " x 1 head".to_owned(),
+                n => format!(" x {n} heads"),
+            };
+            let entry = match (self.kind, self.head_size_v) {
+                (SpecKind::Latent { indexer: true }, _) => "an index key".to_owned(),
+                (_, 0) => format!("one vector of {} elements", self.head_size),
+                (_, v) => format!("a key of {} and a value of {v} elements", self.head_size),
+            };
+            format!("{tokens}{heads} x {} B ({entry})", grouped(self.content_bytes))
         };
         match self.padded_page_bytes {
             Some(padded) => format!("{natural}, padded to {} B", grouped(padded)),
