@@ -8,9 +8,10 @@ use super::policy::generic_overhead;
 use super::pool::Pool;
 use super::report::{GroupPart, KvCache};
 use super::request::{Generic, Request};
-use crate::arch::{CacheKind, Heads, Model, State};
+use crate::arch::{CacheKind, Heads, Model, Parallel, State};
 use crate::dtype::Dtype;
 use crate::engine::vllm::state::{StateContext, StateShape};
+use crate::quant::{Inventory, Mxfp4Padding};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, Result};
 
@@ -157,6 +158,25 @@ fn state_bytes(state: &State, tp: u64) -> Option<u64> {
     }
 }
 
+/// Bytes of all weights of a quantised checkpoint, module by module, and the method's name; `None` where nothing says that
+/// it is quantised.
+fn checkpoint_format(request: &Request, settings: &Generic, dtype: Dtype) -> Result<Option<(u64, String)>> {
+    let Some((model, config)) = request.subject.model else {
+        return Ok(None);
+    };
+    if settings.ignores_checkpoint || request.subject.params.is_some() {
+        return Ok(None);
+    }
+    let Some(read) = crate::quant::Quantization::read(config)? else {
+        return Ok(None);
+    };
+    let name = read.name().to_owned();
+    let inventory = (request.subject.inventories).get(None, || Ok(Inventory::new(model, Some(read))))?;
+    let whole = Parallel::default();
+    let bytes = inventory.bytes(model, 0, &whole, (dtype, Mxfp4Padding::NONE), true)?;
+    Ok(Some((bytes, name)))
+}
+
 /// Evaluates a request by the generic rules.
 ///
 /// # Errors
@@ -201,15 +221,25 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
             ),
             Basis::Assumed,
         ),
-        None => (
-            dtype.bytes(params)?,
-            format!(
-                "{} parameters x {} B ({dtype})",
-                grouped(params),
-                dtype.bits() as f64 / 8.0
+        None => match checkpoint_format(request, settings, dtype)? {
+            Some((bytes, name)) => (
+                bytes,
+                format!(
+                    "{} parameters, quantised by {name} as the checkpoint says",
+                    grouped(params)
+                ),
+                Basis::Exact,
             ),
-            Basis::Exact,
-        ),
+            None => (
+                dtype.bytes(params)?,
+                format!(
+                    "{} parameters x {} B ({dtype})",
+                    grouped(params),
+                    dtype.bits() as f64 / 8.0
+                ),
+                Basis::Exact,
+            ),
+        },
     };
     let (total, formula, basis, source) = match request.subject.checkpoint {
         Some(c) if request.subject.params.is_none() && settings.quantization.is_none() => (

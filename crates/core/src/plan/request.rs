@@ -198,6 +198,8 @@ pub struct Generic {
     pub dtype: Option<crate::dtype::Dtype>,
     /// Weight format made on load.
     pub quantization: Option<super::generic::Quantization>,
+    /// Whether a checkpoint's own quantisation is left out of account (`--quantization none`).
+    pub ignores_checkpoint: bool,
     /// Bytes of one KV element (1 or 2; 4 for float32).
     pub kv_element_bytes: Option<u64>,
     /// Share of the memory to use.
@@ -213,6 +215,7 @@ impl Default for Generic {
             pipeline_parallel_size: 1,
             dtype: None,
             quantization: None,
+            ignores_checkpoint: false,
             kv_element_bytes: None,
             gpu_memory_utilization: 0.9,
             max_model_len: None,

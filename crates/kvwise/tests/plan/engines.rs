@@ -349,3 +349,40 @@ fn the_answer_for_llama_cpp_reads_well() {
     ]);
     insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
 }
+
+#[test]
+fn the_generic_engine_reads_how_a_checkpoint_is_quantised() {
+    for (model, gib) in [
+        ("openai/gpt-oss-20b", 12.0..13.5),
+        ("deepseek-ai/DeepSeek-V3", 620.0..660.0),
+    ] {
+        let (answer, status) = plan(&[
+            model,
+            "--engine",
+            "generic",
+            "--gpu",
+            "h200",
+            "--tp",
+            "8",
+            "--context",
+            "8192",
+        ]);
+        assert_eq!(status, 0, "{model}");
+        let total = answer["weights"]["total_bytes"].as_f64().unwrap() / f64::from(1 << 30);
+        assert!(gib.contains(&total), "{model}: {total}");
+        let formula = answer["memory"]["components"][0]["formula"].as_str().unwrap();
+        assert!(formula.contains("as the checkpoint says / 8 ranks"), "{formula}");
+    }
+    let (answer, _) = plan(&[
+        "openai/gpt-oss-20b",
+        "--engine",
+        "generic",
+        "--quantization",
+        "none",
+        "--gpu",
+        "h200",
+        "--context",
+        "8192",
+    ]);
+    assert_eq!(answer["weights"]["total_bytes"], 20_914_757_184_u64 * 2);
+}

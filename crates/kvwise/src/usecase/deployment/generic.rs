@@ -1,6 +1,5 @@
 //! Settings of the generic engine from a deployment's words.
 
-use kvwise_core::arch::Config;
 use kvwise_core::dtype::Dtype;
 use kvwise_core::names::nearest;
 use kvwise_core::plan::{Generic, Quantization};
@@ -10,7 +9,7 @@ use kvwise_core::{Error, Result};
 use super::Deployment;
 
 impl Deployment {
-    pub(super) fn generic(&self, config: Option<&Config>) -> Result<Generic> {
+    pub(super) fn generic(&self) -> Result<Generic> {
         self.refuse_others("generic")?;
         for (flag, given) in [
             ("--block-size", self.block_size.is_some()),
@@ -48,15 +47,6 @@ impl Deployment {
                 }
             })?),
         };
-        if quantization.is_none()
-            && self.quantization.as_deref() != Some("none")
-            && config.is_some_and(|c| c.get("quantization_config").is_some())
-        {
-            return Err(Error::input(
-                "the checkpoint is quantised; the generic engine does not read how, so its weights cannot be told",
-            )
-            .hint("plan with --engine vllm, or give --quantization (none, fp8, awq, ...)"));
-        }
         let kv_element_bytes = match self.kv_cache_dtype.as_deref() {
             None | Some("auto") => None,
             Some(text) if text.to_ascii_lowercase().contains("fp8") || text.starts_with("float8") => Some(1),
@@ -81,6 +71,7 @@ impl Deployment {
             pipeline_parallel_size: self.pipeline_parallel_size.unwrap_or(1),
             dtype: self.weight_dtype()?,
             quantization,
+            ignores_checkpoint: self.quantization.as_deref() == Some("none"),
             kv_element_bytes,
             gpu_memory_utilization: self.gpu_memory_utilization.unwrap_or(0.9),
             max_model_len,

@@ -188,7 +188,7 @@ impl Deployment {
             )
             .hint("give the model, or --engine generic for the weights"));
         }
-        let engine = Engine::Generic(self.generic(None)?);
+        let engine = Engine::Generic(self.generic()?);
         let policy = self.policy(EngineName::Generic)?;
         let name = format!("{} B parameters", self.params_b.unwrap_or_default());
         Ok(asked.with(name, "--params-b".to_owned(), engine, policy))
@@ -202,7 +202,7 @@ impl Deployment {
             EngineName::LlamaCpp => {
                 Engine::LlamaCpp(Box::new(self.llamacpp(Some(file.file), self.gpus.unwrap_or(1))?))
             }
-            EngineName::Generic => Engine::Generic(self.generic(None)?),
+            EngineName::Generic => Engine::Generic(self.generic()?),
             EngineName::Vllm | EngineName::Sglang => {
                 return Err(Error::unsupported(format!(
                     "{}: a GGUF file is planned for llama.cpp, not for vLLM or SGLang",
@@ -255,7 +255,7 @@ impl Deployment {
             EngineName::Vllm => Engine::Vllm(Box::new(self.vllm(&looked.config, described)?)),
             EngineName::Sglang => Engine::Sglang(Box::new(self.sglang(&looked.name, described)?)),
             EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
-            EngineName::Generic => Engine::Generic(self.generic(Some(&looked.config))?),
+            EngineName::Generic => Engine::Generic(self.generic()?),
         };
         let mut policy = self.policy(asked.engine)?;
         if let Some(model) = described {
