@@ -212,8 +212,11 @@ fn missing_part(names: &[String]) -> Option<String> {
     names.iter().find_map(|name| {
         let (prefix, digits, of) = parted(name)?;
         let count = of.parse::<usize>().ok().filter(|n| *n <= MAX_FILES)?;
-        (1..=count)
-            .map(|part| format!("{prefix}-{part:0digits$}-of-{of}.safetensors"))
+        let named = |part: usize| format!("{prefix}-{part:0digits$}-of-{of}.safetensors");
+        // Some exporters count from nought.
+        let first = usize::from(!here.contains(named(0).as_str()));
+        (first..first + count)
+            .map(named)
             .find(|part| !here.contains(part.as_str()))
     })
 }

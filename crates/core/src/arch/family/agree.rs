@@ -195,6 +195,11 @@ fn rotary_part(part: &Config) -> Result<()> {
             }
         }
     }
+    if let Some(base) = part.map().get("rope_theta")
+        && base.as_f64().is_none_or(|base| base <= 0.0)
+    {
+        return Err(part.wrong("rope_theta", base, "a positive number"));
+    }
     for number in OPTIONAL {
         if let Some(value) = part.map().get(number)
             && name != "default"
@@ -295,7 +300,7 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
                 format!("rotary_dim is {turned}, more than the {width} elements of a head")
             })
         }
-        "glm4_moe" => refuse(filled.get("head_dim").is_some(), &|| {
+        "glm4_moe" => refuse(filled.has("head_dim"), &|| {
             "head_dim is missing, which GLM-4.5's class takes from the configuration alone".to_owned()
         }),
         "gpt_oss" => {

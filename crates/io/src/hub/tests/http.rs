@@ -43,6 +43,10 @@ fn a_part_that_was_compressed_on_the_way_is_not_taken_for_the_file() {
         "compressed",
     );
     assert_eq!(e.kind(), ErrorKind::Io);
+    refuses(
+        &parts(|reply| reply.with("Content-Encoding", "gzip")),
+        "decompression failed",
+    );
 }
 
 #[test]
