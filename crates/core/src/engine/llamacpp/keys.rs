@@ -128,6 +128,11 @@ impl Keys {
             _ => default,
         };
         let expert_scale = number("expert_weights_scale");
+        #[expect(
+            clippy::float_cmp,
+            reason = "the engine too leaves out the operation for exactly one"
+        )]
+        let expert_scale = expert_scale != 0.0 && expert_scale != 1.0;
         Ok(Self {
             trunk,
             keeps: usize::try_from(keeps).unwrap_or(usize::MAX),
@@ -139,7 +144,7 @@ impl Keys {
                 _ => Gating::Unsaid,
             },
             expert_norm: flag("expert_weights_norm", false),
-            expert_scale: expert_scale != 0.0 && expert_scale != 1.0,
+            expert_scale,
             expert_groups: (size("expert_group_count")?, size("expert_group_used_count")?),
             logit_scale: number("logit_scale") != 0.0,
             residual_scale: number("residual_scale") != 0.0,

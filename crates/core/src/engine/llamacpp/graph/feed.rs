@@ -217,15 +217,12 @@ impl Builder<'_> {
             self.graph.compute(Op::Other, F32, half, &[gate, up])
         } else {
             let up = self.chosen(x, chosen, layer, "ffn_up_exps", d.expert);
-            match router.act {
-                Act::Squared => {
-                    let rectified = self.each(up);
-                    self.each(rectified)
-                }
-                _ => {
-                    let gate = self.chosen(x, chosen, layer, "ffn_gate_exps", d.expert);
-                    self.graph.map(Op::Other, &[gate, up])
-                }
+            if router.act == Act::Squared {
+                let rectified = self.each(up);
+                self.each(rectified)
+            } else {
+                let gate = self.chosen(x, chosen, layer, "ffn_gate_exps", d.expert);
+                self.graph.map(Op::Other, &[gate, up])
             }
         };
         let mut out = self.chosen(hidden, chosen, layer, "ffn_down_exps", width);

@@ -15,6 +15,9 @@ pub(super) struct States {
     rest: Id,
 }
 
+/// An operation that reads states from the rows of a cache itself.
+type Reader<'r, G> = &'r mut dyn FnMut(&mut G, Id, Id) -> Id;
+
 impl Builder<'_> {
     /// Sequences of the batch, and tokens of each.
     pub(super) fn sequences(&self) -> (u64, u64) {
@@ -42,12 +45,7 @@ impl Builder<'_> {
     }
 
     /// Loads the states of the batch, by `reader` where an operation reads them from the cache itself.
-    pub(super) fn loaded(
-        &mut self,
-        cache: Id,
-        states: &States,
-        reader: Option<&mut dyn FnMut(&mut Self, Id, Id) -> Id>,
-    ) -> Id {
+    pub(super) fn loaded(&mut self, cache: Id, states: &States, reader: Option<Reader<'_, Self>>) -> Id {
         let (n, _) = self.sequences();
         let width = self.graph.ne(cache)[0];
         let rows = self.shaped(cache, [width, n, 1, 1]);
