@@ -1,10 +1,13 @@
 //! llm-compressor's `compressed-tensors`: schemes by target.
 
-use super::fused::Fused;
+mod schemes;
+
+use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
-use super::{CacheScales, InputScale, Layout, Mxfp4Padding, Packed, Quantization, Rule, Scheme};
+use super::{CacheScales, Kind, Mxfp4Padding, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
+use schemes::Args;
 
 /// Schemes in the order of `config_groups`, and what is left out.
 #[derive(Debug, Clone)]
@@ -19,16 +22,20 @@ pub(super) struct Groups {
 #[derive(Debug, Clone)]
 struct Group {
     targets: Vec<Target>,
-    scheme: Scheme,
-    /// Why experts cannot have it.
-    not_for_experts: Option<&'static str>,
+    /// What each kind of module has, or why it cannot have it.
+    linear: Choice,
+    experts: Choice,
+    embedding: Choice,
 }
+
+/// A scheme, or why the engine has none.
+type Choice = Result<Scheme, String>;
 
 /// What a group is applied to.
 #[derive(Debug, Clone)]
 enum Target {
-    /// Every linear module (`Linear`).
-    Linear,
+    /// Modules whose class is called so, in lower case (`linear`).
+    Class(String),
     /// Modules that a name or pattern selects.
     Module(Box<Ignore>),
 }
@@ -42,53 +49,64 @@ impl Groups {
         )
     }
 
-    /// The same for a class that fuses other modules.
-    pub(super) fn fuse(&mut self, fused: Fused) {
-        self.ignore.fuse(fused);
-        for target in self.list.iter_mut().flat_map(|group| &mut group.targets) {
-            if let Target::Module(names) = target {
-                names.fuse(fused);
+    /// The scheme of a module: named targets go before those of its fused parts, and these before its class.
+    pub(super) fn scheme(&self, path: &str, kind: Kind, naming: &Naming) -> Result<Option<Scheme>, Refused> {
+        let found = if kind == Kind::Experts {
+            // Experts are fused in the engine; files name the linear modules of single experts.
+            let [gate, up, down] = naming.of_expert(path);
+            let found = self.group(&down, kind, naming)?;
+            for other in [&gate, &up] {
+                if self.group(other, kind, naming)?.map(std::ptr::from_ref) != found.map(std::ptr::from_ref) {
+                    return Err(Refused(format!(
+                        "All MoE projections need to have same quantization scheme but found multiple ({path})"
+                    )));
+                }
             }
+            found
+        } else {
+            self.group(path, kind, naming)?
+        };
+        let Some(group) = found else { return Ok(None) };
+        let choice = match kind {
+            Kind::Linear | Kind::Head => &group.linear,
+            Kind::Experts => &group.experts,
+            Kind::Embedding => &group.embedding,
+        };
+        match choice {
+            Ok(scheme) => Ok(Some(*scheme)),
+            Err(reason) => Err(Refused(format!("{reason} ({path})"))),
         }
     }
 
-    /// The scheme of a module; named targets go before the class of the module.
-    pub(super) fn scheme(
-        &self,
-        path: &str,
-        is_head: bool,
-        is_experts: bool,
-    ) -> Result<Option<Scheme>, Refused> {
-        if self.ignore.skips_whole(path)? {
+    /// The group that a module belongs to.
+    fn group(&self, path: &str, kind: Kind, naming: &Naming) -> Result<Option<&Group>, Refused> {
+        if self.ignore.skips_whole(path, naming)? {
             return Ok(None);
         }
-        // Experts are fused in the engine; files name the linear modules of single experts.
-        let inside = format!("{path}.0.gate_proj");
-        if is_experts && self.ignore.skips(&inside) {
-            return Ok(None);
-        }
-        let named =
-            |t: &Target| matches!(t, Target::Module(m) if m.skips(path) || is_experts && m.skips(&inside));
-        let found = |wanted: &dyn Fn(&Target) -> bool| {
+        let find = |wanted: &dyn Fn(&Target) -> bool| {
             self.list.iter().find(|group| group.targets.iter().any(wanted))
         };
-        let group = found(&named).or_else(|| {
-            if is_head {
-                None
-            } else {
-                found(&|t| matches!(t, Target::Linear))
-            }
-        });
-        match group.and_then(|group| group.not_for_experts.filter(|_| is_experts)) {
-            Some(reason) => Err(Refused(format!("{reason} ({path})"))),
-            None => Ok(group.map(|group| group.scheme)),
-        }
+        let named = |t: &Target| matches!(t, Target::Module(names) if names.names(path));
+        let by_parts = |t: &Target| matches!(t, Target::Module(names) if names.skips(path, naming));
+        let class = |t: &Target| {
+            !(kind == Kind::Experts && naming.experts_apart())
+                && matches!(t, Target::Class(class) if kind.is(class))
+        };
+        Ok(find(&named).or_else(|| find(&by_parts)).or_else(|| find(&class)))
     }
 }
 
 /// vLLM 0.32.0, `CompressedTensorsConfig`.
-pub(super) fn read(q: &Config) -> Result<Quantization> {
-    let ignore = Ignore::new(Match::Expression, &super::names(q, &["ignore"])?)?;
+pub(super) fn read(q: &Config, naming: &Naming) -> Result<Quantization> {
+    let renamed = |name: &str| {
+        if name.contains('.') && !name.starts_with("re:") {
+            naming.rename(name).into_owned()
+        } else {
+            name.to_owned()
+        }
+    };
+    let ignore: Vec<String> = super::names(q, &["ignore"])?.into_iter().map(renamed).collect();
+    let ignore = Ignore::new(Match::Expression, &ignore)?;
     let Some(config_groups) = q.sub("config_groups")? else {
         return Err(Error::input(format!(
             "{} is missing from the configuration",
@@ -111,138 +129,83 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
                 "Compressed-tensors group/dynamic activation ordering (actorder={order:?}) is no longer supported."
             ));
         }
-        let input = group.sub("input_activations")?;
         let format = group.str("format")?.unwrap_or(format);
+        let output = group.sub("output_activations")?;
+        let args = Args::read(&weights)?;
+        let input = group
+            .sub("input_activations")?
+            .map(|input| Args::read(&input))
+            .transpose()?;
         let targets = group
             .strs("targets")?
             .unwrap_or_else(|| vec!["Linear"])
             .into_iter()
-            .map(|t| match t {
-                "Linear" => Ok(Target::Linear),
-                other => {
-                    Ignore::new(Match::Expression, &[other]).map(|names| Target::Module(Box::new(names)))
+            .map(|target| {
+                if Kind::ALL.iter().any(|kind| kind.is(&target.to_ascii_lowercase())) {
+                    return Ok(Target::Class(target.to_ascii_lowercase()));
                 }
+                let names = Ignore::new(Match::Expression, &[renamed(target)])?;
+                Ok(Target::Module(Box::new(names)))
             })
             .collect::<Result<Vec<_>>>()?;
-        if let Some(input) = &input {
-            let kinds = (
-                weights.str("type")?.unwrap_or("int"),
-                input.str("type")?.unwrap_or("int"),
-            );
-            for_hopper |= kinds == ("int", "float")
-                && weights.u64("num_bits")? == Some(4)
-                && targets.iter().any(|target| matches!(target, Target::Linear));
-        }
+        for_hopper |= input
+            .as_ref()
+            .is_some_and(|input| schemes::four_bits_with_fp8(&args, input))
+            && targets
+                .iter()
+                .any(|target| matches!(target, Target::Class(class) if Kind::Linear.is(class)));
         list.push(Group {
             targets,
-            scheme: scheme(format, &weights, input.as_ref())?,
-            not_for_experts: not_for_experts(&weights, input.as_ref())?,
+            linear: match output {
+                Some(_) => Err("static scales for outputs are not described here".to_owned()),
+                None => schemes::linear(&args, input.as_ref(), format),
+            },
+            experts: schemes::experts(&args, input.as_ref(), format),
+            embedding: schemes::embedding(&args, input.as_ref()),
         });
     }
+    check_cache(q, &mut refusal)?;
     Ok(Quantization {
-        name: "compressed-tensors".to_owned(),
         rule: Rule::Groups(Groups {
             list,
             ignore,
             for_hopper,
         }),
-        cache_scales: CacheScales::ThreeWithZeros,
-        padding: Mxfp4Padding::NONE,
-        refusal,
+        ..Quantization::new(
+            "compressed-tensors",
+            CacheScales::ThreeWithZeros,
+            Mxfp4Padding::NONE,
+            refusal,
+        )
     })
 }
 
-/// Why experts cannot have a scheme that other modules can (vLLM 0.32.0, `compressed_tensors_moe.py` and
-/// `compressed_tensors_moe_w8a8_fp8.py`).
-fn not_for_experts(weights: &Config, input: Option<&Config>) -> Result<Option<&'static str>> {
-    let Some(input) = input else { return Ok(None) };
-    let dynamic = match input.get("dynamic") {
-        Some(serde_json::Value::String(_)) => true,
-        _ => input.flag("dynamic", false)?,
+/// Whether the cache's scales are of a kind that the engine takes (vLLM 0.32.0, `CompressedTensorsKVCacheMethod`); those of
+/// every head (`attn_head`) are counted as one.
+fn check_cache(q: &Config, refusal: &mut Option<String>) -> Result<()> {
+    let Some(scheme) = q.sub("kv_cache_scheme")? else {
+        return Ok(());
     };
-    let of = (
-        weights.str("type")?.unwrap_or("int"),
-        weights.positive(&["num_bits"])?,
-        weights.str("strategy")?.unwrap_or("tensor"),
-        input.str("strategy")?.unwrap_or("tensor"),
-    );
-    Ok(match of {
-        ("int", 8, _, _) if !dynamic => {
-            Some("Unsupported FusedMoe scheme: 8-bit integers with static scales for activations")
-        }
-        ("float", 8, "channel", "token") if !dynamic => Some(
-            "For FP8 Fused MoE layer, we require either per tensor or channelwise, dynamic per token quantization.",
-        ),
-        ("float", 8, "tensor", "tensor")
-        | ("float", 8, "channel", "token")
-        | ("float", 8, "block" | "group", _) => None,
-        ("float", 8, ..) => Some(
-            "experts in FP8 have scales per tensor for weights and activations, or channelwise with dynamic ones per token",
-        ),
-        _ => None,
-    })
-}
-
-fn scheme(format: &str, weights: &Config, input: Option<&Config>) -> Result<Scheme> {
-    let bits = weights.positive(&["num_bits"])?;
-    let kind = weights.str("type")?.unwrap_or("int");
-    let strategy = weights.str("strategy")?.unwrap_or("tensor");
-    let group = match weights.get("group_size").map(serde_json::Value::as_i64) {
-        None | Some(Some(-1)) => None,
-        Some(_) => Some(weights.positive(&["group_size"])?),
+    let mut refuse = |why: String| {
+        refusal.get_or_insert(why);
     };
-    let static_input = match input {
-        None => false,
-        Some(i) => match i.get("dynamic") {
-            // "local" computes group scales on the fly under a scale from the checkpoint.
-            Some(serde_json::Value::String(_)) => true,
-            _ => !i.flag("dynamic", false)?,
-        },
-    };
-    Ok(match (kind, bits, strategy) {
-        ("float", 4, _) if format.contains("mxfp4") || group == Some(32) => Scheme::Mxfp4,
-        ("float", 4, _) => Scheme::Nvfp4(if input.is_some() {
-            InputScale::F32
-        } else {
-            InputScale::None
-        }),
-        ("float", 8, _) if format.contains("mxfp8") || group == Some(32) => Scheme::Mxfp8,
-        ("float", 8, "block") => {
-            let block = weights.u64s("block_structure")?.unwrap_or_default();
-            match block[..] {
-                [outputs, inputs] if outputs > 0 && inputs > 0 => Scheme::Fp8Block { outputs, inputs },
-                _ => {
-                    return Err(Error::input(format!(
-                        "{} is {block:?}, expected two positive integers",
-                        weights.name("block_structure")
-                    )));
-                }
-            }
-        }
-        ("float", 8, "channel") => Scheme::Fp8Channel { static_input },
-        ("float", 8, _) => Scheme::Fp8Tensor { static_input },
-        ("int", 8, _) if input.is_some() => Scheme::Int8 {
-            per_channel: strategy == "channel",
-            static_input,
-            input_zero: match input {
-                Some(input) => !input.flag("symmetric", true)?,
-                None => false,
-            },
-        },
-        ("int", 4 | 8, _) => Scheme::Packed(Packed {
-            bits,
-            group: if strategy == "channel" { None } else { group },
-            zeros: !weights.flag("symmetric", true)?,
-            asymmetric: !weights.flag("symmetric", true)?,
-            layout: Layout::CompressedTensors,
-        }),
-        _ => {
-            return Err(Error::unsupported(format!(
-                "{} is a {bits}-bit {kind} scheme, which is not supported",
-                weights.name("type")
-            )));
-        }
-    })
+    let (kind, bits) = (scheme.str("type")?.unwrap_or_default(), scheme.u64("num_bits")?);
+    if kind != "float" || bits != Some(8) {
+        refuse(format!(
+            "Currently supported kv cache quantization is num_bits=8, type=float, however received num_bits={}, type={kind}",
+            bits.map_or_else(|| "None".to_owned(), |bits| bits.to_string())
+        ));
+    }
+    if !scheme.flag("symmetric", false)? {
+        refuse("Only support symmetric scaling factor for compressed-tensors KV cache.".to_owned());
+    }
+    let strategy = scheme.str("strategy")?.unwrap_or_default();
+    if !matches!(strategy, "tensor" | "attn_head") {
+        refuse(format!(
+            "Invalid strategy for compressed-tensors KV cache: {strategy:?}. Expected tensor or attn_head."
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -255,7 +218,7 @@ mod tests {
             r#"{{"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
             "config_groups": {{"group_0": {group}}}}}"#
         );
-        read(&Config::parse(text.as_bytes()).unwrap()).unwrap()
+        read(&Config::parse(text.as_bytes()).unwrap(), &Naming::of_class("")).unwrap()
     }
 
     fn groups(read: &Quantization) -> &Groups {
@@ -284,17 +247,18 @@ mod tests {
             ))
         };
         let scheme = |read: &Quantization, experts: bool| {
-            groups(read).scheme("model.layers.0.mlp.experts", false, experts)
+            let kind = if experts { Kind::Experts } else { Kind::Linear };
+            groups(read).scheme("model.layers.0.mlp.experts", kind, &Naming::of_class(""))
         };
-        for (weights, input, dynamic, fine) in [
-            ("channel", "token", true, true),
-            ("tensor", "tensor", false, true),
-            ("tensor", "token", true, false),
-            ("channel", "token", false, false),
+        for (weights, input, dynamic, linear, experts) in [
+            ("channel", "token", true, true, true),
+            ("tensor", "tensor", false, true, true),
+            ("tensor", "token", true, true, false),
+            ("channel", "token", false, false, false),
         ] {
             let read = of(weights, input, dynamic);
-            assert_eq!(scheme(&read, true).is_ok(), fine, "{weights} {input}");
-            assert!(scheme(&read, false).is_ok(), "{weights} {input}");
+            assert_eq!(scheme(&read, true).is_ok(), experts, "{weights} {input}");
+            assert_eq!(scheme(&read, false).is_ok(), linear, "{weights} {input}");
         }
     }
 }

@@ -9,9 +9,9 @@ mod roles;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::select::Refused;
-use super::{CacheScales, Mxfp4Padding, Quantization, Scheme};
+use super::{CacheScales, Format, Mxfp4Padding, Quantization, Scheme};
 use crate::arch::weight::Shard;
-use crate::arch::{CacheKind, Layer, Model, Op, Parallel, Place, Role, Weight};
+use crate::arch::{Cache, CacheKind, Layer, Model, Op, Parallel, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::engine::vllm::Version;
 use crate::{Error, ErrorKind, Result};
@@ -102,10 +102,26 @@ impl Inventory {
             .iter()
             .map(|part| part.weights.iter().map(|weight| scheme("", weight)).collect())
             .collect();
+        let embeds = model
+            .outside
+            .iter()
+            .zip(&outside)
+            .any(|(part, schemes): (_, &Vec<Option<Scheme>>)| {
+                let mut both = part.weights.iter().zip(schemes);
+                both.any(|(weight, scheme)| {
+                    weight.role == Role::Embedding
+                        && matches!(weight.op, Op::Vocab { .. })
+                        && scheme.is_some()
+                })
+            });
         let tied = tied_head(model).and_then(|(place, head)| {
             let scheme = scheme("", &head)?;
             Some((place, head, scheme))
         });
+        if embeds && model.pooling.is_none() && !has_head(model) {
+            // The engine puts the embedding's matrix into the head (vLLM 0.32.0, `tie_weights`).
+            refusal.get_or_insert("'VocabParallelEmbedding' object has no attribute 'weight'".to_owned());
+        }
         Self {
             kinds,
             of_layer,
@@ -119,6 +135,28 @@ impl Inventory {
     /// Why the engine would not load the checkpoint.
     pub(crate) fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref()
+    }
+
+    /// The same for GPUs of a compute capability, a number of ranks and an element type.
+    pub(crate) fn refusal_on(
+        &self,
+        model: &Model,
+        parallel: &Parallel,
+        capability: (u32, u32),
+        dtype: Dtype,
+    ) -> Option<String> {
+        self.refusal()
+            .map(str::to_owned)
+            .or_else(|| self.quantization()?.refusal_on(capability))
+            .or_else(|| self.quantization()?.refusal_of(model, dtype))
+            .or_else(|| self.indivisible_tower(model, parallel, dtype))
+    }
+
+    /// What the format does with experts' biases and with groups.
+    fn format(&self) -> Format {
+        self.quantization
+            .as_ref()
+            .map_or(Format::PLAIN, Quantization::format)
     }
 
     /// The method's name as the checkpoint or the user spells it.
@@ -142,7 +180,7 @@ impl Inventory {
         for Held { kind, count, first } in self.held(stage, parallel)? {
             let mut one = 0u64;
             for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
-                let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)
+                let bytes = shard_bytes(weight, *scheme, parallel, dtype, (padding, self.format()))
                     .map_err(|e| e.at(format!("{}.{first}.{}", model.layers_path, weight.name)))?;
                 one = one.checked_add(bytes).ok_or_else(overflow)?;
             }
@@ -152,8 +190,8 @@ impl Inventory {
                 .ok_or_else(overflow)?;
         }
         for (weight, scheme) in self.outside(model, stage, parallel, towers) {
-            let bytes =
-                shard_bytes(weight, scheme, parallel, dtype, padding).map_err(|e| e.at(&weight.name))?;
+            let bytes = shard_bytes(weight, scheme, parallel, dtype, (padding, self.format()))
+                .map_err(|e| e.at(&weight.name))?;
             total = total.checked_add(bytes).ok_or_else(overflow)?;
         }
         if let Some((place, head, scheme)) = &self.tied
@@ -171,8 +209,9 @@ impl Inventory {
             let caches = (0u64..)
                 .zip(&model.layers)
                 .filter(|(layer, _)| range.contains(layer))
-                .flat_map(|(i, layer)| layer.caches.iter().map(move |cache| (i, cache)))
-                .filter(|(_, cache)| scales.are_beside(&cache.kind))
+                .flat_map(|(i, layer)| layer.caches.iter().map(move |cache| (i, layer, cache)))
+                .filter(|(_, layer, cache)| scales.are_beside(&cache.kind, layer))
+                .map(|(i, _, cache)| (i, cache))
                 .filter(|(i, cache)| {
                     quantization.scales_cache_at(|| format!("{}.{i}.{}", model.layers_path, cache.name))
                 })
@@ -197,12 +236,13 @@ impl Inventory {
 
     /// Why the ranks cannot divide a tower: the engine builds it before it leaves it out (vLLM 0.32.0, `_mark_tower_model` in
     /// `models/interfaces.py`), so that this stops a start without images too.
-    pub(crate) fn indivisible_tower(model: &Model, parallel: &Parallel) -> Option<String> {
-        (model.outside.iter().filter(|part| part.tower))
-            .flat_map(|part| &part.weights)
-            .find_map(|weight| {
-                weight
-                    .shard(parallel)
+    fn indivisible_tower(&self, model: &Model, parallel: &Parallel, dtype: Dtype) -> Option<String> {
+        let format = (Mxfp4Padding::NONE, self.format());
+        (model.outside.iter().zip(&self.outside))
+            .filter(|(part, _)| part.tower)
+            .flat_map(|(part, schemes)| part.weights.iter().zip(schemes))
+            .find_map(|(weight, scheme)| {
+                shard_bytes(weight, *scheme, parallel, dtype, format)
                     .err()
                     .filter(|error| error.kind() == ErrorKind::Unsupported)
                     .map(|error| error.at(&weight.name).to_string())
@@ -222,7 +262,7 @@ impl Inventory {
         let rest = |weight: &Weight, scheme: Option<Scheme>| -> Result<u64> {
             let one = match (scheme, weight.shard(parallel)?) {
                 (Some(_), _) => {
-                    let bytes = shard_bytes(weight, scheme, parallel, dtype, padding)?;
+                    let bytes = shard_bytes(weight, scheme, parallel, dtype, (padding, self.format()))?;
                     allocator_rest(bytes / weight.count.max(1))
                 }
                 (None, shard) => {
@@ -349,6 +389,13 @@ fn shares_a_cache(layer: &Layer) -> bool {
     layer.caches.is_empty() && layer.weights.iter().any(|weight| weight.role == Role::Attention)
 }
 
+/// Whether a model has a head beside its embedding.
+fn has_head(model: &Model) -> bool {
+    (model.outside.iter())
+        .flat_map(|part| &part.weights)
+        .any(|weight| weight.role == Role::Head && matches!(weight.op, Op::Vocab { .. }))
+}
+
 /// The head of a model whose head is its embedding: the engine builds one in the checkpoint's scheme and puts the
 /// embedding's weight into it, so that the rest of the scheme's parameters stay (vLLM 0.32.0, `tie_weights` in
 /// `quantization/base_config.py`).
@@ -376,21 +423,29 @@ pub(super) fn shard_bytes(
     scheme: Option<Scheme>,
     parallel: &Parallel,
     dtype: Dtype,
-    padding: Mxfp4Padding,
+    (padding, format): (Mxfp4Padding, Format),
 ) -> Result<u64> {
     let Some(scheme) = scheme else {
         return weight.bytes(parallel, dtype);
     };
     scheme
-        .bytes(&weight.name, &weight.shard(parallel)?, dtype, padding)?
+        .bytes(&weight.name, &weight.shard(parallel)?, dtype, padding, format)?
         .checked_mul(weight.count)
         .ok_or_else(|| Error::overflow(format_args!("the size of {}", weight.name)))
 }
 
 impl CacheScales {
     /// Whether the engine registers them beside a cache of this kind.
-    fn are_beside(self, kind: &CacheKind) -> bool {
+    fn are_beside(self, kind: &CacheKind, layer: &Layer) -> bool {
+        // Attention that an indexer chooses the tokens for is of a class of its own.
+        let sparse = |cache: &Cache| {
+            matches!(
+                cache.kind,
+                CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. }
+            )
+        };
         match kind {
+            CacheKind::Full(_) if layer.caches.iter().any(sparse) => false,
             CacheKind::Full(_)
             | CacheKind::Sliding { .. }
             | CacheKind::Chunked { .. }
@@ -491,13 +546,13 @@ mod tests {
                     .layers
                     .iter()
                     .flat_map(|l| &l.caches)
-                    .any(|c| quantization.cache_scales.are_beside(&c.kind))
+                    .any(|c| quantization.cache_scales.are_beside(&c.kind, layer))
             {
                 total += quantization.cache_scales.bytes(dtype, model.attention_scales)?;
             }
             for cache in &layer.caches {
                 if let Some(quantization) = quantization
-                    && quantization.cache_scales.are_beside(&cache.kind)
+                    && quantization.cache_scales.are_beside(&cache.kind, layer)
                     && quantization.scales_cache_at(|| format!("{}.{i}.{}", model.layers_path, cache.name))
                 {
                     total += quantization.cache_scales.bytes(dtype, model.attention_scales)?;

@@ -4,11 +4,12 @@
 //! `compressed-tensors`, `ModelOpt`, Quark, auto-round, `MXFP4`); [`Quantization::named`] those it makes on load. Each module asks
 //! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
 
+mod auto_round;
 mod compressed_tensors;
-mod fused;
 mod glob;
 mod inventory;
 mod modelopt;
+mod naming;
 mod overrides;
 mod quark;
 mod scheme;
@@ -16,12 +17,16 @@ mod select;
 
 pub use inventory::Inventories;
 pub(crate) use inventory::Inventory;
-pub use scheme::{InputScale, Layout, Mxfp4Padding, Packed, Scheme};
+pub use scheme::{ExpertBiases, Format, InputScale, Layout, Mxfp4Padding, OddBlocks, Packed, Scheme};
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::arch::{AttentionScales, Config, Model, Op, Parallel, Weight};
 use crate::dtype::Dtype;
+use crate::names::normalise;
 use crate::{Error, Result};
-use fused::Fused;
+use naming::Naming;
 use select::{Ignore, Match, Refused};
 
 /// How a model's weights are quantised.
@@ -34,6 +39,40 @@ pub struct Quantization {
     padding: Mxfp4Padding,
     /// Why vLLM 0.32.0 would not load it, in its words.
     refusal: Option<String>,
+    /// Whether the engine makes it of 16-bit weights.
+    on_load: bool,
+    /// Whether it is AWQ without a list, that the language model's part of the file says.
+    in_text: bool,
+    /// What the class calls its modules.
+    naming: Arc<Naming>,
+}
+
+/// What a module is to the engine, by the class of its layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A linear layer.
+    Linear,
+    /// The output head.
+    Head,
+    /// The table of token embeddings.
+    Embedding,
+    /// Routed experts.
+    Experts,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Linear, Self::Head, Self::Embedding, Self::Experts];
+
+    /// Whether the name of the layer's class holds a target's, in lower case. What is for linear layers is for experts,
+    /// which the engine fuses out of them.
+    fn is(self, target: &str) -> bool {
+        match self {
+            Self::Linear => ["linear", "columnparallellinear", "rowparallellinear"].contains(&target),
+            Self::Head => ["parallellmhead", "lmhead"].contains(&target),
+            Self::Embedding => ["embedding", "vocabparallelembedding"].contains(&target),
+            Self::Experts => ["linear", "routedexperts"].contains(&target),
+        }
+    }
 }
 
 /// Which scheme a module gets.
@@ -45,6 +84,7 @@ enum Rule {
         ignore: Ignore,
         head: bool,
         experts_only: bool,
+        linear_only: bool,
         /// Scheme of routed experts where it is another one (DeepSeek-V4).
         experts: Option<Scheme>,
     },
@@ -54,21 +94,10 @@ enum Rule {
     Listed(modelopt::Listed),
     /// A scheme for all with others by name (Quark).
     Quark(quark::Modules),
-    /// A scheme for all with exceptions (GPTQ's `dynamic`, auto-round).
+    /// A scheme for all with exceptions (GPTQ's `dynamic`).
     Overrides(overrides::Overrides),
-}
-
-impl Rule {
-    /// The same for a class that fuses other modules.
-    fn fuse(&mut self, fused: Fused) {
-        match self {
-            Self::Uniform { ignore, .. } => ignore.fuse(fused),
-            Self::Groups(groups) => groups.fuse(fused),
-            Self::Listed(listed) => listed.fuse(fused),
-            Self::Quark(modules) => modules.fuse(fused),
-            Self::Overrides(overrides) => overrides.fuse(fused),
-        }
-    }
+    /// A scheme for all with exceptions (auto-round).
+    Rounded(auto_round::Rounded),
 }
 
 /// Parameters that the engine registers with each attention layer (vLLM 0.32.0, `BaseKVCacheMethod` and
@@ -99,12 +128,47 @@ impl CacheScales {
 const BLOCK: (u64, u64) = (128, 128);
 
 impl Quantization {
+    /// What the checkpoint says, or `--quantization` where it says nothing; `None` for weights as they are.
+    ///
+    /// # Errors
+    /// As [`Quantization::read`] and [`Quantization::named`], and if the two contradict each other.
+    pub fn resolve(config: &Config, setting: Option<&str>) -> Result<Option<Self>> {
+        match setting {
+            Some("none") => Ok(None),
+            None => Self::read(config),
+            Some(name) => match Self::read(config)? {
+                None => Ok(Some(Self {
+                    naming: Arc::new(Naming::of(config)?),
+                    ..Self::named(name)?
+                })),
+                // Other kernels for the experts of a GPTQ or AWQ checkpoint.
+                Some(own) if name.eq_ignore_ascii_case("moe_wna16") => match own.with_experts_in_bytes() {
+                    Some(own) => Ok(Some(own)),
+                    None => Err(Error::unsupported("moe_wna16 only support gptq and awq.")),
+                },
+                // `awq_marlin` for an AWQ checkpoint names a kernel, not another format.
+                Some(own)
+                    if normalise(name).contains(&normalise(own.name()))
+                        || normalise(own.name()).contains(&normalise(name)) =>
+                {
+                    Ok(Some(own))
+                }
+                Some(own) => Err(Error::input(format!(
+                    "--quantization is {name}, but the checkpoint is quantised by {}",
+                    own.name()
+                ))
+                .hint("leave --quantization out, or write none to ignore the checkpoint's")),
+            },
+        }
+    }
+
     /// What the configuration says, `None` without a `quantization_config`.
     ///
     /// # Errors
     /// If the method is not one that the engine knows, or one of its values cannot be used.
     pub fn read(file: &Config) -> Result<Option<Self>> {
         let mut found = None;
+        let mut within = "";
         for part in ["", "text_config", "llm_config", "language_config"] {
             let holder = if part.is_empty() {
                 Some(file.clone())
@@ -115,6 +179,7 @@ impl Quantization {
                 for key in ["quantization_config", "compression_config"] {
                     if found.is_none() {
                         found = holder.sub(key)?;
+                        within = part;
                     }
                 }
             }
@@ -127,24 +192,26 @@ impl Quantization {
             Some(p) => p.str("name")?.unwrap_or_default().to_owned(),
             None => String::new(),
         };
-        let mut read = match method.as_str() {
-            "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q)?,
-            "fp8" | "deepseek_v4_fp8" => deepseek_v4_experts(file, fp8(&q)?)?,
-            "awq" | "awq_marlin" => packed(&q, Layout::Awq)?,
-            "gptq" | "gptq_marlin" | "auto_gptq" => packed(&q, Layout::Gptq)?,
-            "compressed-tensors" => compressed_tensors::read(&q)?,
+        let naming = Arc::new(Naming::of(file)?);
+        let read = match method.as_str() {
+            "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q, &method, &naming)?,
+            "fp8" | "deepseek_v4_fp8" => deepseek_v4_experts(file, fp8(&q, &naming)?)?,
+            "awq" | "awq_marlin" => packed(&q, Layout::Awq, &naming)?,
+            "gptq" | "gptq_marlin" | "auto_gptq" => packed(&q, Layout::Gptq, &naming)?,
+            "compressed-tensors" => compressed_tensors::read(&q, &naming)?,
             "modelopt" | "modelopt_fp4" | "modelopt_mixed" | "modelopt_mxfp8" | "mxfp8" => {
-                modelopt::read(&q)?
+                modelopt::read(&q, &method, &naming)?
             }
-            "mxfp4" | "gpt_oss_mxfp4" => mxfp4(&q)?,
-            "quark" => quark::read(&q)?,
-            "auto-round" | "inc" => overrides::auto_round(&q)?,
+            "mxfp4" | "gpt_oss_mxfp4" => mxfp4(),
+            "quark" => quark::read(&q, &naming)?,
+            "auto-round" | "inc" => auto_round::read(&q, &naming)?,
             "experts_int8" => Self::named("experts_int8")?,
             "fbgemm_fp8" => fbgemm(&q)?,
             "bitsandbytes" => bitsandbytes(&q)?,
-            "torchao" | "humming" | "online" | "fp_quant" => {
+            "fp_quant" => fp_quant(&q)?,
+            "torchao" | "humming" | "online" => {
                 return Err(Error::not_found(format!(
-                    "{} is {method:?}, a format that vLLM loads and that is not described here yet",
+                    "{} is {method:?}, a format whose tensors another package makes, so that their sizes are not known here",
                     q.name("quant_method")
                 ))
                 .hint("--quantization none plans the model without its quantisation, a format's name with that one"));
@@ -157,7 +224,9 @@ impl Quantization {
                 .hint("--quantization moe_wna16 takes its kernels for a GPTQ or AWQ checkpoint"));
             }
             // The engine takes files without a method by their producer; without that they are not quantised.
-            "" if producer == "modelopt" && q.get("quant_method").is_some() => modelopt::read(&q)?,
+            "" if producer == "modelopt" && q.get("quant_method").is_some() => {
+                modelopt::read(&q, &method, &naming)?
+            }
             "" => return Ok(None),
             other => {
                 return Err(Error::unsupported(format!(
@@ -167,8 +236,13 @@ impl Quantization {
                 .hint("use a checkpoint in fp8, AWQ, GPTQ, compressed-tensors, ModelOpt or MXFP4 format"));
             }
         };
-        read.rule.fuse(fused::of(file)?);
-        Ok(Some(read))
+        let in_text =
+            !within.is_empty() && read.name == "awq" && names(&q, &["modules_to_not_convert"])?.is_empty();
+        Ok(Some(Self {
+            naming,
+            in_text,
+            ..read
+        }))
     }
 
     /// A format made on load or assumed for a configuration without one: the engine's names `fp8_per_tensor`,
@@ -184,15 +258,18 @@ impl Quantization {
                 group: Some(128),
                 zeros,
                 asymmetric: layout == Layout::Awq,
+                pads_tiles: true,
                 layout,
             })
         };
-        let scheme = match name.to_ascii_lowercase().as_str() {
+        let name = name.to_ascii_lowercase();
+        let scheme = match name.as_str() {
             "fp8" | "fp8_per_tensor" => Scheme::Fp8OnLoad,
             "fp8_per_channel" => Scheme::Fp8Channel { static_input: false },
             "fp8_per_block" => Scheme::Fp8Block {
                 outputs: BLOCK.0,
                 inputs: BLOCK.1,
+                odd: OddBlocks::Pad,
             },
             "mxfp8" => Scheme::Mxfp8,
             "int8" | "int8_per_channel_weight_only" | "experts_int8" => Scheme::Int8 {
@@ -200,37 +277,62 @@ impl Quantization {
                 static_input: false,
                 input_zero: false,
             },
-            "nvfp4" | "nvfp4_per_token" | "modelopt_fp4" => Scheme::Nvfp4(InputScale::F32),
+            "nvfp4" | "modelopt_fp4" => Scheme::Nvfp4(InputScale::F32),
+            "nvfp4_per_token" => Scheme::Nvfp4OnLoad,
             "mxfp4" => Scheme::Mxfp4,
-            "awq" | "awq_marlin" => group(Layout::Awq, true),
-            "gptq" | "gptq_marlin" => group(Layout::Gptq, true),
+            "awq" | "awq_marlin" | "auto_awq" => group(Layout::Awq, true),
+            "gptq" | "gptq_marlin" | "auto_gptq" => group(Layout::Gptq, true),
             other => {
                 return Err(Error::input(format!(
-                    "--quantization is {other:?}, expected auto, none, fp8, fp8_per_block, fp8_per_channel, mxfp8, \
-                     int8, nvfp4, mxfp4, awq or gptq"
+                    "--quantization is {other:?}, expected auto, none, fp8, fp8_per_tensor, fp8_per_block, fp8_per_channel, \
+                     mxfp8, int8, int8_per_channel_weight_only, nvfp4, nvfp4_per_token, mxfp4, awq or gptq"
                 )));
             }
         };
-        let mut read = Self::uniform(name, scheme, Ignore::new(Match::Exact, &[])?, CacheScales::None);
+        let mut read = Self::uniform(&name, scheme, Ignore::none(Match::Exact), CacheScales::None);
         if let Rule::Uniform { experts_only, .. } = &mut read.rule {
-            *experts_only = name.eq_ignore_ascii_case("experts_int8");
+            // The engine makes these on load for experts alone.
+            *experts_only = matches!(
+                name.as_str(),
+                "experts_int8" | "int8_per_channel_weight_only" | "nvfp4_per_token"
+            );
         }
+        read.on_load = true;
         Ok(read)
     }
 
     fn uniform(name: &str, scheme: Scheme, ignore: Ignore, cache_scales: CacheScales) -> Self {
         Self {
-            name: name.to_owned(),
             rule: Rule::Uniform {
                 scheme,
                 ignore,
                 head: false,
                 experts_only: false,
+                linear_only: false,
+                experts: None,
+            },
+            ..Self::new(name, cache_scales, Mxfp4Padding::NONE, None)
+        }
+    }
+
+    /// One that quantises nothing yet.
+    fn new(name: &str, cache_scales: CacheScales, padding: Mxfp4Padding, refusal: Option<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            rule: Rule::Uniform {
+                scheme: Scheme::Fp8OnLoad,
+                ignore: Ignore::none(Match::Exact),
+                head: false,
+                experts_only: true,
+                linear_only: false,
                 experts: None,
             },
             cache_scales,
-            padding: Mxfp4Padding::NONE,
-            refusal: None,
+            padding,
+            refusal,
+            on_load: false,
+            in_text: false,
+            naming: Arc::default(),
         }
     }
 
@@ -240,16 +342,78 @@ impl Quantization {
     }
 
     /// Why a GPU of this compute capability would not run it.
-    pub(crate) fn refusal_on(&self, capability: (u32, u32)) -> Option<&'static str> {
+    pub(crate) fn refusal_on(&self, capability: (u32, u32)) -> Option<String> {
+        let current = capability.0.saturating_mul(10).saturating_add(capability.1);
+        let least = self.capability();
+        if current < least {
+            return Some(format!(
+                "The quantization method {} is not supported for the current GPU. Minimum capability: {least}. Current \
+                 capability: {current}.",
+                self.name
+            ));
+        }
         match &self.rule {
-            Rule::Groups(groups) => groups.refusal_on(capability),
+            Rule::Groups(groups) => groups.refusal_on(capability).map(str::to_owned),
             _ => None,
         }
+    }
+
+    /// Why the model's class, or its element type, would not do with it.
+    pub(crate) fn refusal_of(&self, model: &Model, dtype: Dtype) -> Option<String> {
+        let mxfp4 = self.name == "mxfp4" && !self.on_load;
+        if mxfp4 && model.attention_scales == AttentionScales::InModelType {
+            return Some("Transformers modeling backend does not support MXFP4 quantization yet.".to_owned());
+        }
+        let mxfp8 = matches!(
+            &self.rule,
+            Rule::Uniform {
+                scheme: Scheme::Mxfp8,
+                ..
+            }
+        ) && self.name == "modelopt";
+        (dtype == Dtype::F16 && (mxfp4 || mxfp8 || self.name == "fp_quant")).then(|| {
+            format!(
+                "torch.float16 is not supported for quantization method {}. Supported dtypes: [torch.bfloat16]",
+                self.name
+            )
+        })
     }
 
     fn refused(mut self, reason: impl Into<String>) -> Self {
         self.refusal = Some(reason.into());
         self
+    }
+
+    /// Whether experts have room for the biases that the model's have (vLLM 0.32.0, `create_weights` of the methods for
+    /// experts).
+    fn expert_biases(&self) -> ExpertBiases {
+        match &self.rule {
+            Rule::Quark(_) => ExpertBiases::F32,
+            Rule::Listed(_) => ExpertBiases::None,
+            Rule::Uniform { .. } if self.name == "modelopt" => ExpertBiases::None,
+            _ => ExpertBiases::Model,
+        }
+    }
+
+    /// What the format does with experts' biases and with groups.
+    pub(crate) fn format(&self) -> Format {
+        Format {
+            expert_biases: self.expert_biases(),
+            whole_groups: matches!(self.rule, Rule::Groups(_)),
+        }
+    }
+
+    /// Least compute capability, ten times the major version and the minor one (vLLM 0.32.0, `get_min_capability`).
+    fn capability(&self) -> u32 {
+        match (&self.rule, self.name.as_str()) {
+            (Rule::Groups(_), _) => 70,
+            (Rule::Quark(modules), _) => modules.capability(),
+            (_, "gptq" | "auto-round") => 60,
+            (_, "mxfp4" | "experts_int8" | "fbgemm_fp8") => 80,
+            (Rule::Uniform { scheme, .. }, "modelopt") if !matches!(scheme, Scheme::Nvfp4(_)) => 80,
+            (_, "fp_quant") => 100,
+            _ => 75,
+        }
     }
 
     /// The method's name as the checkpoint or the user spells it.
@@ -261,6 +425,10 @@ impl Quantization {
     /// other formats, which the engine refuses that for.
     #[must_use]
     pub(crate) fn with_experts_in_bytes(mut self) -> Option<Self> {
+        if let Rule::Overrides(overrides) = &mut self.rule {
+            overrides.experts_in_bytes = true;
+            return Some(self);
+        }
         let Rule::Uniform {
             scheme: Scheme::Packed(packed),
             experts,
@@ -294,41 +462,60 @@ impl Quantization {
     /// # Errors
     /// [`Refused`] if the engine would not build the module.
     fn decide(&self, path: &str, weight: &Weight) -> Result<Option<Scheme>, Refused> {
-        let is_head = matches!(weight.op, Op::Vocab { .. });
-        let is_experts = matches!(weight.op, Op::Experts { .. });
-        // Published quantised checkpoints leave vision and audio towers in 16 bits, under names that their ignore
-        // lists spell in many ways.
-        if !weight.quantizable
-            || weight.role == crate::arch::Role::Tower
-            || matches!(weight.op, Op::Tensor { .. })
+        let Some(kind) = kind(weight) else {
+            return Ok(None);
+        };
+        let naming = &*self.naming;
+        let path = if weight.role == crate::arch::Role::Tower {
+            if naming.plain_tower(&self.name) || self.in_text && naming.plain_tower("awq-text") {
+                return Ok(None);
+            }
+            match naming.tower(path) {
+                Some(path) => Cow::Borrowed(path),
+                None => return Ok(None),
+            }
+        } else {
+            let path = match kind {
+                Kind::Embedding => naming.embedding().map(Cow::Borrowed),
+                _ => naming.path(path),
+            };
+            match path {
+                Some(path) => path,
+                None => return Ok(None),
+            }
+        };
+        let path = &*path;
+        // Names of towers that old ModelOpt files forget to leave out (vLLM 0.32.0, `ModelOptQuantConfigBase`).
+        let forgotten = ["vision_tower", "vision_model", "vit_large_projector"];
+        if self.name == "modelopt"
+            && matches!(self.rule, Rule::Uniform { .. })
+            && forgotten.iter().any(|name| path.contains(name))
         {
             return Ok(None);
         }
-        // Embeddings are looked up, not multiplied: only an output head can be quantised.
-        if is_head && weight.role != crate::arch::Role::Head {
-            return Ok(None);
-        }
-        let path = &*select::canonical(path);
         match &self.rule {
             Rule::Uniform {
                 scheme,
                 ignore,
                 head,
                 experts_only,
+                linear_only,
                 experts,
             } => {
-                let wanted = if is_head {
-                    *head
-                } else {
-                    is_experts || !*experts_only
+                let wanted = match kind {
+                    Kind::Linear => !*experts_only,
+                    Kind::Head => *head,
+                    Kind::Experts => !*linear_only,
+                    Kind::Embedding => false,
                 };
-                let scheme = experts.filter(|_| is_experts).unwrap_or(*scheme);
-                Ok((wanted && !ignore.skips_whole(path)?).then_some(scheme))
+                let scheme = experts.filter(|_| kind == Kind::Experts).unwrap_or(*scheme);
+                Ok((wanted && !ignore.skips_whole(path, naming)?).then_some(scheme))
             }
-            Rule::Groups(groups) => groups.scheme(path, is_head, is_experts),
-            Rule::Listed(listed) => listed.scheme(path, is_experts),
-            Rule::Quark(modules) => modules.scheme(path, is_head, is_experts),
-            Rule::Overrides(overrides) => Ok(overrides.scheme(path, is_head)),
+            Rule::Groups(groups) => groups.scheme(path, kind, naming),
+            Rule::Listed(listed) => listed.scheme(path, kind, naming),
+            Rule::Quark(modules) => modules.scheme(path, kind, naming),
+            Rule::Overrides(overrides) => overrides.scheme(path, kind, naming),
+            Rule::Rounded(rounded) => rounded.scheme(path, kind, naming),
         }
     }
 
@@ -343,7 +530,11 @@ impl Quantization {
     /// Whether the attention module at `path` has the scales that the format brings for the cache.
     fn scales_cache_at(&self, path: impl FnOnce() -> String) -> bool {
         match &self.rule {
-            Rule::Quark(modules) => !modules.leaves_out(&select::canonical(&path())),
+            Rule::Quark(modules) => {
+                let path = path();
+                let path = self.naming.path(&path).unwrap_or(Cow::Borrowed(&path));
+                !modules.leaves_out(&path, &self.naming)
+            }
             _ => true,
         }
     }
@@ -353,7 +544,13 @@ impl Quantization {
     /// # Errors
     /// As [`Weight::shard`] and [`Scheme::bytes`].
     pub fn bytes(&self, path: &str, weight: &Weight, parallel: &Parallel, model: Dtype) -> Result<u64> {
-        inventory::shard_bytes(weight, self.scheme(path, weight), parallel, model, self.padding)
+        inventory::shard_bytes(
+            weight,
+            self.scheme(path, weight),
+            parallel,
+            model,
+            (self.padding, self.format()),
+        )
     }
 }
 
@@ -381,6 +578,40 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Why vLLM 0.32.0 would not build the model from this checkpoint on GPUs of this compute capability with weights in
+    /// this element type where they are not quantised.
+    pub fn quantization_refusal(
+        &self,
+        quantization: &Quantization,
+        parallel: &Parallel,
+        capability: (u32, u32),
+        dtype: Dtype,
+    ) -> Option<String> {
+        Inventory::new(self, Some(quantization.clone())).refusal_on(self, parallel, capability, dtype)
+    }
+}
+
+/// What a parameter is to the engine; `None` for one without a scheme.
+fn kind(weight: &Weight) -> Option<Kind> {
+    if !weight.quantizable {
+        return None;
+    }
+    match weight.op {
+        Op::Tensor { .. } => None,
+        Op::Experts { .. } => Some(Kind::Experts),
+        Op::Vocab { .. } if weight.role == crate::arch::Role::Head => Some(Kind::Head),
+        Op::Vocab { .. } => Some(Kind::Embedding),
+        Op::Linear { .. } | Op::Qkv { .. } => Some(Kind::Linear),
+    }
+}
+
+/// The same as [`names`], `None` where no key holds a list.
+fn optional_names(q: &Config, keys: &[&str]) -> Result<Option<Vec<String>>> {
+    let list = names(q, keys)?;
+    Ok((!list.is_empty()).then(|| list.into_iter().map(str::to_owned).collect()))
+}
+
 /// The names in the first of several keys that holds a list.
 fn names<'a>(q: &'a Config, keys: &[&str]) -> Result<Vec<&'a str>> {
     for key in keys {
@@ -392,7 +623,7 @@ fn names<'a>(q: &'a Config, keys: &[&str]) -> Result<Vec<&'a str>> {
 }
 
 /// vLLM 0.32.0, `Fp8Config`.
-fn fp8(q: &Config) -> Result<Quantization> {
+fn fp8(q: &Config, naming: &Naming) -> Result<Quantization> {
     let static_input = match q.str("activation_scheme")?.unwrap_or("dynamic") {
         "dynamic" => false,
         "static" => true,
@@ -406,7 +637,11 @@ fn fp8(q: &Config) -> Result<Quantization> {
     let scheme = match q.u64s("weight_block_size")? {
         None => Scheme::Fp8Tensor { static_input },
         Some(block) => match block[..] {
-            [outputs, inputs] if outputs > 0 && inputs > 0 => Scheme::Fp8Block { outputs, inputs },
+            [outputs, inputs] if outputs > 0 && inputs > 0 => Scheme::Fp8Block {
+                outputs,
+                inputs,
+                odd: OddBlocks::Refine,
+            },
             _ => {
                 return Err(Error::input(format!(
                     "{} is {block:?}, expected two positive integers",
@@ -417,7 +652,7 @@ fn fp8(q: &Config) -> Result<Quantization> {
     };
     let ignore = Ignore::new(
         Match::Exact,
-        &names(q, &["ignored_layers", "modules_to_not_convert"])?,
+        &naming.rename_all(&names(q, &["ignored_layers", "modules_to_not_convert"])?),
     )?;
     Ok(Quantization::uniform(
         "fp8",
@@ -440,7 +675,7 @@ fn bits(q: &Config, keys: &[&str], default: u64) -> Result<u64> {
 }
 
 /// AWQ and GPTQ (vLLM 0.32.0, `auto_awq.py` and `auto_gptq.py`).
-fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
+fn packed(q: &Config, layout: Layout, naming: &Naming) -> Result<Quantization> {
     let gptq = layout == Layout::Gptq;
     // One scale an output for -1.
     let group = overrides::group_size(q, &["group_size", "q_group_size"], Some(128))?;
@@ -463,25 +698,19 @@ fn packed(q: &Config, layout: Layout) -> Result<Quantization> {
         // AWQ's modules have room for zero points whether the checkpoint has them or not.
         zeros: true,
         asymmetric: !gptq && q.flag("zero_point", true)?,
+        pads_tiles: true,
         layout,
     };
     let head = q.flag("lm_head", false)?;
-    if gptq && let Some(overrides) = overrides::dynamic(q, packed, head)? {
+    if gptq {
         return Ok(Quantization {
-            name: "gptq".to_owned(),
-            rule: Rule::Overrides(overrides),
-            cache_scales: CacheScales::None,
-            padding: Mxfp4Padding::NONE,
-            refusal,
+            rule: Rule::Overrides(overrides::dynamic(q, packed, head, naming)?),
+            ..Quantization::new("gptq", CacheScales::None, Mxfp4Padding::NONE, refusal)
         });
     }
-    let (list, name) = if gptq {
-        (Vec::new(), "gptq")
-    } else {
-        (names(q, &["modules_to_not_convert"])?, "awq")
-    };
-    let ignore = Ignore::new(Match::Part, &list)?;
-    let mut read = Quantization::uniform(name, Scheme::Packed(packed), ignore, CacheScales::None);
+    let list = names(q, &["modules_to_not_convert"])?;
+    let ignore = Ignore::new(Match::Part, &naming.rename_all(&list))?;
+    let mut read = Quantization::uniform("awq", Scheme::Packed(packed), ignore, CacheScales::None);
     if let Rule::Uniform { head: own, .. } = &mut read.rule {
         *own = head;
     }
@@ -535,12 +764,44 @@ fn deepseek_v4_experts(file: &Config, mut read: Quantization) -> Result<Quantiza
     Ok(read)
 }
 
-/// gpt-oss (vLLM 0.32.0, `mxfp4.py`): experts alone.
-fn mxfp4(q: &Config) -> Result<Quantization> {
-    let ignore = Ignore::new(Match::Wildcard, &names(q, &["modules_to_not_convert"])?)?;
-    let mut read = Quantization::uniform("mxfp4", Scheme::Mxfp4, ignore, CacheScales::None);
+/// gpt-oss (vLLM 0.32.0, `mxfp4.py`): experts alone, whatever the file leaves out.
+fn mxfp4() -> Quantization {
+    let mut read = Quantization::uniform(
+        "mxfp4",
+        Scheme::Mxfp4,
+        Ignore::none(Match::Exact),
+        CacheScales::None,
+    );
     if let Rule::Uniform { experts_only, .. } = &mut read.rule {
         *experts_only = true;
     }
-    Ok(read)
+    read
+}
+
+/// Checkpoints of FP-Quant (vLLM 0.32.0, `fp_quant.py`): linear modules alone.
+fn fp_quant(q: &Config) -> Result<Quantization> {
+    let group = match q.str("forward_dtype")? {
+        Some("mxfp4") => 32,
+        Some("nvfp4") => 16,
+        other => {
+            return Err(Error::input(format!(
+                "{} is {:?}, expected mxfp4 or nvfp4",
+                q.name("forward_dtype"),
+                other.unwrap_or_default()
+            )));
+        }
+    };
+    let scheme = Scheme::Rotated {
+        group,
+        hadamard: q.dim("hadamard_group_size")?,
+    };
+    let ignore = Ignore::new(Match::End, &names(q, &["modules_to_not_convert"])?)?;
+    let mut read = Quantization::uniform("fp_quant", scheme, ignore, CacheScales::None);
+    if let Rule::Uniform { linear_only, .. } = &mut read.rule {
+        *linear_only = true;
+    }
+    Ok(read.refused(
+        "The quantization method fp_quant is deprecated and will be removed in future versions of vLLM. To bypass, set \
+         `--allow-deprecated-quantization`.",
+    ))
 }

@@ -2,67 +2,103 @@
 
 use std::collections::HashMap;
 
-use super::fused::{self, Fused};
-use super::select::{self, Ignore, Match, Refused};
-use super::{BLOCK, CacheScales, InputScale, Mxfp4Padding, Quantization, Rule, Scheme};
+use super::naming::Naming;
+use super::select::{Ignore, Match, Refused};
+use super::{BLOCK, CacheScales, InputScale, Kind, Mxfp4Padding, OddBlocks, Quantization, Rule, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
 
-/// An algorithm for each module that is quantised, by the module's canonical path.
+/// An algorithm for each module that is quantised, by the module's path in the engine.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
-    schemes: HashMap<String, Scheme>,
+    schemes: HashMap<String, Option<Scheme>>,
     /// Modules that hold listed ones (`mlp.experts` of `mlp.experts.0.gate_proj`), with the scheme of those.
-    parents: HashMap<String, Scheme>,
+    parents: HashMap<String, Option<Scheme>>,
     ignore: Ignore,
-    fused: Fused,
 }
 
 impl Listed {
-    /// The same for a class that fuses other modules.
-    pub(super) fn fuse(&mut self, fused: Fused) {
-        self.ignore.fuse(fused);
-        self.fused = fused;
-    }
-
     /// The scheme of a module, by its own name, its fused parts' or, for experts, that of a single expert.
-    pub(super) fn scheme(&self, path: &str, is_experts: bool) -> Result<Option<Scheme>, Refused> {
-        if self.ignore.skips_whole(path)? {
+    pub(super) fn scheme(&self, path: &str, kind: Kind, naming: &Naming) -> Result<Option<Scheme>, Refused> {
+        if kind == Kind::Embedding || self.ignore.skips_whole(path, naming)? {
             return Ok(None);
         }
-        if let Some(scheme) = self.schemes.get(path) {
-            return Ok(Some(*scheme));
+        let spellings = spellings(path);
+        if let Some(scheme) = spellings.iter().find_map(|path| self.schemes.get(path)) {
+            return Ok(*scheme);
         }
-        if let Some(scheme) = fused::parts(path, self.fused)
+        let mut found = None;
+        for part in spellings.iter().flat_map(|path| naming.parts(path)) {
+            match (self.schemes.get(&part), found) {
+                (Some(scheme), Some(other)) if *scheme != other => {
+                    return Err(Refused(format!(
+                        "Mixed quant_algo within fused layer {path}: All shards must use the same quantization."
+                    )));
+                }
+                (Some(scheme), _) => found = Some(*scheme),
+                (None, _) => {}
+            }
+        }
+        if let Some(scheme) = found {
+            return Ok(scheme);
+        }
+        let parent = path.strip_suffix(".experts");
+        Ok(spellings
             .iter()
-            .find_map(|part| self.schemes.get(part))
-        {
-            return Ok(Some(*scheme));
-        }
-        if !is_experts {
-            return Ok(None);
-        }
-        let parent = path.strip_suffix(".experts").unwrap_or(path);
-        Ok(self
-            .parents
-            .get(path)
-            .or_else(|| self.parents.get(parent))
-            .copied())
+            .map(String::as_str)
+            .chain(parent)
+            .find_map(|path| self.parents.get(path))
+            .copied()
+            .flatten())
     }
 }
 
+/// The spellings in which `quantized_layers` may have a module (vLLM 0.32.0, `_quantized_layer_prefix_candidates`).
+fn spellings(path: &str) -> Vec<String> {
+    let mut all = vec![path.to_owned()];
+    if path.ends_with(".lm_head") {
+        all.push("lm_head".to_owned());
+    }
+    if let Some(rest) = path.strip_prefix("language_model.model.") {
+        all.push(format!("model.language_model.{rest}"));
+    } else if let Some(rest) = path.strip_prefix("model.language_model.") {
+        all.push(format!("language_model.model.{rest}"));
+    }
+    all
+}
+
 /// vLLM 0.32.0, `modelopt.py`.
-pub(super) fn read(q: &Config) -> Result<Quantization> {
+pub(super) fn read(q: &Config, method: &str, naming: &Naming) -> Result<Quantization> {
     // The older form nests everything under `quantization` and calls the list by another name.
     let nested = q.sub("quantization")?;
     let (q, list) = match &nested {
         Some(inner) => (inner, super::names(inner, &["exclude_modules"])?),
+        None if method == "mxfp8" && q.get("quant_algo").is_none() => {
+            (q, super::names(q, &["ignored_layers"])?)
+        }
         None => (q, super::names(q, &["ignore"])?),
     };
-    let ignore = Ignore::new(Match::Wildcard, &list)?;
-    let algo = q.str("quant_algo")?.unwrap_or_default().to_ascii_uppercase();
+    // Where the class has a mapper, the engine splits `path*` in two first: the path, and what is below it.
+    let split: Vec<String> = list
+        .iter()
+        .flat_map(
+            |entry| match entry.strip_suffix('*').filter(|stem| !stem.ends_with('.')) {
+                Some(stem) if naming.renames() && !stem.is_empty() => {
+                    vec![stem.to_owned(), format!("{stem}.*")]
+                }
+                _ => vec![(*entry).to_owned()],
+            },
+        )
+        .map(|entry| naming.rename(&entry).into_owned())
+        .collect();
+    let ignore = Ignore::new(Match::Wildcard, &split)?;
+    let algo = match q.str("quant_algo")? {
+        // Files that name no algorithm but the method are MXFP8 (MiniMax).
+        None if method == "mxfp8" && nested.is_none() => "MXFP8".to_owned(),
+        algo => algo.unwrap_or_default().to_ascii_uppercase(),
+    };
     if algo == "MIXED_PRECISION" || algo.is_empty() && q.get("quantized_layers").is_some() {
-        return mixed(q, ignore);
+        return mixed(q, nested.is_some(), ignore, naming);
     }
     let scheme = scheme(&algo).ok_or_else(|| {
         Error::unsupported(format!(
@@ -73,8 +109,10 @@ pub(super) fn read(q: &Config) -> Result<Quantization> {
     let mut read = Quantization::uniform("modelopt", scheme, ignore, CacheScales::Four { latent: true });
     if let Rule::Uniform { head, experts, .. } = &mut read.rule {
         *head = true;
-        // Experts have no blocks: the engine reads them as plain FP8.
-        *experts = (algo == "FP8_PB_WO").then_some(Scheme::Fp8Tensor { static_input: true });
+        // Experts have neither blocks nor channels: the engine reads them as plain FP8.
+        *experts = algo
+            .starts_with("FP8")
+            .then_some(Scheme::Fp8Tensor { static_input: true });
     }
     Ok(read)
 }
@@ -86,15 +124,22 @@ fn scheme(algo: &str) -> Option<Scheme> {
         "FP8_PB_WO" => Scheme::Fp8Block {
             outputs: BLOCK.0,
             inputs: BLOCK.1,
+            odd: OddBlocks::Take,
         },
         "NVFP4" => Scheme::Nvfp4(InputScale::F32),
         "W4A16_NVFP4" => Scheme::Nvfp4(InputScale::Model),
         "MXFP8" => Scheme::Mxfp8,
+        // The name that early files have for blocks; of experts alone.
+        "FP8_BLOCK_SCALES" => Scheme::Fp8Block {
+            outputs: BLOCK.0,
+            inputs: BLOCK.1,
+            odd: OddBlocks::Refine,
+        },
         _ => return None,
     })
 }
 
-fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
+fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Quantization> {
     let Some(layers) = q.sub("quantized_layers")? else {
         return Err(Error::input(format!(
             "{} is missing from the configuration",
@@ -114,30 +159,38 @@ fn mixed(q: &Config, ignore: Ignore) -> Result<Quantization> {
                 entry.name("quant_algo")
             )));
         };
-        let path = select::canonical(key).into_owned();
+        let path = naming.rename(key).into_owned();
         let mut rest = path.as_str();
         while let Some((parent, _)) = rest.rsplit_once('.') {
             // The first listed module below a parent decides.
-            parents.entry(parent.to_owned()).or_insert(scheme);
+            parents.entry(parent.to_owned()).or_insert(Some(scheme));
             rest = parent;
         }
-        schemes.insert(path, scheme);
+        schemes.insert(path, Some(scheme));
     }
-    let has_cache = q.get("kv_cache_quant_algo").is_some() || q.get("kv_cache_scheme").is_some();
+    let has_cache = if nested {
+        q.get("kv_cache_quant_algo").is_some()
+    } else {
+        match q.sub("kv_cache_scheme")? {
+            Some(scheme) => scheme.str("type")? == Some("float") && scheme.u64("num_bits")? == Some(8),
+            None => false,
+        }
+    };
     Ok(Quantization {
-        name: "modelopt".to_owned(),
         rule: Rule::Listed(Listed {
             schemes,
             parents,
             ignore,
-            fused: fused::USUAL,
         }),
-        cache_scales: if has_cache {
-            CacheScales::Four { latent: false }
-        } else {
-            CacheScales::None
-        },
-        padding: Mxfp4Padding::NONE,
-        refusal: None,
+        ..Quantization::new(
+            "modelopt",
+            if has_cache {
+                CacheScales::Four { latent: false }
+            } else {
+                CacheScales::None
+            },
+            Mxfp4Padding::NONE,
+            None,
+        )
     })
 }

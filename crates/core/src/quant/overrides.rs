@@ -1,69 +1,84 @@
-//! Checkpoints that override their scheme for single modules: GPTQ's `dynamic` and auto-round's `extra_config`.
+//! GPTQ checkpoints that override their scheme for single modules.
 
 use regex_lite::Regex;
 
-use super::fused::{self, Fused};
-use super::select::MAX_PATTERN_BYTES;
-use super::{CacheScales, Layout, Mxfp4Padding, Packed, Quantization, Rule, Scheme};
+use super::naming::Naming;
+use super::select::{MAX_PATTERN_BYTES, Refused};
+use super::{Kind, Packed, Scheme};
 use crate::arch::Config;
 use crate::{Error, Result};
 
 /// A scheme and its exceptions in the order of the file.
 #[derive(Debug, Clone)]
 pub(super) struct Overrides {
-    base: Scheme,
+    base: Packed,
     /// Whether the output head has the scheme too where no exception is about it.
     head: bool,
-    /// Whether an exception for a fused module's parts is one for the module.
-    by_parts: bool,
-    exceptions: Vec<(Names, Option<Scheme>)>,
-    fused: Fused,
+    exceptions: Vec<(Regex, Change)>,
+    /// Whether experts are packed by bytes (`--quantization moe_wna16`).
+    pub(super) experts_in_bytes: bool,
+    /// Modules that are quantised, as parts of their paths, where the file lists them.
+    listed: Option<Vec<String>>,
 }
 
-/// The modules that an exception is about.
-#[derive(Debug, Clone)]
-enum Names {
-    /// A path, or the end of one behind a dot.
-    End(String),
-    Pattern(Regex),
-}
-
-impl Names {
-    fn hold(&self, path: &str) -> bool {
-        match self {
-            Self::End(name) => path
-                .strip_suffix(name.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
-            Self::Pattern(pattern) => pattern.is_match(path),
-        }
-    }
+/// What an exception says.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    /// The module stays as it is.
+    Skip,
+    /// It has other bits or groups.
+    To { packed: Packed, symmetric: bool },
 }
 
 impl Overrides {
-    /// The same for a class that fuses other modules.
-    pub(super) fn fuse(&mut self, fused: Fused) {
-        self.fused = fused;
+    /// The scheme of a module.
+    pub(super) fn scheme(&self, path: &str, kind: Kind, naming: &Naming) -> Result<Option<Scheme>, Refused> {
+        let wanted = match kind {
+            Kind::Linear | Kind::Experts => true,
+            Kind::Head => self.head,
+            Kind::Embedding => false,
+        };
+        if !wanted || kind != Kind::Experts && !self.lists(path, naming)? {
+            return Ok(None);
+        }
+        if kind == Kind::Experts && self.experts_in_bytes {
+            return Ok(Some(Scheme::Packed(Packed {
+                layout: super::Layout::Bytes,
+                ..self.base
+            })));
+        }
+        match self.exceptions.iter().find(|(pattern, _)| pattern.is_match(path)) {
+            None => Ok(Some(Scheme::Packed(self.base))),
+            Some((_, Change::Skip)) => Ok(None),
+            Some((_, Change::To { symmetric: false, .. })) => Err(Refused(format!(
+                "Unsupported quantization config: sym=False ({path})."
+            ))),
+            Some((_, Change::To { packed, .. })) => Ok(Some(Scheme::Packed(*packed))),
+        }
     }
 
-    /// The scheme of a module.
-    pub(super) fn scheme(&self, path: &str, is_head: bool) -> Option<Scheme> {
-        let found = |path: &str| self.exceptions.iter().find(|(names, _)| names.hold(path));
-        let part = || {
-            self.by_parts
-                .then(|| fused::parts(path, self.fused))
-                .into_iter()
-                .flatten()
-                .find_map(|p| found(&p))
+    /// Whether the file lists a module as quantised (vLLM 0.32.0, `is_layer_gptq_quantized`).
+    fn lists(&self, path: &str, naming: &Naming) -> Result<bool, Refused> {
+        let Some(listed) = &self.listed else {
+            return Ok(true);
         };
-        match found(path).or_else(part) {
-            Some((_, scheme)) => *scheme,
-            None => (!is_head || self.head).then_some(self.base),
+        let holds = |path: &str| listed.iter().any(|part| path.contains(part.as_str()));
+        let parts = naming.parts(path);
+        let hits = parts.iter().filter(|part| holds(part)).count();
+        match (parts.len(), hits) {
+            (0, _) => Ok(holds(path)),
+            (all, hits) if hits == all => Ok(true),
+            (_, 0) => Ok(false),
+            _ => Err(Refused(format!(
+                "Detected some but not all shards of {path} are quantized. All shards of fused layers to have the \
+                 same precision."
+            ))),
         }
     }
 }
 
 /// Compiles a pattern; `at_start` for those that have to match from a path's beginning.
-fn pattern(text: &str, at_start: bool, key: &str) -> Result<Regex> {
+pub(super) fn pattern(text: &str, at_start: bool, key: &str) -> Result<Regex> {
     if text.len() > MAX_PATTERN_BYTES {
         return Err(Error::input(format!(
             "a pattern in {key} has {} characters, more than {MAX_PATTERN_BYTES}",
@@ -89,105 +104,71 @@ pub(super) fn group_size(q: &Config, keys: &[&str], default: Option<u64>) -> Res
 
 /// Adds GPTQ's `dynamic` to what the rest of the file says (vLLM 0.32.0, `utils/gptq_utils.py`): `-:` leaves modules as
 /// they are, anything else changes bits or groups.
-pub(super) fn dynamic(q: &Config, base: Packed, head: bool) -> Result<Option<Overrides>> {
-    let Some(rules) = q.sub("dynamic")?.filter(|rules| !rules.map().is_empty()) else {
-        return Ok(None);
-    };
+pub(super) fn dynamic(q: &Config, base: Packed, head: bool, naming: &Naming) -> Result<Overrides> {
     let key = q.name("dynamic");
     let mut exceptions = Vec::new();
-    for text in rules.map().keys() {
-        if let Some(skipped) = text.strip_prefix("-:") {
-            exceptions.push((Names::Pattern(pattern(skipped, true, &key)?), None));
-            continue;
+    if let Some(rules) = q.sub("dynamic")? {
+        for text in rules.map().keys() {
+            if let Some(skipped) = text.strip_prefix("-:") {
+                exceptions.push((pattern(skipped, true, &key)?, Change::Skip));
+                continue;
+            }
+            let own = rules
+                .sub(text)?
+                .unwrap_or_else(|| rules.with_map(serde_json::Map::new()));
+            let text = text.strip_prefix("+:").unwrap_or(text);
+            let packed = Packed {
+                bits: super::bits(&own, &["bits"], base.bits)?,
+                group: group_size(&own, &["group_size"], base.group)?,
+                ..base
+            };
+            let symmetric = own.flag("sym", true)?;
+            exceptions.push((pattern(text, true, &key)?, Change::To { packed, symmetric }));
         }
-        let own = rules
-            .sub(text)?
-            .unwrap_or_else(|| rules.with_map(serde_json::Map::new()));
-        let text = text.strip_prefix("+:").unwrap_or(text);
-        let changed = Packed {
-            bits: super::bits(&own, &["bits"], base.bits)?,
-            group: group_size(&own, &["group_size"], base.group)?,
-            ..base
-        };
-        exceptions.push((
-            Names::Pattern(pattern(text, true, &key)?),
-            Some(Scheme::Packed(changed)),
-        ));
     }
-    Ok(Some(Overrides {
-        base: Scheme::Packed(base),
+    let listed = listed(q)?.map(|list| list.iter().map(|name| naming.rename(name).into_owned()).collect());
+    Ok(Overrides {
+        base,
         head,
-        by_parts: false,
         exceptions,
-        fused: fused::USUAL,
-    }))
+        experts_in_bytes: false,
+        listed,
+    })
 }
 
-/// Intel's auto-round (vLLM 0.32.0, `inc/inc.py`): integers in the layout of GPTQ or AWQ.
-pub(super) fn auto_round(q: &Config) -> Result<Quantization> {
-    let kind = q.str("data_type")?.unwrap_or("int");
-    let format = q.str("packing_format")?.unwrap_or("auto_round:auto_gptq");
-    let backend = q.str("backend")?.unwrap_or("auto");
-    if kind != "int" {
-        return Err(Error::not_found(format!(
-            "{} is {kind:?}: of auto-round's formats only int is described here",
-            q.name("data_type")
-        ))
-        .hint("--quantization none plans the model without its quantisation"));
-    }
-    let base = Packed {
-        bits: super::bits(q, &["bits"], 4)?,
-        group: group_size(q, &["group_size"], Some(128))?,
-        zeros: true,
-        asymmetric: !q.flag("sym", true)?,
-        layout: if format.contains("awq") || backend.contains("awq") {
-            Layout::Awq
-        } else {
-            Layout::Gptq
-        },
+/// `modules_in_block_to_quantize`, which is a list of names or one of such lists.
+fn listed(q: &Config) -> Result<Option<Vec<String>>> {
+    let key = "modules_in_block_to_quantize";
+    let Some(serde_json::Value::Array(list)) = q.get(key) else {
+        return match q.get(key) {
+            None => Ok(None),
+            Some(_) => Err(Error::input(format!("{} is no list of names", q.name(key)))),
+        };
     };
-    let mut exceptions = Vec::new();
-    if let Some(extra) = q.sub("extra_config")? {
-        let key = q.name("extra_config");
-        for name in extra.map().keys() {
-            let Some(own) = extra.sub(name)? else {
-                continue;
-            };
-            let bits = own.u64("bits")?.unwrap_or(base.bits);
-            let scheme = if bits >= 16 {
-                None
-            } else {
-                Some(Scheme::Packed(Packed {
-                    bits: super::bits(&own, &["bits"], base.bits)?,
-                    group: group_size(&own, &["group_size"], base.group)?,
-                    ..base
-                }))
-            };
-            let names = if name.contains(['*', '+', '?', '^', '$', '(', '[', '{', '|', '\\']) {
-                Names::Pattern(pattern(name, false, &key)?)
-            } else {
-                Names::End(super::select::canonical(name).into_owned())
-            };
-            exceptions.push((names, scheme));
+    let mut names = Vec::new();
+    for entry in list {
+        let inner = match entry {
+            serde_json::Value::Array(inner) => inner.as_slice(),
+            other => std::slice::from_ref(other),
+        };
+        for name in inner {
+            match name.as_str() {
+                Some(name) => names.push(name.to_owned()),
+                None => {
+                    return Err(Error::input(format!(
+                        "{} holds {name}, expected names of modules",
+                        q.name(key)
+                    )));
+                }
+            }
         }
     }
-    Ok(Quantization {
-        name: "auto-round".to_owned(),
-        rule: Rule::Overrides(Overrides {
-            base: Scheme::Packed(base),
-            head: false,
-            by_parts: true,
-            exceptions,
-            fused: fused::USUAL,
-        }),
-        cache_scales: CacheScales::None,
-        padding: Mxfp4Padding::NONE,
-        refusal: None,
-    })
+    Ok((!names.is_empty()).then_some(names))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Layout;
     use super::*;
 
     fn config(text: &str) -> Config {
@@ -199,46 +180,52 @@ mod tests {
         group: Some(128),
         zeros: true,
         asymmetric: false,
+        pads_tiles: true,
         layout: Layout::Gptq,
     };
 
+    fn read(text: &str) -> Result<Overrides> {
+        dynamic(&config(text), BASE, false, &Naming::of_class(""))
+    }
+
     #[test]
     fn the_first_rule_that_matches_from_the_start_of_a_path_decides() {
-        let q =
-            config(r#"{"dynamic": {"-:.*mlp\\.gate$": {}, "+:.*down_proj": {"bits": 8, "group_size": -1}}}"#);
-        let rules = dynamic(&q, BASE, false).unwrap().unwrap();
-        assert_eq!(rules.scheme("model.layers.0.mlp.gate", false), None);
+        let rules = read(
+            r#"{"dynamic": {"-:.*mlp\\.gate$": {}, "+:.*down_proj": {"bits": 8, "group_size": -1},
+            "+:.*o_proj": {"sym": false}}}"#,
+        )
+        .unwrap();
+        let of = |path: &str, kind: Kind| rules.scheme(path, kind, &Naming::of_class(""));
+        assert_eq!(of("model.layers.0.mlp.gate", Kind::Linear), Ok(None));
         let eight = Packed {
             bits: 8,
             group: None,
             ..BASE
         };
         assert_eq!(
-            rules.scheme("model.layers.0.mlp.down_proj", false),
-            Some(Scheme::Packed(eight))
+            of("model.layers.0.mlp.down_proj", Kind::Linear),
+            Ok(Some(Scheme::Packed(eight)))
         );
         assert_eq!(
-            rules.scheme("model.layers.0.self_attn.qkv_proj", false),
-            Some(Scheme::Packed(BASE))
+            of("model.layers.0.self_attn.qkv_proj", Kind::Linear),
+            Ok(Some(Scheme::Packed(BASE)))
         );
-        assert_eq!(rules.scheme("lm_head", true), None);
-        assert!(dynamic(&config("{}"), BASE, false).unwrap().is_none());
-        assert!(dynamic(&config(r#"{"dynamic": {"-:(": {}}}"#), BASE, false).is_err());
+        assert!(of("model.layers.0.self_attn.o_proj", Kind::Linear).is_err());
+        assert_eq!(of("lm_head", Kind::Head), Ok(None));
+        assert!(read(r#"{"dynamic": {"-:(": {}}}"#).is_err());
     }
 
     #[test]
-    fn auto_round_leaves_modules_of_sixteen_bits_as_they_are() {
-        let q = config(
-            r#"{"bits": 4, "group_size": 32, "extra_config": {"model.layers.1.self_attn.q_proj": {"bits": 16},
-            ".*\\.mlp\\.gate$": {"bits": 16}, "lm_head": {"bits": 8}}}"#,
-        );
-        let Rule::Overrides(rules) = auto_round(&q).unwrap().rule else {
-            panic!("not a rule with exceptions");
-        };
-        assert_eq!(rules.scheme("model.layers.1.self_attn.qkv_proj", false), None);
-        assert_eq!(rules.scheme("model.layers.2.mlp.gate", false), None);
-        assert!(rules.scheme("model.layers.2.mlp.gate_up_proj", false).is_some());
-        assert!(rules.scheme("lm_head", true).is_some());
-        assert!(auto_round(&config(r#"{"bits": 4, "data_type": "mx_fp"}"#)).is_err());
+    fn only_listed_modules_are_quantised() {
+        let rules = read(
+            r#"{"modules_in_block_to_quantize": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            ["mlp.down_proj", "mlp.up_proj"]]}"#,
+        )
+        .unwrap();
+        let of = |path: &str| rules.scheme(path, Kind::Linear, &Naming::of_class(""));
+        assert!(of("model.layers.0.self_attn.qkv_proj").unwrap().is_some());
+        assert!(of("model.layers.0.self_attn.o_proj").unwrap().is_none());
+        assert!(of("model.layers.0.mlp.gate_up_proj").is_err());
+        assert!(read(r#"{"modules_in_block_to_quantize": [3]}"#).is_err());
     }
 }

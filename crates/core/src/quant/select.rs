@@ -1,31 +1,15 @@
 //! Which modules a checkpoint leaves unquantised.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use regex_lite::Regex;
 
-use super::fused::{self, Fused};
 use super::glob::{self, Glob};
+use super::naming::Naming;
 use crate::{Error, Result};
 
 /// Longest pattern that is compiled; published ones stay below a hundred characters.
 pub(super) const MAX_PATTERN_BYTES: usize = 4096;
-
-/// A module's path without the prefixes that wrappers put before the language model, in files and in the engine.
-pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
-    for (prefix, instead) in [
-        ("model.language_model.", "model."),
-        ("language_model.model.", "model."),
-        ("language_model.", ""),
-        ("model.visual.", "visual."),
-    ] {
-        if let Some(rest) = path.strip_prefix(prefix) {
-            return Cow::Owned(format!("{instead}{rest}"));
-        }
-    }
-    Cow::Borrowed(path)
-}
 
 /// How the entries of an ignore list are compared with a module's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +18,8 @@ pub(crate) enum Match {
     Exact,
     /// Any part of the path (AWQ).
     Part,
+    /// The end of the path (FP-Quant).
+    End,
     /// Any part of the path, or a pattern with `*` (`ModelOpt`).
     Wildcard,
     /// The whole path, its last name, or a regular expression behind `re:` (llm-compressor).
@@ -44,8 +30,6 @@ pub(crate) enum Match {
 #[derive(Debug, Clone)]
 pub(crate) struct Ignore {
     mode: Match,
-    /// What the class fuses.
-    fused: Fused,
     /// Names that a whole path is compared with.
     exact: HashSet<String>,
     /// Names that a part of a path is compared with.
@@ -57,18 +41,14 @@ pub(crate) struct Ignore {
 }
 
 impl Ignore {
-    /// Compiles a list of names as the checkpoint's tool writes it.
-    pub(crate) fn new(mode: Match, entries: &[&str]) -> Result<Self> {
-        let mut own = Self {
-            mode,
-            fused: fused::USUAL,
-            exact: HashSet::new(),
-            parts: ByLayer::default(),
-            experts: Vec::new(),
-            globs: ByLayer::default(),
-            expressions: Vec::new(),
-        };
+    /// Compiles a list of names as the engine renamed them ([`Naming::rename`]).
+    ///
+    /// # Errors
+    /// If an entry is too long, or no valid pattern.
+    pub(crate) fn new(mode: Match, entries: &[impl AsRef<str>]) -> Result<Self> {
+        let mut own = Self::none(mode);
         for entry in entries {
+            let entry = entry.as_ref();
             if entry.len() > MAX_PATTERN_BYTES {
                 return Err(Error::input(format!(
                     "an entry of quantization_config's ignore list has {} characters, more than {MAX_PATTERN_BYTES}",
@@ -81,18 +61,30 @@ impl Ignore {
                     // Python's re.match starts at the beginning and need not reach the end.
                     None => own.expressions.push(compile(&format!("^(?:{text})"), entry)?),
                 },
-                (Match::Wildcard, _) if entry.contains('*') => {
-                    // A trailing star after a name also means what is below that name.
-                    let pattern = canonical(entry);
-                    own.glob(Glob::new(&pattern));
-                    if let Some(stem) = pattern.strip_suffix('*').filter(|s| !s.ends_with('.')) {
-                        own.name(stem);
-                    }
-                }
-                _ => own.name(&canonical(entry)),
+                (Match::Wildcard, _) if entry.contains('*') => own.glob(Glob::new(entry)),
+                _ => own.name(entry),
             }
         }
         Ok(own)
+    }
+
+    /// A list that names nothing.
+    pub(super) fn none(mode: Match) -> Self {
+        Self {
+            mode,
+            exact: HashSet::new(),
+            parts: ByLayer::default(),
+            experts: Vec::new(),
+            globs: ByLayer::default(),
+            expressions: Vec::new(),
+        }
+    }
+
+    /// Whether an entry is about this path, whatever it is fused of.
+    pub(super) fn names(&self, path: &str) -> bool {
+        self.exact.contains(path)
+            || self.globs.any(path, |g| g.is_match(path))
+            || self.expressions.iter().any(|e| e.is_match(path))
     }
 
     fn name(&mut self, name: &str) {
@@ -117,22 +109,17 @@ impl Ignore {
             .any(|name| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    /// The same list for a class that fuses other modules.
-    pub(super) fn fuse(&mut self, fused: Fused) {
-        self.fused = fused;
-    }
-
-    /// Whether a module (by its canonical path) stays unquantised.
-    pub(crate) fn skips(&self, path: &str) -> bool {
-        self.answer(path) == Skip::Whole
+    /// Whether a module (by the engine's path) stays unquantised.
+    pub(super) fn skips(&self, path: &str, naming: &Naming) -> bool {
+        self.answer(path, naming) == Skip::Whole
     }
 
     /// The same where the list has to say the same of all parts of a fused module.
     ///
     /// # Errors
     /// [`Refused`] if it names some of them alone.
-    pub(super) fn skips_whole(&self, path: &str) -> Result<bool, Refused> {
-        match self.answer(path) {
+    pub(super) fn skips_whole(&self, path: &str, naming: &Naming) -> Result<bool, Refused> {
+        match self.answer(path, naming) {
             Skip::None => Ok(false),
             Skip::Whole => Ok(true),
             // vLLM 0.32.0, `is_layer_skipped` in quantization/utils/quant_utils.py.
@@ -148,7 +135,7 @@ impl Ignore {
         self.exact.is_empty() && self.globs.is_empty() && self.expressions.is_empty()
     }
 
-    fn answer(&self, path: &str) -> Skip {
+    fn answer(&self, path: &str, naming: &Naming) -> Skip {
         if self.is_empty() {
             return Skip::None;
         }
@@ -157,7 +144,7 @@ impl Ignore {
         }
         let of_parts = |hit: &dyn Fn(&str) -> bool| {
             let (mut hits, mut all) = (0, 0);
-            fused::each_part(path, self.fused, |part| {
+            naming.each_part(path, |part| {
                 hits += usize::from(hit(part));
                 all += 1;
             });
@@ -170,11 +157,15 @@ impl Ignore {
         let whole = |hit: bool, parts: Skip| if hit { Skip::Whole } else { parts };
         let named = |path: &str| self.parts.any(path, |n| holds(path, n));
         match self.mode {
-            // Experts are skipped by any entry below them.
-            Match::Exact if path.ends_with(EXPERTS) => {
+            // Experts, and what is called so, are skipped by any entry below them.
+            Match::Exact if !naming.fuses(path) && path.contains(EXPERTS) => {
                 whole(self.experts.iter().any(|n| n.contains(path)), Skip::None)
             }
             Match::Exact => of_parts(&|part| self.exact.contains(part)),
+            Match::End => whole(
+                self.exact.iter().any(|end| path.ends_with(end.as_str())),
+                Skip::None,
+            ),
             Match::Part if named(path) => Skip::Whole,
             Match::Part => of_parts(&named),
             // Names of parts first, as whole names; what a wildcard or a part of a name matches, it matches whole.
@@ -182,17 +173,16 @@ impl Ignore {
                 Skip::None => whole(
                     named(path)
                         || self.globs.any(path, |g| g.is_match(path))
-                        || path.ends_with(EXPERTS) && self.experts.iter().any(|n| n.contains(path)),
+                        || path.strip_prefix("language_model.").is_some_and(named)
+                        || !naming.fuses(path)
+                            && path.contains(EXPERTS)
+                            && self.experts.iter().any(|n| n.contains(path)),
                     Skip::None,
                 ),
                 answer => answer,
             },
             Match::Expression => {
-                let hit = |p: &str| {
-                    self.exact.contains(p)
-                        || self.globs.any(p, |g| g.is_match(p))
-                        || self.expressions.iter().any(|e| e.is_match(p))
-                };
+                let hit = |path: &str| self.names(path);
                 if hit(path) { Skip::Whole } else { of_parts(&hit) }
             }
         }
@@ -214,8 +204,8 @@ enum Skip {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refused(pub(super) String);
 
-/// How the path of fused routed experts ends.
-const EXPERTS: &str = ".experts";
+/// What the path of fused routed experts holds.
+const EXPERTS: &str = "experts";
 
 /// Patterns by the number of the layer that they are about, so that a path meets only those of its own layer.
 #[derive(Debug, Clone)]
@@ -305,6 +295,10 @@ fn compile(text: &str, entry: &str) -> Result<Regex> {
 mod tests {
     use super::*;
 
+    fn usual() -> Naming {
+        Naming::of_class("")
+    }
+
     #[test]
     fn expressions_match_from_the_start_as_in_python() {
         let list = [
@@ -313,10 +307,10 @@ mod tests {
             r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
         ];
         let ignore = Ignore::new(Match::Expression, &list).unwrap();
-        assert!(ignore.skips("lm_head"));
-        assert!(ignore.skips("model.layers.3.self_attn.kv_b_proj"));
-        assert!(ignore.skips("model.layers.0.mlp.gate_up_proj"));
-        assert!(!ignore.skips("model.layers.3.mlp.experts"));
+        assert!(ignore.skips("lm_head", &usual()));
+        assert!(ignore.skips("model.layers.3.self_attn.kv_b_proj", &usual()));
+        assert!(ignore.skips("model.layers.0.mlp.gate_up_proj", &usual()));
+        assert!(!ignore.skips("model.layers.3.mlp.experts", &usual()));
     }
 
     #[test]
@@ -327,25 +321,33 @@ mod tests {
             "model.layers.0.self_attn.v_proj",
         ];
         let ignore = Ignore::new(Match::Exact, &list).unwrap();
-        assert!(ignore.skips("model.layers.0.self_attn.qkv_proj"));
-        assert!(!ignore.skips("model.layers.1.self_attn.qkv_proj"));
+        assert!(ignore.skips("model.layers.0.self_attn.qkv_proj", &usual()));
+        assert!(!ignore.skips("model.layers.1.self_attn.qkv_proj", &usual()));
         let some = Ignore::new(Match::Exact, &list[..2]).unwrap();
-        assert!(some.skips_whole("model.layers.0.self_attn.qkv_proj").is_err());
-        assert_eq!(some.skips_whole("model.layers.1.self_attn.qkv_proj"), Ok(false));
+        assert!(
+            some.skips_whole("model.layers.0.self_attn.qkv_proj", &usual())
+                .is_err()
+        );
+        assert_eq!(
+            some.skips_whole("model.layers.1.self_attn.qkv_proj", &usual()),
+            Ok(false)
+        );
         // A short name is no exact match: fp8 checkpoints that list "gate" skip nothing by it.
         assert!(
             !Ignore::new(Match::Exact, &["gate"])
                 .unwrap()
-                .skips("model.layers.0.mlp.gate")
+                .skips("model.layers.0.mlp.gate", &usual())
         );
     }
 
     #[test]
-    fn wildcards_ignore_the_wrapper_prefix() {
-        let list = ["model.language_model.layers.0.self_attn*", "lm_head"];
+    fn a_wildcard_matches_a_whole_path_and_a_name_any_part_of_one() {
+        let list = ["model.layers.0.self_attn*", "lm_head"];
         let ignore = Ignore::new(Match::Wildcard, &list).unwrap();
-        assert!(ignore.skips("model.layers.0.self_attn.qkv_proj"));
-        assert!(!ignore.skips("model.layers.10.self_attn.qkv_proj"));
+        assert!(ignore.skips("model.layers.0.self_attn.qkv_proj", &usual()));
+        assert!(!ignore.skips("language_model.model.layers.0.self_attn.qkv_proj", &usual()));
+        assert!(!ignore.skips("model.layers.10.self_attn.qkv_proj", &usual()));
+        assert!(ignore.skips("language_model.lm_head", &usual()));
     }
 
     proptest::proptest! {
@@ -370,15 +372,12 @@ mod tests {
             let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
             for mode in [Match::Part, Match::Wildcard] {
                 let naive = entries.iter().any(|entry| {
-                    let stem = entry.strip_suffix('*').filter(|s| !s.ends_with('.'));
                     match mode {
-                        Match::Wildcard if entry.contains('*') => {
-                            Glob::new(entry).is_match(&path) || stem.is_some_and(|stem| path.contains(stem))
-                        }
+                        Match::Wildcard if entry.contains('*') => Glob::new(entry).is_match(&path),
                         _ => path.contains(entry),
                     }
                 });
-                proptest::prop_assert_eq!(Ignore::new(mode, &entries).unwrap().skips(&path), naive, "{:?}", mode);
+                proptest::prop_assert_eq!(Ignore::new(mode, &entries).unwrap().skips(&path, &usual()), naive, "{:?}", mode);
             }
         }
     }
@@ -386,6 +385,6 @@ mod tests {
     #[test]
     fn a_broken_pattern_is_an_error() {
         assert!(Ignore::new(Match::Expression, &["re:("]).is_err());
-        assert!(Ignore::new(Match::Expression, &["re:".to_owned().as_str(), &"x".repeat(5000)]).is_err());
+        assert!(Ignore::new(Match::Expression, &["re:".to_owned(), "x".repeat(5000)]).is_err());
     }
 }

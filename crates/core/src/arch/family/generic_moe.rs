@@ -104,6 +104,7 @@ pub(crate) fn generic_moe(t: &Text) -> Result<Decoder> {
         width,
     );
     if hunyuan {
+        moe.router_quantizable = true;
         moe = moe.shared("mlp.shared_mlp", t.intermediate()?);
     }
     d.build_with(|_, layer| {
@@ -152,9 +153,8 @@ pub(crate) fn zaya(t: &Text) -> Result<Decoder> {
     let router = c.dim("router_hidden_size")?;
     let (first, second) = (c.dim_or("cca_time0", 2)?, c.dim_or("cca_time1", 2)?);
     let vector = |name: &str, width: u64| Weight::norm(name, width);
-    let linear = |name: &str, inputs: u64, outputs: u64| {
-        Weight::replicated(name, Role::Attention, inputs, &[outputs]).unquantized()
-    };
+    let linear =
+        |name: &str, inputs: u64, outputs: u64| Weight::replicated(name, Role::Attention, inputs, &[outputs]);
     let bias = attention.qkv_bias;
     let mut weights = vec![
         Weight::replicated("self_attn.o_proj", Role::Attention, queries, &[hidden]).bias(bias),

@@ -40,6 +40,7 @@ pub(crate) fn k2_horizon(t: &Text) -> Result<Decoder> {
         Vec::new()
     } else {
         let mut moe = Moe::read(t, "mlp")?;
+        moe.router_quantizable = true;
         let shared = moe.width * c.dim_or("num_shared_experts", 0)?;
         moe = moe.shared("mlp.shared_experts", shared);
         if router_bias {

@@ -6,7 +6,7 @@ use super::llama;
 use super::moe::{Moe, after_dense, experts, sparse_layers, top_k};
 use super::text::{Attend, Text};
 use crate::Result;
-use crate::arch::{Role, Weight};
+use crate::arch::{Op, Role, Weight};
 
 const CORRECTION: &str = "gate.e_score_correction_bias";
 
@@ -277,12 +277,36 @@ pub(crate) fn laguna(t: &Text) -> Result<Decoder> {
             ));
         }
         let sparse = sparse.as_ref().and_then(|s| s.get(i).copied()).unwrap_or(i > 0);
-        layer.weights.extend(if sparse {
+        layer.weights.extend(apart(if sparse {
             moe.weights(base.hidden)
         } else {
             base.mlp.weights(base.hidden)
-        });
+        }));
         Ok(())
+    })
+}
+
+/// The same weights with gate and up projections as two modules each.
+fn apart(weights: Vec<Weight>) -> impl Iterator<Item = Weight> {
+    weights.into_iter().flat_map(|weight| {
+        let parts = match (weight.name.strip_suffix("gate_up_proj"), &weight.op) {
+            (Some(path), Op::Linear { outputs, .. }) => {
+                let names = [format!("{path}gate_proj"), format!("{path}up_proj")];
+                names.into_iter().zip(outputs.clone()).collect::<Vec<_>>()
+            }
+            _ => return vec![weight],
+        };
+        parts
+            .into_iter()
+            .map(|(name, output)| {
+                let mut one = weight.clone();
+                one.name = name;
+                if let Op::Linear { outputs, .. } = &mut one.op {
+                    *outputs = vec![output];
+                }
+                one
+            })
+            .collect()
     })
 }
 

@@ -38,6 +38,7 @@ const EVERYTHING_EVERYWHERE: &[&str] = &[
     "MixtralForCausalLM",
     "Molmo2ForConditionalGeneration",
     "MolmoForCausalLM",
+    "Moondream3ForCausalLM",
     "MuseGlimmerForCausalLM",
     "NemotronHForCausalLM",
     "OPTForCausalLM",

@@ -54,6 +54,9 @@ const ATTENTION: &[&str] = &[
 /// Modules that the engine has in one piece although they are several matrices to the model.
 const IN_ONE: &[(&str, &[&str])] = &[
     ("GlmForCausalLM", &["mlp.gate_up_proj"]),
+    ("MiniMaxM3VLForCausalLM", &["mlp.shared_experts.gate_up_proj"]),
+    ("ModernBertDecoderForCausalLM", &["mlp.gate_up_proj"]),
+    ("MoshiForCausalLM", &["mlp.gate_up_proj"]),
     (
         "Qwen3NextForCausalLM",
         &["linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"],

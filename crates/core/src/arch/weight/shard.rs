@@ -22,6 +22,8 @@ pub enum Shard {
         bias: u64,
         /// Inputs of the whole module.
         inputs_full: u64,
+        /// Outputs of the whole module, all parts together.
+        outputs_full: u64,
     },
     /// Routed experts.
     Experts {
@@ -236,6 +238,10 @@ impl Weight {
                     outputs: outputs_on_rank,
                     bias,
                     inputs_full: *inputs,
+                    outputs_full: sum(
+                        what,
+                        &outputs.iter().map(|p| p.full(what)).collect::<Result<Vec<_>>>()?,
+                    )?,
                 }
             }
             Op::Qkv {
@@ -266,6 +272,14 @@ impl Weight {
                     outputs,
                     bias,
                     inputs_full: *inputs,
+                    outputs_full: sum(
+                        what,
+                        &[
+                            mul(what, &[*heads, *head_dim])?,
+                            mul(what, &[*kv_heads, *head_dim])?,
+                            mul(what, &[*kv_heads, *head_dim_v])?,
+                        ],
+                    )?,
                 }
             }
             Op::Experts {

@@ -7,7 +7,6 @@ use crate::arch::weight::Shard;
 use crate::arch::{Config, Model, Op, Parallel, Role};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{DrafterWeights, Gpu, Settings, Version};
-use crate::names::normalise;
 use crate::quant::{Inventory, Mxfp4Padding, Quantization};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, Result};
@@ -72,7 +71,10 @@ pub(in crate::plan) fn weights(
 ) -> Result<Stages> {
     let towers = !settings.language_model_only;
     let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
-        Ok(Inventory::new(model, quantization(config, settings)?))
+        Ok(Inventory::new(
+            model,
+            Quantization::resolve(config, settings.quantization.as_deref())?,
+        ))
     })?;
     let method = inventory.quantization().map_or("", Quantization::name);
     let padding = mxfp4_padding(gpu, settings.version, method);
@@ -124,14 +126,7 @@ pub(in crate::plan) fn weights(
             None => format!(" in {dtype}"),
             Some(q) => format!(" in {dtype}, quantised by {}", q.name()),
         },
-        refusal: inventory
-            .refusal()
-            .map(str::to_owned)
-            .or_else(|| {
-                let reason = inventory.quantization()?.refusal_on((gpu.major, gpu.minor))?;
-                Some(reason.to_owned())
-            })
-            .or_else(|| Inventory::indivisible_tower(model, parallel)),
+        refusal: inventory.refusal_on(model, parallel, (gpu.major, gpu.minor), dtype),
         drafter,
     })
 }
@@ -149,7 +144,10 @@ pub(super) fn parts(
     (dtype, bytes): (Dtype, u64),
 ) -> Result<String> {
     let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
-        Ok(Inventory::new(model, quantization(config, settings)?))
+        Ok(Inventory::new(
+            model,
+            Quantization::resolve(config, settings.quantization.as_deref())?,
+        ))
     })?;
     let method = inventory.quantization().map_or("", Quantization::name);
     let padding = mxfp4_padding(gpu, settings.version, method);
@@ -178,34 +176,6 @@ fn mxfp4_padding(gpu: &Gpu, version: Version, method: &str) -> Mxfp4Padding {
         9 => Mxfp4Padding::TRITON,
         10 => Mxfp4Padding::TRTLLM,
         _ => Mxfp4Padding::MARLIN,
-    }
-}
-
-/// What the checkpoint says, or `--quantization` where it says nothing.
-fn quantization(config: &Config, settings: &Settings) -> Result<Option<Quantization>> {
-    match settings.quantization.as_deref() {
-        Some("none") => Ok(None),
-        None => Quantization::read(config),
-        Some(name) => match Quantization::read(config)? {
-            None => Quantization::named(name).map(Some),
-            // Other kernels for the experts of a GPTQ or AWQ checkpoint.
-            Some(own) if name.eq_ignore_ascii_case("moe_wna16") => match own.with_experts_in_bytes() {
-                Some(own) => Ok(Some(own)),
-                None => Err(Error::unsupported("moe_wna16 only support gptq and awq.")),
-            },
-            // `awq_marlin` for an AWQ checkpoint names a kernel, not another format.
-            Some(own)
-                if normalise(name).contains(&normalise(own.name()))
-                    || normalise(own.name()).contains(&normalise(name)) =>
-            {
-                Ok(Some(own))
-            }
-            Some(own) => Err(Error::input(format!(
-                "--quantization is {name}, but the checkpoint is quantised by {}",
-                own.name()
-            ))
-            .hint("leave --quantization out, or write none to ignore the checkpoint's")),
-        },
     }
 }
 
