@@ -85,16 +85,17 @@ const COMBINED: &str = "\n## Several settings at a time\n\n\
 
 /// What the page says of quantised checkpoints, whose rows are compared by another test.
 const QUANTISED: &str = "\n## Quantised checkpoints\n\n\
-    Rows above ignore quantisation. `golden/quantized_rows.jsonl` and `quantized_variants.jsonl` compare the weights of 35 kinds\n\
-    of `quantization_config` on classes of all families, all equal. Random variants beyond them still differ in these kinds:\n\n\
-    - Ignore lists that name a wrapper's layers without the wrapper's own prefix (`model.layers.0.…` for Llama-4, Qwen3-VL,\n  \
-    Qwen2-Audio or HRM, whose files say `language_model.model.…`): the engine skips nothing, a plan leaves these modules in 16\n  \
-    bits.\n\
-    - Lists that do not leave out a vision or audio tower: the engine quantises it, or refuses groups that do not divide it;\n  \
-    a plan keeps towers in 16 bits, as published checkpoints do.\n\
-    - gpt-oss in a format whose experts have no biases in the engine (ModelOpt, AWQ, llm-compressor's FP8 and FP4): a plan counts\n  \
-    biases for ModelOpt and llm-compressor.\n\
-    - torchao and Humming, whose tensors are made by other libraries, are not sized; `moe_wna16` as a checkpoint's own method is\n  \
-    refused as the engine does.\n\n\
-    Where the reference has no GPU it differs by itself: auto-round's experts stay in 16 bits, `experts_int8` is counted before the\n\
-    load turns it to 8 bits, GPTQ of 8 bits is refused, and kernels accept groups that no kernel takes.\n";
+    Rows above ignore quantisation. Three other files compare quantised weights, all equal: `golden/quantized_rows.jsonl` and\n\
+    `quantized_variants.jsonl` (35 kinds of `quantization_config` on classes of all families) and `quantized_settings.jsonl`\n\
+    (published checkpoints with their own `quantization_config`; random geometries with random ones of 56 kinds, over tensor\n\
+    parallelism, pipeline stages, towers and capabilities; and settings that the engine refuses). What is quantised in a class, under\n\
+    which path, and what it fuses comes from the classes themselves (`data/vllm_modules.jsonl`). What still differs:\n\n\
+    - MiniCPM-V-4.6 and Step3-VL hold their embedding on the last pipeline stage too; a plan counts it on the first.\n\
+    - Inkling's head is tied to the embedding, and ModelOpt gives it numbers of its own on every stage; a plan counts the tie.\n\
+    - Phi-4-multimodal in auto-round: its audio tower changes which parts are fused for the modules that are built after it. Moshi in\n  \
+    compressed-tensors: 16 bytes a layer, for the engine does not fuse its projections.\n\
+    - torchao and Humming, whose tensors are made by other libraries, are not sized, nor are compressed-tensors with scales for outputs.\n\
+    - MXFP4's padding is its kernel's and follows from the GPU, so these rows are without it.\n\
+    - Scales of the cache for every head (`attn_head`) count as one for each tensor: some hundred bytes a layer.\n\n\
+    Where the reference has no GPU it differs by itself: `experts_int8` is counted before the load turns it to 8 bits, and `awq`\n\
+    without zero points takes shapes there that a GPU refuses.\n";
