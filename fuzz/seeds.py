@@ -45,6 +45,10 @@ for i, line in enumerate(lines("crates/core/tests/golden/quantized_variants.json
     text = json.dumps({**row["config"], "quantization_config": row["quantization_config"]})
     if i % 5 == 0 and len(text) < 6000:
         write("config_json", f"quantized{i}", text)
+for i, line in enumerate(lines("crates/core/tests/golden/quantized_settings.jsonl")):
+    text = json.dumps(json.loads(line).get("config", {}))
+    if 2 < len(text) < 6000:
+        write("config_json", f"settings{i}", text)
 
 for path in (ROOT / "crates/kvwise/tests/data/verify").glob("*.log"):
     write("engine_log", path.name, path.read_bytes()[:20000])
