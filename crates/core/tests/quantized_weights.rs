@@ -95,9 +95,7 @@ fn settled(row: &Value) -> Result<Vec<u64>, String> {
     let Reading::Model(model) = read(name, &config).map_err(text)? else {
         panic!("{name} was not read as a model");
     };
-    let quantization = Quantization::resolve(&config, row["quantization"].as_str())
-        .map_err(text)?
-        .unwrap_or_else(|| panic!("{name} is not quantised"));
+    let quantization = Quantization::resolve(&config, row["quantization"].as_str()).map_err(text)?;
     let pp = row["pp"].as_u64().unwrap_or(1);
     let parallel = Parallel {
         pp,
@@ -110,10 +108,20 @@ fn settled(row: &Value) -> Result<Vec<u64>, String> {
         _ => Dtype::Bf16,
     };
     let device = (capability / 10, capability % 10);
+    let towers = row["towers"] == true;
+    let Some(quantization) = quantization else {
+        // A file that names no method is read as one without quantisation.
+        return (0..pp)
+            .map(|stage| {
+                model
+                    .weight_bytes(stage, &parallel, Dtype::Bf16, towers)
+                    .map_err(text)
+            })
+            .collect();
+    };
     if let Some(reason) = model.quantization_refusal(&quantization, &parallel, device, dtype) {
         return Err(reason);
     }
-    let towers = row["towers"] == true;
     (0..pp)
         .map(|stage| {
             model

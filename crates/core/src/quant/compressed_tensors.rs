@@ -213,9 +213,9 @@ mod tests {
     use super::*;
 
     /// A checkpoint with one group.
-    fn checkpoint(group: &str) -> Quantization {
+    fn checkpoint(format: &str, group: &str) -> Quantization {
         let text = format!(
-            r#"{{"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+            r#"{{"quant_method": "compressed-tensors", "format": "{format}", "ignore": ["lm_head"],
             "config_groups": {{"group_0": {group}}}}}"#
         );
         read(&Config::parse(text.as_bytes()).unwrap(), &Naming::of_class("")).unwrap()
@@ -231,6 +231,7 @@ mod tests {
     #[test]
     fn four_bit_integers_with_float_activations_are_for_hopper_alone() {
         let read = checkpoint(
+            "pack-quantized",
             r#"{"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
             "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true}}"#,
         );
@@ -241,10 +242,11 @@ mod tests {
     #[test]
     fn experts_in_fp8_need_scales_of_one_kind() {
         let of = |weights: &str, input: &str, dynamic: bool| {
-            checkpoint(&format!(
+            let group = format!(
                 r#"{{"targets": ["Linear"], "weights": {{"num_bits": 8, "type": "float", "strategy": "{weights}"}},
                 "input_activations": {{"num_bits": 8, "type": "float", "strategy": "{input}", "dynamic": {dynamic}}}}}"#
-            ))
+            );
+            checkpoint("float-quantized", &group)
         };
         let scheme = |read: &Quantization, experts: bool| {
             let kind = if experts { Kind::Experts } else { Kind::Linear };

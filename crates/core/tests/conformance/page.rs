@@ -90,7 +90,6 @@ const QUANTISED: &str = "\n## Quantised checkpoints\n\n\
     (published checkpoints with their own `quantization_config`; random geometries with random ones of 56 kinds, over tensor\n\
     parallelism, pipeline stages, towers and capabilities; and settings that the engine refuses). What is quantised in a class, under\n\
     which path, and what it fuses comes from the classes themselves (`data/vllm_modules.jsonl`). What still differs:\n\n\
-    - MiniCPM-V-4.6 and Step3-VL hold their embedding on the last pipeline stage too; a plan counts it on the first.\n\
     - Inkling's head is tied to the embedding, and ModelOpt gives it numbers of its own on every stage; a plan counts the tie.\n\
     - Phi-4-multimodal in auto-round: its audio tower changes which parts are fused for the modules that are built after it. Moshi in\n  \
     compressed-tensors: 16 bytes a layer, for the engine does not fuse its projections.\n\

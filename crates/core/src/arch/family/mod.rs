@@ -230,7 +230,7 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
         Some(Reader::Own(read)) => {
             let seen = quirks::seen_by_class(text);
             let mut decoder = read(seen.as_ref().unwrap_or(text))?;
-            stages::place(&text.class, &mut decoder);
+            stages::place(text, &mut decoder);
             unquantized::apply(&text.class, &mut decoder);
             names::apply(&text.class, &mut decoder);
             encoder::turn(text, &mut decoder)?;

@@ -1,6 +1,7 @@
 //! Which classes leave embedding, head and final norm on every pipeline stage.
 
 use super::dense::Decoder;
+use super::text::Text;
 use crate::arch::{Place, Role};
 
 /// Classes that build embedding, head and final norm on every stage instead of a placeholder
@@ -56,8 +57,10 @@ const EVERYTHING_EVERYWHERE: &[&str] = &[
 /// Classes that build some of these parts on every stage.
 const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
     ("CohereCompassForConditionalGeneration", &[Role::Norm]),
+    ("ColQwen3_5", &[Role::Embedding]),
     ("Lfm2ForCausalLM", &[Role::Embedding]),
     ("Lfm2MoeForCausalLM", &[Role::Embedding]),
+    ("MiniCPMV4_6ForConditionalGeneration", &[Role::Embedding]),
     ("Qwen3NextForCausalLM", &[Role::Embedding, Role::Head]),
     ("Qwen3_5ForCausalLM", &[Role::Embedding]),
     ("Qwen3_5ForConditionalGeneration", &[Role::Embedding]),
@@ -65,6 +68,17 @@ const SOME_EVERYWHERE: &[(&str, &[Role])] = &[
     ("InternS2PreviewForConditionalGeneration", &[Role::Embedding]),
     ("Qwen3_5MoeForCausalLM", &[Role::Embedding]),
     ("Qwen3_5MoeForConditionalGeneration", &[Role::Embedding]),
+];
+
+/// Classes whose last stage has the embedding too where the file says that the head is tied to it, although they build a
+/// head of its own.
+const EMBEDDING_BESIDE_HEAD: &[&str] = &[
+    "MiMoV2FlashForCausalLM",
+    "MiMoV2ForCausalLM",
+    "Step3TextForCausalLM",
+    "Step3VLForConditionalGeneration",
+    "Step3p5ForCausalLM",
+    "Step3p7ForConditionalGeneration",
 ];
 
 /// Classes that the engine does not divide over pipeline stages (vLLM 0.32.0: they do not implement `SupportsPP`).
@@ -133,7 +147,10 @@ pub(crate) fn divides(class: &str) -> bool {
 }
 
 /// Puts the ends of a decoder where its class builds them.
-pub(crate) fn place(class: &str, decoder: &mut Decoder) {
+pub(crate) fn place(text: &Text, decoder: &mut Decoder) {
+    let class = text.class.as_str();
+    let beside = EMBEDDING_BESIDE_HEAD.contains(&class)
+        && text.config.get("tie_word_embeddings") == Some(&serde_json::Value::Bool(true));
     let all = EVERYTHING_EVERYWHERE.contains(&class);
     let some = SOME_EVERYWHERE
         .iter()
@@ -142,6 +159,8 @@ pub(crate) fn place(class: &str, decoder: &mut Decoder) {
     for part in decoder.outside.iter_mut().filter(|part| !part.tower) {
         if all || part.weights.iter().any(|w| some.contains(&w.role)) {
             part.place = Place::Every;
+        } else if beside && part.weights.iter().any(|w| w.role == Role::Embedding) {
+            part.place = Place::FirstAndLast;
         }
     }
 }
