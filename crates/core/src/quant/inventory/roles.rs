@@ -42,14 +42,14 @@ impl Inventory {
         };
         for Held { kind, count, .. } in self.held(stage, parallel)? {
             for (weight, scheme) in model.layers[kind.layer].weights.iter().zip(&kind.schemes) {
-                let bytes = shard_bytes(weight, *scheme, parallel, dtype, padding)?;
+                let bytes = shard_bytes(weight, *scheme, parallel, dtype, (padding, self.format()))?;
                 add(weight.role, bytes.saturating_mul(count));
             }
         }
         for (weight, scheme) in self.outside(model, stage, parallel, towers) {
             add(
                 weight.role,
-                shard_bytes(weight, scheme, parallel, dtype, padding)?,
+                shard_bytes(weight, scheme, parallel, dtype, (padding, self.format()))?,
             );
         }
         let mut told: Vec<_> = parts
