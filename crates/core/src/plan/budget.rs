@@ -4,7 +4,8 @@
 //! the logits, both beside the embeddings of the images that the tower encoded before, or the tower's own activations
 //! ([`encoder`] says what it encodes), whichever is largest. The V0 engine holds fewer copies of the residual
 //! stream than V1, more without FlashAttention, and tensor parallelism adds the buffers of the sum over ranks; which copies
-//! the sampler makes depends on the version ([`Rules::sampler_decibytes_per_logit`](crate::engine::vllm::Rules)). The
+//! the sampler makes depends on the version ([`Rules::sampler_decibytes_per_logit`](crate::engine::vllm::Rules)) and on the
+//! model runner ([`Runner`](crate::engine::vllm::Runner)), which may keep counts of tokens and leave graphs out. The
 //! constants ([`Constants::FITTED`]) were then fitted to budgets that published start-up logs print
 //! (`data/measurements/vllm_boots.csv`); the test module `accuracy` fits them again without each deployment in turn and
 //! writes the figures of the accuracy page. This is the only place that knows these constants.
@@ -37,10 +38,14 @@ pub struct Constants {
     pub pipeline_bytes: u64,
     /// GPUs that share the host's memory: what the driver and the page cache take while the engine starts.
     pub unified_bytes: u64,
-    /// Captured CUDA graphs.
+    /// Captured CUDA graphs: what the pool of the largest takes.
     pub graph_bytes: u64,
-    /// Tenths of a byte that a vision tower holds at its peak for each element of a patch's residual stream.
+    /// More for each size of a step that is captured.
+    pub graph_size_bytes: u64,
+    /// Tenths of a byte that a vision tower holds on every rank at its peak for each element of a patch's residual stream.
     pub vision_decibytes: u64,
+    /// The same of what the ranks divide: fused projections and the feed-forward.
+    pub vision_divided_decibytes: u64,
     /// Copies of the residual stream that are alive beside a feed-forward under the V1 engine.
     pub streams: u64,
     /// The same under the V0 engine with FlashAttention; one more without.
@@ -50,7 +55,7 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// Fitted to the 126 budgets of `data/measurements/vllm_boots.csv`.
+    /// Fitted to the 152 budgets of `data/measurements/vllm_boots.csv`.
     pub const FITTED: Self = Self {
         context_bytes: 100 * MIB,
         amd_bytes: 450 * MIB,
@@ -58,12 +63,19 @@ impl Constants {
         symmetric_bytes: 400 * MIB,
         pipeline_bytes: 512 * MIB,
         unified_bytes: 3 * GIB,
-        graph_bytes: 512 * MIB,
-        vision_decibytes: 280,
+        graph_bytes: 256 * MIB,
+        graph_size_bytes: 5 * MIB,
+        vision_decibytes: 160,
+        vision_divided_decibytes: 120,
         streams: 6,
         streams_v0: 4,
         streams_of_ranks: 2,
     };
+
+    /// Tenths of a byte that the tower holds on one rank.
+    fn vision(&self, i: &Inputs) -> u64 {
+        self.vision_decibytes + self.vision_divided_decibytes / i.tensor_parallel_size.max(1)
+    }
 
     const fn streams(&self, i: &Inputs) -> u64 {
         let own = if i.v0_engine {
@@ -103,6 +115,8 @@ pub struct Inputs {
     pub pipeline_parallel_size: u64,
     /// Whether CUDA graphs are off.
     pub enforce_eager: bool,
+    /// Sizes of a step for which graphs are captured ([`graph_sizes`]).
+    pub graph_sizes: u64,
     /// Whether the GPU shares the host's memory.
     pub unified_memory: bool,
     /// What the profiling step encodes of images or videos.
@@ -113,10 +127,16 @@ pub struct Inputs {
     pub xformers: bool,
     /// Whether it is an AMD GPU.
     pub amd: bool,
+    /// Whether it is a GPU of any maker but NVIDIA.
+    pub other_maker: bool,
     /// Whether its ranks share symmetric memory (vLLM 0.32.0, `distributed/device_communicators/symm_mem.py`).
     pub symmetric_memory: bool,
     /// Tenths of a byte that the sampler holds for each logit.
     pub sampler_decibytes_per_logit: u64,
+    /// Whether the runner's counts of tokens are taken off the budget.
+    pub counts_tokens: bool,
+    /// Bytes of workspaces that attention reserves for the longest request ([`indexer_workspace_bytes`]).
+    pub workspace_bytes: u64,
     /// Whether the engine keeps the graphs' memory out of the KV budget (vLLM since 0.20; on AMD since 0.26).
     pub graphs_in_budget: bool,
 }
@@ -126,14 +146,47 @@ impl Inputs {
     pub const fn footing(&self) -> Footing {
         if self.unified_memory {
             Footing::Unified
-        } else if self.amd {
-            Footing::Amd
+        } else if self.other_maker {
+            Footing::OtherMakers
         } else if self.sampler_decibytes_per_logit == SORTING_SAMPLER {
             Footing::Sorting
         } else {
             Footing::Other
         }
     }
+}
+
+/// Tenths of a byte of the second runner's counts for each sequence and token of the vocabulary: 32 bits, and a bit for the
+/// prompt (vLLM 0.32.0, `v1/worker/gpu/sample/penalties.py`).
+const COUNT_DECIBYTES: u64 = 41;
+
+/// Tenths of a byte that the second runner's sampler holds for each logit: 16 and 32 bits (vLLM 0.32.0,
+/// `v1/worker/gpu/sample/sampler.py`).
+pub(crate) const SECOND_RUNNER_SAMPLER: u64 = 60;
+
+/// Sizes of a step for which the V1 engine captures graphs where the user names none: 1, 2, 4, each 8 up to 256 and each 16 up
+/// to 512, as far as twice the tokens that the sequences decode at once (vLLM 0.32.0, `config/vllm.py`,
+/// `_set_cudagraph_sizes`).
+pub fn graph_sizes(sequences: u64, tokens_each: u64, max_num_batched_tokens: u64) -> u64 {
+    let largest = sequences
+        .saturating_mul(tokens_each)
+        .saturating_mul(2)
+        .min(512)
+        .min(max_num_batched_tokens);
+    [1, 2, 4]
+        .into_iter()
+        .chain((8..256).step_by(8))
+        .chain((256..=512).step_by(16))
+        .filter(|size| *size <= largest)
+        .count() as u64
+}
+
+/// What a sparse indexer reserves to gather the keys of long prompts: 40 entries for each token of the longest request, divided
+/// by the tokens of an entry (vLLM 0.32.0, `get_max_prefill_buffer_size` in `v1/attention/backends/mla/indexer.py`).
+pub fn indexer_workspace_bytes(max_model_len: u64, bytes_per_entry: u64, tokens_per_entry: u64) -> u64 {
+    (max_model_len / tokens_per_entry.max(1))
+        .saturating_mul(40)
+        .saturating_mul(bytes_per_entry)
 }
 
 /// The terms besides weights and KV cache, in the order of the ledger.
@@ -188,6 +241,8 @@ struct Numbers {
     logits: u64,
     vision: u64,
     held: u64,
+    workspace: u64,
+    counts: u64,
     graphs: u64,
     communication: u64,
     symmetric: u64,
@@ -222,11 +277,22 @@ impl Numbers {
                 i.encoder
                     .patches
                     .saturating_mul(i.encoder.width)
-                    .saturating_mul(c.vision_decibytes)
+                    .saturating_mul(c.vision(i))
                     / 10,
             ),
             held: only(!i.v0_engine, i.encoder.held_bytes),
-            graphs: only(!i.enforce_eager, c.graph_bytes),
+            workspace: i.workspace_bytes,
+            counts: only(
+                i.counts_tokens,
+                i.max_num_seqs
+                    .saturating_mul(i.vocab_size)
+                    .saturating_mul(COUNT_DECIBYTES)
+                    / 10,
+            ),
+            graphs: only(
+                !i.enforce_eager,
+                (c.graph_size_bytes.saturating_mul(i.graph_sizes)).saturating_add(c.graph_bytes),
+            ),
             communication: only(i.tensor_parallel_size > 1, c.communication_bytes),
             symmetric: only(
                 i.tensor_parallel_size > 1 && i.symmetric_memory && !i.v0_engine,
@@ -244,6 +310,7 @@ impl Numbers {
             .max(self.logits)
             .saturating_add(self.held)
             .max(self.vision)
+            .saturating_add(self.workspace)
     }
 
     fn non_torch(&self) -> u64 {
@@ -253,6 +320,7 @@ impl Numbers {
             self.pipeline,
             self.unified,
             self.amd,
+            self.counts,
         ]
         .into_iter()
         .fold(self.context, u64::saturating_add)
@@ -289,10 +357,15 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             "{} patches x {} x {}.{} B in the tower",
             i.encoder.patches,
             i.encoder.width,
-            c.vision_decibytes / 10,
-            c.vision_decibytes % 10
+            c.vision(i) / 10,
+            c.vision(i) % 10
         ));
     }
+    let reserved = if n.workspace > 0 {
+        format!(" + {} that the indexer reserves", human_bytes(n.workspace))
+    } else {
+        String::new()
+    };
     let graphs = if i.enforce_eager {
         Term::exact("cuda_graphs", 0, "--enforce-eager: none are captured")
     } else {
@@ -306,7 +379,11 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             Basis::Fitted,
             n.graphs,
             GRAPHS_BETWEEN,
-            format!("{} for the captured graphs{left}", human_bytes(n.graphs)),
+            format!(
+                "{} for the graphs of {} step sizes{left}",
+                human_bytes(n.graphs),
+                i.graph_sizes
+            ),
         )
     };
     let mut parts = vec![format!("{} outside of PyTorch", human_bytes(n.context))];
@@ -319,6 +396,10 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
         (n.pipeline, "pipeline".to_owned()),
         (n.unified, "taken from unified memory".to_owned()),
         (n.amd, "more on AMD".to_owned()),
+        (
+            n.counts,
+            format!("counts of {} x {} tokens", i.max_num_seqs, i.vocab_size),
+        ),
     ] {
         if bytes > 0 {
             parts.push(format!("{} {what}", human_bytes(bytes)));
@@ -329,7 +410,7 @@ pub fn overhead_with(c: &Constants, i: &Inputs) -> Overhead {
             "activation",
             n.activation(),
             i.footing(),
-            peak(&candidates, &beside),
+            peak(&candidates, &beside) + &reserved,
         ),
         graphs,
         non_torch: fitted("non_torch", n.non_torch(), i.footing(), parts.join(" + ")),
@@ -362,6 +443,7 @@ mod tests {
         tensor_parallel_size: 1,
         pipeline_parallel_size: 1,
         enforce_eager: false,
+        graph_sizes: 51,
         unified_memory: false,
         encoder: Encoder {
             patches: 0,
@@ -371,8 +453,11 @@ mod tests {
         v0_engine: false,
         xformers: false,
         amd: false,
+        other_maker: false,
         symmetric_memory: false,
         sampler_decibytes_per_logit: 386,
+        counts_tokens: false,
+        workspace_bytes: 0,
         graphs_in_budget: true,
     };
 

@@ -386,6 +386,12 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             put("enable_prefix_caching", json!(s.enable_prefix_caching));
             put("async_scheduling", json!(s.async_scheduling));
             put("language_model_only", json!(s.language_model_only));
+            put("limit_mm_per_prompt", json!(s.multimodal.limits_json()));
+            put("max_pixels", json!(s.multimodal.max_pixels));
+            put(
+                "skip_mm_profiling",
+                json!(s.multimodal.skip_profiling.then_some(true)),
+            );
             put("enable_lora", json!(s.enable_lora.then_some(true)));
             put("max_loras", json!(s.max_loras));
             put("max_lora_rank", json!(s.max_lora_rank));

@@ -4,34 +4,26 @@
 //! `determine_available_memory`, and `vllm/v1/worker/utils.py`, `request_memory`).
 
 mod explain;
+mod inputs;
 mod states;
 pub(super) mod weights;
 
-use super::budget::encoder::{Encoder, Step as EncoderStep};
-use super::budget::{self, Inputs, Spread};
+use super::budget::{self, Spread};
 use super::evaluation::Evaluation;
 use super::ledger::{Basis, Derivation, Step, Term};
 use super::pool::Pool;
 use super::request::{Request, Subject};
 use crate::arch::{Config, Model, Parallel, family};
 use crate::dtype::Dtype;
-use crate::engine::vllm::{self, MaxModelLen, Settings, Version};
+use crate::engine::vllm::{self, Settings, Version};
 use crate::units::{grouped, human_bytes};
 use crate::{Error, ErrorKind, Result};
 use explain::{explain_layout, kv_cache};
+use inputs::inputs;
 use weights::Stages;
 
 /// Compute capability whose rules are taken where the card's is not known.
 const FALLBACK_CAPABILITY: (u32, u32) = (9, 0);
-/// From this release on AMD GPUs have the V1 engine (start-up logs of 0.8.5 and 0.9 show V0's wording).
-const V1_ON_AMD: vllm::Version = vllm::Version::new(0, 10, 0);
-/// From this release on no sampler sorts all logits (vllm-project/vllm pull request 33538); before it, the one of AMD GPUs
-/// did in every release (start-up logs of 0.9.2 and 0.11.0 on MI300X).
-const SAMPLES_UNSORTED: vllm::Version = vllm::Version::new(0, 17, 0);
-
-/// From this release on graphs are estimated on AMD GPUs too (`v1/worker/gpu_worker.py` of 0.25.0 and 0.26.0).
-const GRAPHS_ON_AMD: vllm::Version = vllm::Version::new(0, 26, 0);
-
 /// Resident size of an idle CPU worker of vLLM 0.32.0 with a tiny model: 0.7 to 0.95 GiB.
 const HOST_PROCESS_BYTES: u64 = 900 << 20;
 
@@ -421,60 +413,6 @@ fn serve<'a>(
 /// Bytes that the overhead needs beyond the room that weights leave.
 fn missing(room_bytes: i128, overhead_bytes: u64) -> u64 {
     u64::try_from((i128::from(overhead_bytes) - room_bytes).max(0)).unwrap_or(u64::MAX)
-}
-
-/// What the overhead of this model depends on.
-fn inputs((model, config): (&Model, &Config), setting: &Setting, dtype: Dtype) -> Result<Inputs> {
-    let Setting {
-        settings,
-        parallel,
-        gpu,
-        rules,
-        ..
-    } = setting;
-    let (tokens, sequences) = vllm::step_limits(model, settings, *gpu)?;
-    let v0_engine = rules.v0(gpu) || (setting.amd && settings.version < V1_ON_AMD);
-    let element_bytes = dtype.bits() / 8;
-    let encoder = if settings.language_model_only || v0_engine {
-        Encoder::default()
-    } else {
-        let step = EncoderStep {
-            version: settings.version,
-            max_num_batched_tokens: tokens,
-            max_num_seqs: sequences,
-            max_model_len: match settings.max_model_len {
-                MaxModelLen::Tokens(tokens) => tokens,
-                MaxModelLen::Derived | MaxModelLen::Auto => model.max_position.unwrap_or(2048),
-            },
-        };
-        Encoder::of(model, config, &step, element_bytes)?
-    };
-    Ok(Inputs {
-        max_num_batched_tokens: tokens,
-        max_num_seqs: sequences,
-        // Hyper-connections keep several streams beside each other.
-        hidden_size: model.hidden_size.saturating_mul(config.dim_or("hc_mult", 1)?),
-        widest_projection: weights::widest_projection(model, parallel),
-        vocab_size: model.vocab_size,
-        element_bytes,
-        tensor_parallel_size: parallel.tp,
-        pipeline_parallel_size: parallel.pp,
-        enforce_eager: settings.enforce_eager,
-        unified_memory: setting.unified,
-        encoder,
-        v0_engine,
-        xformers: rules.v0(gpu) && gpu.major < 8,
-        amd: setting.amd,
-        symmetric_memory: !setting.amd && matches!(gpu.major, 9 | 10),
-        sampler_decibytes_per_logit: if setting.amd && settings.version < SAMPLES_UNSORTED {
-            // FlashInfer, which samples without sorting, is not there on AMD GPUs.
-            vllm::SORTING_SAMPLER
-        } else {
-            rules.sampler_decibytes_per_logit
-        },
-        graphs_in_budget: rules.subtracts_cuda_graph_estimate
-            && !(setting.amd && settings.version < GRAPHS_ON_AMD),
-    })
 }
 
 /// Bytes of the checkpoint and where they come from.

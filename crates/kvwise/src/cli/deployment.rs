@@ -214,6 +214,18 @@ pub struct DeploymentArgs {
     #[arg(long, help_heading = "Engine")]
     pub language_model_only: bool,
 
+    /// Most images, videos and clips of one prompt (JSON, or image=2,video=0); 0 of all leaves out their towers.
+    #[arg(long, value_name = "JSON", help_heading = "Engine")]
+    pub limit_mm_per_prompt: Option<String>,
+
+    /// Options of the model's processor, as the engine's JSON: max_pixels and size bound the largest image.
+    #[arg(long, value_name = "JSON", help_heading = "Engine")]
+    pub mm_processor_kwargs: Option<String>,
+
+    /// Images and videos take no part in the memory profile.
+    #[arg(long, help_heading = "Engine")]
+    pub skip_mm_profiling: bool,
+
     /// Speculative decoding, as the engine's JSON.
     #[arg(long, value_name = "JSON", help_heading = "Engine")]
     pub speculative_config: Option<String>,
@@ -359,6 +371,9 @@ impl DeploymentArgs {
             disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
             attention_backend: self.attention_backend.clone(),
             language_model_only: self.language_model_only,
+            limit_mm_per_prompt: self.limit_mm_per_prompt.clone(),
+            mm_processor_kwargs: self.mm_processor_kwargs.clone(),
+            skip_mm_profiling: self.skip_mm_profiling,
             speculative_config: self.speculative_config.clone(),
             enable_lora: self.enable_lora,
             max_loras: self.max_loras,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 48] = [
+const EXTRA: [&str; 51] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -26,6 +26,9 @@ const EXTRA: [&str; 48] = [
     "disable_hybrid_kv_cache_manager",
     "attention_backend",
     "language_model_only",
+    "limit_mm_per_prompt",
+    "mm_processor_kwargs",
+    "skip_mm_profiling",
     "speculative_config",
     "enable_lora",
     "max_loras",

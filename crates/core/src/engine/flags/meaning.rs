@@ -129,6 +129,10 @@ const VLLM: &[(&str, &str)] = &[
         "bounds the images and clips for which the profile run reserves memory",
     ),
     (
+        "--mm-processor-kwargs",
+        "may make images smaller, and with them what the profile run encodes",
+    ),
+    (
         "--skip-mm-profiling",
         "leaves images out of the memory profile: a full batch of them may then run out",
     ),

@@ -11,7 +11,7 @@ use crate::arch::{CacheKind, Model};
 
 /// What the decoder layers of a model attend to.
 pub(crate) fn sight(model: &Model, settings: &Settings, rule: ImageRule) -> Sight {
-    if !model.sees_whole_images || settings.language_model_only || rule == ImageRule::NotAsked {
+    if !model.sees_whole_images || settings.text_only(&model.architecture) || rule == ImageRule::NotAsked {
         return Sight::Earlier;
     }
     Sight::WholeImages(rule)

@@ -2,6 +2,7 @@
 
 use super::backend::Backend;
 use super::kv_dtype::KvDtype;
+use super::multimodal::Multimodal;
 use super::speculative::Speculative;
 use super::version::{Rules, Version};
 use crate::dtype::Dtype;
@@ -119,6 +120,8 @@ pub struct Settings {
     pub attention_backend: Option<Backend>,
     /// `--language-model-only`; no effect on the cache.
     pub language_model_only: bool,
+    /// `--limit-mm-per-prompt`, `--mm-processor-kwargs` and `--skip-mm-profiling`; no effect on the cache.
+    pub multimodal: Multimodal,
     /// `--mamba-cache-dtype`.
     pub mamba_cache_dtype: Option<Dtype>,
     /// `--mamba-ssm-cache-dtype`.
@@ -162,6 +165,7 @@ impl Default for Settings {
             allow_chunked_local_with_hybrid: true,
             attention_backend: None,
             language_model_only: false,
+            multimodal: Multimodal::default(),
             mamba_cache_dtype: None,
             mamba_ssm_cache_dtype: None,
             speculative: None,
@@ -209,6 +213,16 @@ impl MaxModelLen {
 }
 
 impl Settings {
+    /// Whether a model of this class is served without images, video and audio.
+    pub fn text_only(&self, class: &str) -> bool {
+        self.language_model_only || self.multimodal.bars_all(class)
+    }
+
+    /// Whether the towers of a model of this class are not built.
+    pub fn leaves_out_towers(&self, class: &str) -> bool {
+        self.language_model_only || self.multimodal.leaves_out_towers(class, self.version)
+    }
+
     /// Checks every value on its own; what contradicts the model or the GPU is a refusal of the engine, not an error.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ use crate::units::GIB;
 pub enum Footing {
     /// The profiling step sorts the logits, which gives its peak to some percent (V0, and vLLM 0.10.2 to 0.16).
     Sorting,
-    /// AMD GPUs: what their libraries take beside the engine is known from a dozen logs.
-    Amd,
+    /// GPUs of AMD and Intel: what their libraries take beside the engine is known from some twenty logs.
+    OtherMakers,
     /// Other releases: FlashInfer or Triton sample, the graphs are estimated by the engine, compile caches are cold or warm.
     Other,
     /// The GPU shares the host's memory: page cache and other programs come and go while the engine starts.
@@ -29,7 +29,7 @@ impl Footing {
     const fn floor_bytes(self) -> f64 {
         match self {
             Self::Sorting => 0.15 * GIB as f64,
-            Self::Other | Self::Amd => 0.5 * GIB as f64,
+            Self::Other | Self::OtherMakers => 0.5 * GIB as f64,
             Self::Unified => 1.5 * GIB as f64,
         }
     }
@@ -38,7 +38,7 @@ impl Footing {
     const fn share(self) -> f64 {
         match self {
             Self::Sorting => 0.06,
-            Self::Other | Self::Amd => 0.15,
+            Self::Other | Self::OtherMakers => 0.15,
             Self::Unified => 0.2,
         }
     }
@@ -53,45 +53,45 @@ impl Footing {
             Self::Sorting => &[
                 (0.0, -6.0),
                 (0.05, -2.5),
-                (0.10, -1.4),
+                (0.10, -1.1),
                 (0.25, -0.5),
                 (0.50, 0.0),
                 (0.75, 0.5),
-                (0.90, 1.6),
-                (0.95, 3.0),
+                (0.90, 1.4),
+                (0.95, 3.3),
                 (1.0, 10.5),
             ],
-            Self::Amd => &[
+            Self::OtherMakers => &[
                 (0.0, -2.0),
-                (0.05, -1.2),
+                (0.05, -1.1),
                 (0.10, -0.8),
-                (0.25, -0.2),
-                (0.50, 0.2),
-                (0.75, 1.8),
-                (0.90, 4.0),
-                (0.95, 5.0),
-                (1.0, 7.0),
+                (0.25, -0.1),
+                (0.50, 1.0),
+                (0.75, 2.5),
+                (0.90, 5.8),
+                (0.95, 7.0),
+                (1.0, 10.0),
             ],
             Self::Other => &[
                 (0.0, -2.4),
-                (0.05, -1.4),
-                (0.10, -1.2),
-                (0.25, -0.5),
+                (0.05, -1.9),
+                (0.10, -1.1),
+                (0.25, -0.3),
                 (0.50, 0.0),
-                (0.75, 0.8),
-                (0.90, 2.0),
-                (0.95, 2.8),
+                (0.75, 0.7),
+                (0.90, 1.7),
+                (0.95, 4.0),
                 (1.0, 6.0),
             ],
             Self::Unified => &[
                 (0.0, -3.0),
-                (0.05, -1.6),
-                (0.10, -1.2),
-                (0.25, -0.5),
+                (0.05, -1.5),
+                (0.10, -1.1),
+                (0.25, -0.6),
                 (0.50, 0.0),
-                (0.75, 0.7),
-                (0.90, 1.9),
-                (0.95, 2.5),
+                (0.75, 0.8),
+                (0.90, 1.7),
+                (0.95, 2.3),
                 (1.0, 4.0),
             ],
         }
@@ -259,7 +259,7 @@ mod tests {
     fn footings() -> impl Strategy<Value = Footing> {
         prop::sample::select(vec![
             Footing::Sorting,
-            Footing::Amd,
+            Footing::OtherMakers,
             Footing::Other,
             Footing::Unified,
         ])

@@ -77,11 +77,10 @@ fn of_vllm<'a>(request: &Request<'a>, s: &vllm::Settings, out: &mut Vec<Candidat
             "prompts take more steps",
         ));
     }
-    let towers = request
-        .subject
-        .model
-        .is_some_and(|(model, _)| model.outside.iter().any(|part| part.tower));
-    if towers && !s.language_model_only {
+    let towers = request.subject.model.is_some_and(|(model, _)| {
+        model.outside.iter().any(|part| part.tower) && !s.leaves_out_towers(&model.architecture)
+    });
+    if towers {
         out.push((
             "--language-model-only",
             String::new(),

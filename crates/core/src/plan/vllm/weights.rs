@@ -69,7 +69,7 @@ pub(in crate::plan) fn weights(
     parallel: &Parallel,
     dtype: Dtype,
 ) -> Result<Stages> {
-    let towers = !settings.language_model_only;
+    let towers = !settings.leaves_out_towers(&model.architecture);
     let inventory = subject.inventories.get(settings.quantization.as_deref(), || {
         Ok(Inventory::new(
             model,

@@ -95,7 +95,7 @@ impl Deployment {
     }
 
     /// Flags that vLLM alone has.
-    fn of_vllm(&self) -> [Foreign; 9] {
+    fn of_vllm(&self) -> [Foreign; 12] {
         [
             (
                 "--num-gpu-blocks-override",
@@ -122,6 +122,9 @@ impl Deployment {
                 self.speculative_config.is_some(),
                 "--speculative-algorithm and --speculative-draft-model-path",
             ),
+            ("--limit-mm-per-prompt", self.limit_mm_per_prompt.is_some(), ""),
+            ("--mm-processor-kwargs", self.mm_processor_kwargs.is_some(), ""),
+            ("--skip-mm-profiling", self.skip_mm_profiling, ""),
             ("--enable-lora", self.enable_lora, ""),
             ("--max-loras", self.max_loras.is_some(), ""),
             ("--max-lora-rank", self.max_lora_rank.is_some(), ""),

@@ -20,6 +20,9 @@ impl Deployment {
             ("--kv-cache-memory-bytes", self.kv_cache_memory_bytes.is_some()),
             ("--attention-backend", self.attention_backend.is_some()),
             ("--speculative-config", self.speculative_config.is_some()),
+            ("--limit-mm-per-prompt", self.limit_mm_per_prompt.is_some()),
+            ("--mm-processor-kwargs", self.mm_processor_kwargs.is_some()),
+            ("--skip-mm-profiling", self.skip_mm_profiling),
             ("--engine-version", self.engine_version.is_some()),
             (
                 "--decode-context-parallel-size",

@@ -231,13 +231,6 @@ impl Deployment {
     fn of_model(&self, mut asked: Asked, looked: &Looked) -> Result<Resolved> {
         asked.warnings.extend(looked.notes.iter().cloned());
         let described = looked.model.as_deref();
-        if !self.language_model_only
-            && let Some(part) = looked.unread_tower
-        {
-            asked.warnings.push(format!(
-                "the weights of the tower in {part} are not known here and not counted; --language-model-only leaves it out"
-            ));
-        }
         let checkpoint = looked
             .checkpoint
             .as_ref()
@@ -257,6 +250,15 @@ impl Deployment {
             EngineName::LlamaCpp => Engine::LlamaCpp(Box::new(self.llamacpp(None, self.gpus.unwrap_or(1))?)),
             EngineName::Generic => Engine::Generic(self.generic()?),
         };
+        let left_out = match (&engine, described) {
+            (Engine::Vllm(settings), Some(model)) => settings.leaves_out_towers(&model.architecture),
+            _ => self.language_model_only,
+        };
+        if let Some(part) = looked.unread_tower.filter(|_| !left_out) {
+            asked.warnings.push(format!(
+                "the weights of the tower in {part} are not known here and not counted; --language-model-only leaves it out"
+            ));
+        }
         let mut policy = self.policy(asked.engine)?;
         if let Some(model) = described {
             policy.site = self.correction(

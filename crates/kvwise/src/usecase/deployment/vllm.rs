@@ -82,6 +82,11 @@ impl Deployment {
                 .map(vllm::Backend::parse)
                 .transpose()?,
             language_model_only: self.language_model_only,
+            multimodal: vllm::Multimodal::read(
+                self.limit_mm_per_prompt.as_deref(),
+                self.mm_processor_kwargs.as_deref(),
+                self.skip_mm_profiling,
+            )?,
             speculative: self
                 .speculative_config
                 .as_deref()

@@ -33,7 +33,7 @@ const MADE_ON_LOAD: [(&str, &str); 9] = [
 const MADE_ON_LOAD_NAMES: &str = "fp8, fp8_per_block, fp8_per_channel, mxfp8, int8, nvfp4";
 
 /// Fields of a deployment that are flags of vLLM under the same name, in the order of the command.
-const VLLM_FLAGS: [&str; 25] = [
+const VLLM_FLAGS: [&str; 28] = [
     "revision",
     "tensor_parallel_size",
     "pipeline_parallel_size",
@@ -57,6 +57,9 @@ const VLLM_FLAGS: [&str; 25] = [
     "disable_hybrid_kv_cache_manager",
     "attention_backend",
     "language_model_only",
+    "limit_mm_per_prompt",
+    "mm_processor_kwargs",
+    "skip_mm_profiling",
     "speculative_config",
     "enable_lora",
 ];
@@ -126,7 +129,7 @@ pub fn vllm(deployment: &Deployment, resolved: &Resolved, plan: &Plan) -> Result
                 .map(|layer| layer.trim().to_owned())
                 .collect(),
             // The planner's own reading of counts and types, in the engine's spelling.
-            ("dtype" | "max_num_batched_tokens" | "kv_cache_memory_bytes", _) => {
+            ("dtype" | "max_num_batched_tokens" | "kv_cache_memory_bytes" | "limit_mm_per_prompt", _) => {
                 vec![super::plain(plan.inputs.get(field).unwrap_or(given))]
             }
             ("attention_backend", _) => vec![super::plain(given).to_ascii_uppercase()],

@@ -43,7 +43,7 @@ const FLAGS: [(&str, &str); 28] = [
 ];
 
 /// Fields that SGLang's plan knows or passes over, but no flag of its server says.
-const WITHOUT_A_FLAG: [&str; 9] = [
+const WITHOUT_A_FLAG: [&str; 12] = [
     "speculative_config",
     "num_gpu_blocks_override",
     "kv_cache_memory_bytes",
@@ -52,6 +52,9 @@ const WITHOUT_A_FLAG: [&str; 9] = [
     "disable_hybrid_kv_cache_manager",
     "gpu_memory_utilization",
     "max_num_batched_tokens",
+    "limit_mm_per_prompt",
+    "mm_processor_kwargs",
+    "skip_mm_profiling",
     "enable_lora",
 ];
 

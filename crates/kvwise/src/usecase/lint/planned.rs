@@ -136,10 +136,16 @@ pub fn plan(
             }
             continue;
         }
-        let Some(field) = field(found.engine, given.flag.name(), names).filter(|_| given.field.is_none())
-        else {
+        let Some(field) = field(found.engine, given.flag.name(), names) else {
             continue;
         };
+        if let Some(path) = &given.field {
+            if let Some(changed) = merged(&deployment, &field, path, given.values.first()) {
+                deployment = changed;
+                said.push((i, field));
+            }
+            continue;
+        }
         let opposite = field.starts_with("no_") && !given.flag.name().starts_with("--no-");
         let value = match given.values.first() {
             None => Value::Bool(given.negated == opposite || found.engine == "sglang"),
@@ -241,6 +247,27 @@ pub fn plan(
     }
     out.verdict = Some(plan.verdict);
     out
+}
+
+/// The deployment with one key of a JSON flag set, as `--limit-mm-per-prompt.image 2` does; `None` if the flag takes no JSON.
+fn merged(deployment: &Deployment, field: &str, path: &str, value: Option<&String>) -> Option<Deployment> {
+    let all = serde_json::to_value(deployment).ok()?;
+    let mut object = match all.get(field)? {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object)?,
+        _ => return None,
+    };
+    let mut at = &mut object;
+    for key in path.split('.') {
+        at = at
+            .as_object_mut()?
+            .entry(key)
+            .or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+    *at = value.map_or(Value::Bool(true), |text| {
+        serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
+    });
+    effect::with(deployment, field, Some(Value::String(object.to_string()))).ok()
 }
 
 /// The text as the type that the field takes.
