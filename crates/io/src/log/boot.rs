@@ -138,6 +138,8 @@ pub struct Evidence {
 /// One start of a server.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Boot {
+    /// Container that it is from, if lines name one.
+    pub source: String,
     /// Engine, once a line of it was seen.
     pub engine: Option<EngineKind>,
     /// Version as printed.
@@ -205,6 +207,14 @@ pub struct Boot {
 }
 
 impl Boot {
+    /// Nothing yet, of a container.
+    pub fn of(source: &str) -> Self {
+        Self {
+            source: source.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// The worker's figures, made if they are not there.
     pub fn rank(&mut self, worker: &str) -> &mut Rank {
         let at = self.ranks.iter().position(|rank| rank.worker == worker);
@@ -290,9 +300,7 @@ impl Boot {
                 {
                     rank.non_torch = Some(consumed.minus(load));
                 }
-                if let (Some(activation), Some(estimate)) = (rank.activation, rank.graphs_estimate)
-                    && !self.v2_runner
-                {
+                if let (Some(activation), Some(estimate)) = (rank.activation, rank.graphs_estimate) {
                     rank.activation = Some(activation.minus(estimate));
                 }
             }

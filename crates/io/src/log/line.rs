@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead};
 
+use super::traffic::is_traffic;
+
 /// Longest line that is read whole; of a longer one the rest is skipped. Engine configurations take some 20 kB.
 pub const MAX_LINE_BYTES: usize = 256 << 10;
 
@@ -10,6 +12,8 @@ pub const MAX_LINE_BYTES: usize = 256 << 10;
 pub struct Line {
     /// Number of the line in the file, from 1.
     pub number: u64,
+    /// Container in front of it (`vllm-1  | ` of docker compose, `[pod/vllm-0/server] ` of kubectl), empty if none is named.
+    pub source: String,
     /// Process that printed it (`Worker_TP0`, `EngineCore_DP1`, `TP0`), empty if the line does not say.
     pub worker: String,
     /// The text without colours and envelopes; time stamps and source locations are still there.
@@ -52,7 +56,7 @@ impl<'a> Lines<'a> {
         self.cut
     }
 
-    /// The next line that is not empty.
+    /// The next line that is not empty and not about requests.
     ///
     /// # Errors
     /// If the source cannot be read.
@@ -60,10 +64,14 @@ impl<'a> Lines<'a> {
         loop {
             let Some(raw) = self.raw()? else { return Ok(None) };
             self.number += 1;
+            if is_traffic(&raw) {
+                continue;
+            }
             let text = plain(&envelope(&String::from_utf8_lossy(&raw)));
             if !text.trim().is_empty() {
                 return Ok(Some(Line {
                     number: self.number,
+                    source: source(&text).to_owned(),
                     worker: worker(&text),
                     text,
                 }));
@@ -90,7 +98,7 @@ impl<'a> Lines<'a> {
             }
             any = true;
             let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-            let end = buffer[..most].iter().position(|&b| b == b'\n' || b == b'\r');
+            let end = memchr::memchr2(b'\n', b'\r', &buffer[..most]);
             let taken = end.unwrap_or(most);
             let room = MAX_LINE_BYTES - line.len();
             line.extend_from_slice(&buffer[..taken.min(room)]);
@@ -196,6 +204,22 @@ fn envelope(text: &str) -> String {
         .iter()
         .find_map(|&key| object.get(key).and_then(|v| v.as_str()))
         .map_or_else(|| text.to_owned(), |inner| inner.trim_end().to_owned())
+}
+
+/// The container that a line of several is from, as docker compose and `kubectl logs --prefix` write it.
+fn source(text: &str) -> &str {
+    let named = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 200
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+    };
+    let before = match text.strip_prefix("[pod/") {
+        Some(rest) => rest.split_once("] ").map(|(name, _)| name),
+        None => (beginning(text, 210).split_once("| ")).map(|(name, _)| name.trim_end_matches(' ')),
+    };
+    before.filter(|name| named(name)).unwrap_or_default()
 }
 
 /// The process that printed the line: `(Worker_TP0 pid=12)` and its older forms, `[rank0]`, `[... TP0]` of `SGLang`.
@@ -310,6 +334,21 @@ mod tests {
             ("[2026-09-12 00:22:48] server_args=ServerArgs()", ""),
         ] {
             assert_eq!(worker(text), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_container_is_read_where_a_line_names_one() {
+        for (text, name) in [
+            ("vllm-1  | (Worker_TP0 pid=9) INFO x", "vllm-1"),
+            ("[pod/vllm-0/server] INFO x", "vllm-0/server"),
+            ("INFO 04-24 16:33:00 [x.py:1] a | b", ""),
+            ("| 0  NVIDIA H100 | x", ""),
+            ("[2026-09-12 00:22:48 TP0] x | y", ""),
+            ("[pod/vllm-0", ""),
+            ("a|b", ""),
+        ] {
+            assert_eq!(source(text), name, "{text}");
         }
     }
 

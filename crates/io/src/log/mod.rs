@@ -1,7 +1,7 @@
 //! Start-up logs of serving engines: what was asked for, what the engine measured, how it ended.
 //!
 //! [`read`] takes any mixture that reaches a terminal, a container runtime or a journal: colours, time stamps, worker
-//! names and JSON envelopes are looked through ([`mod@line`]), and the wordings of each engine are rows of a table
+//! names and JSON envelopes are looked through ([`mod@line`]), lines about requests are passed over ([`traffic`]), and the wordings of each engine are rows of a table
 //! ([`vllm`], [`sglang`], [`llamacpp`]) that name the versions they were read in. A file may hold several starts of the
 //! server; each becomes a [`Boot`]. Everything is read once, line by line, within fixed limits.
 
@@ -13,8 +13,10 @@ pub mod python;
 pub mod sglang;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 pub mod vllm;
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
 
@@ -27,10 +29,12 @@ pub use python::Value;
 
 use crate::trace::Source;
 
-/// Most bytes that are read of one log (after decompression); a start-up is in the first megabyte of each boot.
-pub const MAX_BYTES: u64 = 1 << 30;
+/// Most bytes that are read of one log (after decompression). Servers run for weeks, and the last start counts.
+pub const MAX_BYTES: u64 = 16 << 30;
 /// Most starts that are kept; of more, the first ones are dropped.
 pub const MAX_BOOTS: usize = 256;
+/// Most containers whose lines are told apart.
+const MAX_SOURCES: usize = 64;
 
 /// A log that was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,22 +76,36 @@ pub fn open(path: &Path) -> Result<Log> {
 pub fn read(name: &str, source: &mut dyn BufRead) -> Result<Log> {
     let mut lines = Lines::new(source, MAX_BYTES);
     let mut boots: Vec<Boot> = Vec::new();
-    let mut current = Boot::default();
+    // Starts that go on, of one server or of several whose lines are mixed.
+    let mut open: BTreeMap<String, Boot> = BTreeMap::new();
+    let mut at = String::new();
     let mut recognised = 0_u64;
     while let Some(line) = lines
         .next_line()
         .map_err(|e| Error::io(format!("{name}: cannot read: {e}")))?
     {
-        if begins_boot(&line.text, &current) {
-            let finished = std::mem::take(&mut current);
+        if line.source != at && !line.source.is_empty() {
+            // What was there before the first name is that container's, too.
+            let unnamed = if at.is_empty() { open.remove("") } else { None };
+            if open.contains_key(&line.source) || open.len() < MAX_SOURCES {
+                at.clone_from(&line.source);
+                let boot = open
+                    .entry(at.clone())
+                    .or_insert_with(|| unnamed.unwrap_or_default());
+                boot.source.clone_from(&at);
+            }
+        }
+        let current = open.entry(at.clone()).or_default();
+        if begins_boot(&line.text, current) {
+            let finished = std::mem::replace(current, Boot::of(&at));
             if boots.len() == MAX_BOOTS {
                 boots.remove(0);
             }
             boots.push(finished);
         }
-        let known = vllm::read_line(&mut current, &line)
-            || sglang::read_line(&mut current, &line)
-            || llamacpp::read_line(&mut current, &line);
+        let known = vllm::read_line(current, &line)
+            || sglang::read_line(current, &line)
+            || llamacpp::read_line(current, &line);
         if known {
             recognised += 1;
             current.first_line.get_or_insert(line.number);
@@ -95,8 +113,10 @@ pub fn read(name: &str, source: &mut dyn BufRead) -> Result<Log> {
         }
     }
     let (count, cut_lines, cut) = (lines.count(), lines.cut_lines(), lines.is_cut());
-    boots.push(current);
+    boots.extend(open.into_values());
     boots.retain(Boot::says_something);
+    boots.sort_by_key(|boot| boot.first_line);
+    gather_nodes(&mut boots);
     for boot in &mut boots {
         boot.settle();
     }
@@ -115,6 +135,26 @@ pub fn read(name: &str, source: &mut dyn BufRead) -> Result<Log> {
         cut_lines,
         cut,
     })
+}
+
+/// Gives the workers of further machines to the start that they belong to: their containers run no engine of their own.
+fn gather_nodes(boots: &mut Vec<Boot>) {
+    let heads = boots.iter().filter(|boot| boot.has_engine_line).count();
+    let without = |boot: &Boot| {
+        !boot.source.is_empty() && !boot.has_engine_line && !boot.is_finished() && !boot.ranks.is_empty()
+    };
+    if heads != 1 || !boots.iter().any(without) {
+        return;
+    }
+    let (others, mut rest): (Vec<Boot>, Vec<Boot>) = std::mem::take(boots).into_iter().partition(without);
+    for boot in rest.iter_mut().filter(|boot| boot.has_engine_line) {
+        for rank in others.iter().flat_map(|other| &other.ranks) {
+            if !boot.ranks.iter().any(|known| known.worker == rank.worker) {
+                boot.ranks.push(rank.clone());
+            }
+        }
+    }
+    *boots = rest;
 }
 
 /// Whether a line is the beginning of another start, given what the present one already said.

@@ -526,3 +526,57 @@ fn a_log_without_flashinfer_keeps_that_line_as_evidence() {
     .unwrap();
     assert_eq!(log.boots[0].evidence_of("no_flashinfer").unwrap().line, 2);
 }
+
+#[test]
+fn what_clients_send_is_no_start_of_a_server() {
+    // A start, then a client who quotes another server's log, then a step that fails and shows the configuration again.
+    let log = read_text(
+        "(EngineCore pid=1) INFO 06-25 17:21:40 [core.py:105] Initializing a V1 LLM engine (v0.19.1) with config: model='Qwen/Qwen3-8B', max_seq_len=40960\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [gpu_worker.py:436] Available KV cache memory: 19.36 GiB\n\
+         (EngineCore pid=1) INFO 06-25 17:21:58 [kv_cache_utils.py:1319] GPU KV cache size: 140,960 tokens\n\
+         (APIServer pid=9) INFO:     Application startup complete.\n\
+         (APIServer pid=9) INFO 06-25 18:00:01 [logger.py:43] Received request chatcmpl-1: prompt: 'Why is this? Initializing a V1 LLM engine (v0.9.0) with config: model=\\'x\\' ... Available KV cache memory: 1.00 GiB'\n\
+         (APIServer pid=9) INFO:     10.0.0.1:3000 - \"GET /?vLLM API server version 0.1 HTTP/1.1\" 404 Not Found\n\
+         (EngineCore pid=1) ERROR 06-25 18:00:02 [dump_input.py:72] Dumping input data for V1 LLM engine (v0.19.1) with config: model='Qwen/Qwen3-8B', max_seq_len=40960, \n\
+         (EngineCore pid=1) ERROR 06-25 18:00:02 [core.py:780] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n",
+    )
+    .unwrap();
+    assert_eq!((log.boots.len(), log.lines), (1, 8));
+    let boot = &log.boots[0];
+    assert_eq!((boot.tokens, &boot.refusal), (Some(140_960), &None));
+    assert_eq!(gib(boot.ranks[0].available_kv), "19.36");
+}
+
+#[test]
+fn servers_whose_lines_are_mixed_are_told_apart_and_workers_of_one_are_not() {
+    let server = |name: &str, tokens: &str| {
+        [
+            format!(
+                "{name}  | (EngineCore pid=1) INFO 06-25 17:21:40 [core.py:105] Initializing a V1 LLM engine (v0.19.1) with config: model='m/{name}', max_seq_len=40960"
+            ),
+            format!(
+                "{name}  | (EngineCore pid=1) INFO 06-25 17:21:58 [gpu_worker.py:436] Available KV cache memory: 19.36 GiB"
+            ),
+            format!(
+                "{name}  | (EngineCore pid=1) INFO 06-25 17:21:58 [kv_cache_utils.py:1319] GPU KV cache size: {tokens} tokens"
+            ),
+        ]
+    };
+    let (a, b) = (server("chat-1", "140,960"), server("embed-1", "9,600"));
+    let mixed: String = a.iter().zip(&b).map(|(a, b)| format!("{a}\n{b}\n")).collect();
+    let log = read_text(&mixed).unwrap();
+    let told: Vec<_> = (log.boots.iter())
+        .map(|boot| (boot.source.as_str(), boot.model.as_deref(), boot.tokens))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("chat-1", Some("m/chat-1"), Some(140_960)),
+            ("embed-1", Some("m/embed-1"), Some(9600))
+        ]
+    );
+    let node = "node-1  | (Worker_TP1 pid=4) INFO 06-25 17:21:57 [gpu_worker.py:436] Available KV cache memory: 18.00 GiB\n";
+    let log = read_text(&format!("{}\n{node}{}\n{}\n", a[0], a[1], a[2])).unwrap();
+    assert_eq!(log.boots.len(), 1);
+    assert_eq!(gib(log.boots[0].smallest(|rank| rank.available_kv)), "18");
+}

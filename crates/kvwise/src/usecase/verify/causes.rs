@@ -134,13 +134,13 @@ fn activation(case: &Case, causes: &mut Vec<Cause>) {
     }
     if boot.evidence_of("encoder").is_some() {
         add(
-            "the profiling step encoded images or videos: a plan takes the largest ones that the makers' files allow, and fewer inputs or pixels (--limit-mm-per-prompt, --mm-processor-kwargs) take less".to_owned(),
+            "the profiling step encoded images or videos: a plan takes the largest ones that the makers' files and --limit-mm-per-prompt and --mm-processor-kwargs allow".to_owned(),
             "encoder",
         );
     }
     if boot.evidence_of("encoder_skipped").is_some() {
         add(
-            "the server does not profile its encoder (--skip-mm-profiling, or all limits are 0); --language-model-only plans without it".to_owned(),
+            "the server does not profile its encoder (--skip-mm-profiling, or all limits are 0); with the same flag a plan does neither".to_owned(),
             "encoder_skipped",
         );
     }

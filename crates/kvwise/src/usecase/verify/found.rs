@@ -11,7 +11,7 @@ use kvwise_io::log::{Boot, EngineKind, Value, python};
 use kvwise_io::model;
 use serde_json::json;
 
-use super::found_others;
+use super::{found_inputs, found_others};
 use crate::usecase::deployment::Deployment;
 
 /// How far a total of memory may be from a catalogue row to be that card's: logs print two decimals of a GiB.
@@ -292,8 +292,13 @@ fn vllm(boot: &Boot, found: &mut Found) {
     );
     flag(
         "language_model_only",
-        on("language_model_only") || takes_no_inputs(boot),
+        on("language_model_only"),
         &mut d.language_model_only,
+    );
+    flag(
+        "skip_mm_profiling",
+        on("skip_mm_profiling"),
+        &mut d.skip_mm_profiling,
     );
     flag("enable_lora", on("enable_lora"), &mut d.enable_lora);
     if !d.enable_lora {
@@ -308,18 +313,9 @@ fn vllm(boot: &Boot, found: &mut Found) {
     for name in taken {
         found.note(name, "in the log");
     }
+    found_inputs::multimodal(boot, found);
     speculative(boot, found);
     quantization(boot, found);
-}
-
-/// Whether the limits of images and videos are 0: the engine then loads no tower (vLLM 0.32.0, `StageMissingLayer`).
-fn takes_no_inputs(boot: &Boot) -> bool {
-    let Some(Value::Other(text) | Value::Text(text)) = boot.setting("limit_mm_per_prompt") else {
-        return false;
-    };
-    let limits = python::pairs(text);
-    let none = |kind: &str| limits.get(kind).and_then(Value::count) == Some(0);
-    none("image") && none("video")
 }
 
 /// The utilisation from what was requested of all memory, where no line names it.
@@ -492,19 +488,6 @@ mod tests {
             assert_eq!(catalogue::find(&name).unwrap().id, "Qwen/Qwen3-32B", "{given}");
         }
         assert_eq!(known_name("/models/something-of-our-own"), None);
-    }
-
-    #[test]
-    fn a_server_that_takes_no_images_and_videos_is_planned_without_its_tower() {
-        for (limits, without) in [
-            ("{'image': 0, 'video': 0}", true),
-            ("{'image': 0}", false),
-            ("{'image': 4, 'video': 0}", false),
-        ] {
-            let mut boot = Boot::default();
-            (boot.flags).insert("limit_mm_per_prompt".to_owned(), Value::Other(limits.to_owned()));
-            assert_eq!(takes_no_inputs(&boot), without, "{limits}");
-        }
     }
 
     #[test]

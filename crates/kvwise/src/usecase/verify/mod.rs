@@ -6,12 +6,14 @@
 
 mod causes;
 mod found;
+mod found_inputs;
 mod found_others;
 mod refusal;
 mod save;
 mod terms;
 mod terms_others;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use kvwise_core::engine::vllm;
@@ -97,7 +99,7 @@ pub fn verify(question: &Question) -> Result<Verification> {
     } else {
         None
     };
-    warnings.extend(log_warnings(&log));
+    warnings.extend(log_warnings(&log, boot));
     warnings.extend(plan.feasibility.warnings.iter().cloned());
     let wrong = rows.iter().filter(|row| counts(row, &rows)).count();
     let compared = rows
@@ -180,8 +182,26 @@ fn choose(log: &Log, wanted: Option<usize>) -> Result<(usize, &Boot)> {
     }
 }
 
-fn log_warnings(log: &Log) -> Vec<String> {
+/// A container's name, for people.
+fn named(source: &str) -> &str {
+    if source.is_empty() {
+        "one without a name"
+    } else {
+        source
+    }
+}
+
+fn log_warnings(log: &Log, boot: &Boot) -> Vec<String> {
     let mut warnings = Vec::new();
+    let sources: BTreeSet<&str> = log.boots.iter().map(|b| b.source.as_str()).collect();
+    if sources.len() > 1 {
+        warnings.push(format!(
+            "the log mixes {} servers ({}); compared is {}, --boot chooses another",
+            sources.len(),
+            sources.iter().map(|s| named(s)).collect::<Vec<_>>().join(", "),
+            named(&boot.source)
+        ));
+    }
     if log.cut {
         warnings.push(format!(
             "only the first {} of the log were read",
