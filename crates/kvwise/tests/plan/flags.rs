@@ -42,6 +42,15 @@ fn every_flag_changes_the_answer() {
         (&["llama-3.1-8b"], &["--num-gpu-blocks-override", "20000"]),
         (&["llama-3.1-8b"], &["--enforce-eager"]),
         (
+            &["qwen2.5-vl-7b-instruct"],
+            &["--limit-mm-per-prompt", "image=0,video=0"],
+        ),
+        (
+            &["qwen2.5-vl-7b-instruct", "--limit-mm-per-prompt", "video=0"],
+            &["--mm-processor-kwargs", "{\"max_pixels\":1003520}"],
+        ),
+        (&["qwen2.5-vl-7b-instruct"], &["--skip-mm-profiling"]),
+        (
             &["qwen3-next-80b-a3b-instruct", "--tp", "4"],
             &["--no-enable-prefix-caching"],
         ),

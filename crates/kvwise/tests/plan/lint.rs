@@ -46,3 +46,30 @@ fn a_clean_command_is_clean_and_nothing_to_read_is_an_error() {
     let nothing = kvwise(&["lint", "echo", "hello"]);
     assert_eq!(nothing.status.code(), Some(2), "{nothing:?}");
 }
+
+#[test]
+fn limits_of_images_are_planned_in_both_spellings() {
+    let verdict = |words: &[&str]| {
+        let command = [
+            "lint",
+            "--gpu",
+            "h100",
+            "vllm",
+            "serve",
+            "Qwen/Qwen2.5-VL-7B-Instruct",
+        ];
+        let output = kvwise(&[&command[..], words].concat());
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        value["servers"][0]["verdict"].to_string()
+    };
+    let bare = verdict(&[]);
+    let json = verdict(&["--limit-mm-per-prompt", r#"{"image": 0, "video": 0}"#]);
+    let dotted = verdict(&[
+        "--limit-mm-per-prompt.image",
+        "0",
+        "--limit-mm-per-prompt.video=0",
+    ]);
+    assert!(bare.contains("KV cache"), "{bare}");
+    assert_ne!(bare, json);
+    assert_eq!(json, dotted);
+}

@@ -535,3 +535,17 @@ fn further_flags_come_last_and_made_formats_have_the_engines_names() {
         ]
     );
 }
+
+#[test]
+fn limits_of_images_are_written_as_json() {
+    let mut order = order("Qwen/Qwen2.5-VL-7B-Instruct", "h100");
+    order.deployment.limit_mm_per_prompt = Some("image=0,video=0".to_owned());
+    let (server, _) = made(&order);
+    assert_eq!(
+        server.words(false)[1..],
+        ["--limit-mm-per-prompt", r#"{"image":0,"video":0}"#]
+    );
+    order.deployment.engine = Some("sglang".to_owned());
+    let refused = generate(&order).unwrap_err().to_string();
+    assert!(refused.contains("--limit-mm-per-prompt"), "{refused}");
+}
