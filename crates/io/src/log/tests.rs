@@ -563,7 +563,11 @@ fn servers_whose_lines_are_mixed_are_told_apart_and_workers_of_one_are_not() {
         ]
     };
     let (a, b) = (server("chat-1", "140,960"), server("embed-1", "9,600"));
-    let mixed: String = a.iter().zip(&b).map(|(a, b)| format!("{a}\n{b}\n")).collect();
+    let mixed: String = a
+        .iter()
+        .zip(&b)
+        .flat_map(|(a, b)| [a.as_str(), "\n", b, "\n"])
+        .collect();
     let log = read_text(&mixed).unwrap();
     let told: Vec<_> = (log.boots.iter())
         .map(|boot| (boot.source.as_str(), boot.model.as_deref(), boot.tokens))

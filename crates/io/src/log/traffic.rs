@@ -26,7 +26,7 @@ const PHRASES: [&str; 13] = [
     "slot print_timing: ",
 ];
 
-static FINDERS: LazyLock<[Finder<'static>; 13]> = LazyLock::new(|| PHRASES.map(|phrase| Finder::new(phrase)));
+static FINDERS: LazyLock<[Finder<'static>; 13]> = LazyLock::new(|| PHRASES.map(Finder::new));
 
 /// Whether a line, as it stands in the file, is about requests and says nothing of a start.
 pub fn is_traffic(raw: &[u8]) -> bool {
