@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 const ROWS: &str = include_str!("data/architectures.jsonl");
+const DRAFTERS: &str = include_str!("data/drafters.jsonl");
 const WITH_TOWERS: &str = concat!(
     include_str!("golden/vllm_configs.jsonl"),
     include_str!("golden/towers_configs.jsonl")
@@ -281,4 +282,58 @@ proptest! {
             let _ = family::read("x", &config);
         }
     }
+}
+
+/// Reads a drafter as its method does, and weighs it and what the engine copies out of it.
+fn exercise_drafter(method: &str, map: Map<String, Value>) {
+    let config = Config::from_map(map);
+    let block = |block| family::read_block_drafter("draft", &config, block, None).map(Some);
+    let read = match method {
+        "eagle" => family::read_eagle("draft", &config, family::Eagle::One, 32_000).map(Some),
+        "eagle3" => family::read_eagle("draft", &config, family::Eagle::Three, 32_000).map(Some),
+        "dflash" => block(family::Block::Flash),
+        "dspark" => block(family::Block::Spark),
+        _ => family::read_assistant("draft", &config),
+    };
+    match read {
+        Ok(Some(model)) => {
+            assert!(model.layers.len() <= 20_000);
+            weigh(&model);
+            for weight in family::context_copies(&model, false) {
+                let _ = weight.bytes(&Parallel::tensor(2), Dtype::Bf16);
+            }
+        }
+        Ok(None) => {}
+        Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+    }
+}
+
+#[test]
+fn wrong_values_in_a_drafters_file_are_errors_or_other_models_and_never_a_panic() {
+    let mut seen = std::collections::BTreeSet::new();
+    for line in DRAFTERS.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let Some(map) = row["draft"].as_object() else {
+            continue;
+        };
+        let method = row["method"].as_str().unwrap();
+        if !seen.insert((method.to_owned(), map["architectures"].to_string())) {
+            continue;
+        }
+        exercise_drafter(method, map.clone());
+        for key in map.keys() {
+            for value in hostile() {
+                let mut changed = map.clone();
+                changed.insert(key.clone(), value.clone());
+                exercise_drafter(method, changed);
+                // One level below, where DFlash and speculators keep what is theirs.
+                for inner in map[key].as_object().into_iter().flat_map(Map::keys) {
+                    let mut changed = map.clone();
+                    changed[key][inner] = value.clone();
+                    exercise_drafter(method, changed);
+                }
+            }
+        }
+    }
+    assert!(seen.len() >= 15, "{} kinds of drafters", seen.len());
 }

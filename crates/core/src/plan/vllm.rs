@@ -3,6 +3,7 @@
 //! Order and arithmetic are those of the start-up (vLLM 0.32.0, `vllm/v1/worker/gpu_worker.py`,
 //! `determine_available_memory`, and `vllm/v1/worker/utils.py`, `request_memory`).
 
+mod adapters;
 mod explain;
 mod inputs;
 mod states;
@@ -264,7 +265,7 @@ fn serve<'a>(
         sum
     };
     if settings.enable_lora {
-        let term = weights::lora(model, settings, &parallel)?;
+        let term = adapters::lora(model, settings, &parallel)?;
         known = known.saturating_add(term.bytes);
         overhead.push(term);
     }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvwise_core::Result;
 use kvwise_core::arch::family::{Reading, read};
+
 use kvwise_core::arch::{Config, Model};
 use serde_json::Value;
 
@@ -36,9 +38,9 @@ fn configs() -> impl Iterator<Item = (String, String, String)> {
     })
 }
 
-fn subject(name: &str, class: &str, text: &str) -> Subject {
+fn subject(name: &str, class: &str, config: Result<Config>) -> Subject {
     let class = class.to_owned();
-    match Config::parse(text.as_bytes()).and_then(|config| read(name, &config)) {
+    match config.and_then(|config| read(name, &config)) {
         Ok(Reading::Model(model)) => Subject::Model(model, class),
         Ok(Reading::Refused(refusal)) => Subject::Unread(class, refusal.reason),
         Err(error) => Subject::Unread(class, error.to_string()),
@@ -80,7 +82,12 @@ pub fn report() -> Report {
         .collect();
     let subjects: BTreeMap<&str, Subject> = texts
         .iter()
-        .map(|(name, (class, text))| (name.as_str(), subject(name, class, text)))
+        .map(|(name, (class, text))| {
+            (
+                name.as_str(),
+                subject(name, class, Config::parse(text.as_bytes())),
+            )
+        })
         .collect();
     let known = Known::all();
     let mut used = vec![false; known.len()];
@@ -102,11 +109,8 @@ pub fn report() -> Report {
         let (label, rare) = setting(&row["args"]);
         let shallow = row["args"]["layers"].as_u64().map(|layers| {
             let (class, text) = &texts[name];
-            subject(
-                name,
-                class,
-                &cut(serde_json::from_str(text).unwrap(), layers).to_string(),
-            )
+            let map = Config::parse(text.as_bytes()).unwrap().into_map();
+            subject(name, class, Ok(Config::from_map(cut(map, layers))))
         });
         let (class, kv, weights) = match shallow.as_ref().unwrap_or(&subjects[name]) {
             Subject::Model(model, class) => {

@@ -198,6 +198,10 @@ pub struct DeploymentArgs {
     #[arg(long, help_heading = "Engine")]
     pub no_enable_prefix_caching: bool,
 
+    /// Prefix caching on where a release leaves it off: models with recurrent states before vLLM 0.28.
+    #[arg(long, help_heading = "Engine", conflicts_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+
     /// Asynchronous scheduling off.
     #[arg(long, help_heading = "Engine")]
     pub no_async_scheduling: bool,
@@ -367,6 +371,7 @@ impl DeploymentArgs {
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             enforce_eager: self.enforce_eager,
             no_enable_prefix_caching: self.no_enable_prefix_caching,
+            enable_prefix_caching: self.enable_prefix_caching,
             no_async_scheduling: self.no_async_scheduling,
             disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,
             attention_backend: self.attention_backend.clone(),

@@ -60,6 +60,7 @@ pub struct Deployment {
     pub num_gpu_blocks_override: Option<u64>,
     pub enforce_eager: bool,
     pub no_enable_prefix_caching: bool,
+    pub enable_prefix_caching: bool,
     pub no_async_scheduling: bool,
     pub disable_hybrid_kv_cache_manager: bool,
     pub attention_backend: Option<String>,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 51] = [
+const EXTRA: [&str; 52] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -22,6 +22,7 @@ const EXTRA: [&str; 51] = [
     "num_gpu_blocks_override",
     "enforce_eager",
     "no_enable_prefix_caching",
+    "enable_prefix_caching",
     "no_async_scheduling",
     "disable_hybrid_kv_cache_manager",
     "attention_backend",

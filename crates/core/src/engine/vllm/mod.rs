@@ -48,7 +48,7 @@ pub mod version;
 pub use backend::Backend;
 pub use gpu::Gpu;
 pub use kv_dtype::KvDtype;
-pub use layout::{GroupShare, Layout, Outcome, Stage, layout, step_limits};
+pub use layout::{GroupShare, Layout, Outcome, Stage, caches_prefixes, layout, step_limits};
 pub use multimodal::Multimodal;
 pub use refusal::{Refusal, RefusalKind};
 pub use runner::Runner;

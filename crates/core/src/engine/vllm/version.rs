@@ -158,6 +158,17 @@ pub enum WideHeads {
     FlashAttention4AlsoIn8Bits,
 }
 
+/// When the prefixes of models with recurrent states are cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StateCaching {
+    /// Never, whatever the user says.
+    Never,
+    /// Where the user says so.
+    OnRequest,
+    /// As those of other models.
+    AsOthers,
+}
+
 /// How a version chooses the tokens and sequences of one step where the user names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchRule {
@@ -205,6 +216,8 @@ pub struct Rules {
     pub async_by_default: bool,
     /// Whether prefixes are cached unless the user says otherwise.
     pub caches_prefixes_by_default: bool,
+    /// When prefixes of models with recurrent states are.
+    pub state_caching: StateCaching,
     /// Whether layers with a window have groups of their own; else they keep all tokens.
     pub groups_windows: bool,
     /// Whether `--max-model-len auto` is understood.

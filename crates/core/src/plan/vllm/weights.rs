@@ -1,15 +1,15 @@
-//! Weights of each pipeline stage, of the drafter and of adapters.
+//! Weights of each pipeline stage and of the drafter.
 
-use super::super::ledger::{Basis, Term};
+use super::super::ledger::Term;
 use super::super::request::Subject;
+use crate::Result;
 use crate::arch::family::rotary_elements;
 use crate::arch::weight::Shard;
 use crate::arch::{Config, Model, Op, Parallel, Role};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{DrafterWeights, Gpu, Settings, Version};
 use crate::quant::{Inventory, Mxfp4Padding, Quantization};
-use crate::units::{grouped, human_bytes};
-use crate::{Error, Result};
+use crate::units::human_bytes;
 
 /// Weights of one tensor-parallel rank of each stage.
 pub(in crate::plan) struct Stages {
@@ -226,40 +226,6 @@ pub(super) fn widest_projection(model: &Model, parallel: &Parallel) -> u64 {
         widest = widest.max(elements);
     }
     widest
-}
-
-/// Adapter slots: two low-rank matrices for every linear module of the language model, in 16 bits.
-pub(super) fn lora(model: &Model, settings: &Settings, parallel: &Parallel) -> Result<Term> {
-    let slots = settings.max_loras.unwrap_or(1);
-    let rank = settings.max_lora_rank.unwrap_or(16);
-    let mut width = 0_u64;
-    for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
-        if !matches!(weight.role, Role::Attention | Role::Mlp) {
-            continue;
-        }
-        if let Ok(Shard::Linear { inputs, outputs, .. }) = weight.shard(parallel) {
-            // Each fused part has its own pair.
-            let parts = outputs.len() as u64;
-            width = width
-                .saturating_add(inputs.saturating_mul(parts))
-                .saturating_add(outputs.iter().fold(0, |sum: u64, n| sum.saturating_add(*n)));
-        }
-    }
-    let bytes = slots
-        .checked_mul(rank)
-        .and_then(|n| n.checked_mul(width))
-        .and_then(|n| n.checked_mul(2))
-        .ok_or_else(|| Error::overflow("the LoRA slots"))?;
-    Ok(Term::estimated(
-        "lora",
-        Basis::Assumed,
-        bytes,
-        (bytes / 2, bytes.saturating_mul(2)),
-        format!(
-            "{slots} slots x rank {rank} x {} inputs and outputs x 2 B",
-            grouped(width)
-        ),
-    ))
 }
 
 #[cfg(test)]

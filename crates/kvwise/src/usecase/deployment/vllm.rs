@@ -66,13 +66,14 @@ impl Deployment {
             kv_cache_memory_bytes: self.pool_bytes()?,
             num_gpu_blocks_override: self.num_gpu_blocks_override,
             enforce_eager: self.enforce_eager,
-            // On unless said otherwise, as the engine does since 0.8.
             enable_prefix_caching: if self.no_enable_prefix_caching {
                 Some(false)
             } else {
-                vllm::Rules::of(version)
-                    .caches_prefixes_by_default
-                    .then_some(true)
+                let on = match target {
+                    Some(model) => vllm::caches_prefixes(model, version),
+                    None => vllm::Rules::of(version).caches_prefixes_by_default,
+                };
+                (on || self.enable_prefix_caching).then_some(true)
             },
             async_scheduling: self.no_async_scheduling.then_some(false),
             disable_hybrid_kv_cache_manager: self.disable_hybrid_kv_cache_manager,

@@ -33,7 +33,7 @@ const MADE_ON_LOAD: [(&str, &str); 9] = [
 const MADE_ON_LOAD_NAMES: &str = "fp8, fp8_per_block, fp8_per_channel, mxfp8, int8, nvfp4";
 
 /// Fields of a deployment that are flags of vLLM under the same name, in the order of the command.
-const VLLM_FLAGS: [&str; 28] = [
+const VLLM_FLAGS: [&str; 29] = [
     "revision",
     "tensor_parallel_size",
     "pipeline_parallel_size",
@@ -53,6 +53,7 @@ const VLLM_FLAGS: [&str; 28] = [
     "num_gpu_blocks_override",
     "enforce_eager",
     "no_enable_prefix_caching",
+    "enable_prefix_caching",
     "no_async_scheduling",
     "disable_hybrid_kv_cache_manager",
     "attention_backend",

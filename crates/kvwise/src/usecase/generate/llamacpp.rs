@@ -199,6 +199,7 @@ fn refuse(deployment: &Deployment) -> Result<()> {
         ("--dtype", deployment.dtype.is_some()),
         ("--enforce-eager", deployment.enforce_eager),
         ("--no-enable-prefix-caching", deployment.no_enable_prefix_caching),
+        ("--enable-prefix-caching", deployment.enable_prefix_caching),
         ("--no-async-scheduling", deployment.no_async_scheduling),
         ("--enable-expert-parallel", deployment.enable_expert_parallel),
         (

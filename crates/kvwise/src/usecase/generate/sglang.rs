@@ -43,7 +43,8 @@ const FLAGS: [(&str, &str); 28] = [
 ];
 
 /// Fields that SGLang's plan knows or passes over, but no flag of its server says.
-const WITHOUT_A_FLAG: [&str; 12] = [
+const WITHOUT_A_FLAG: [&str; 13] = [
+    "enable_prefix_caching",
     "speculative_config",
     "num_gpu_blocks_override",
     "kv_cache_memory_bytes",

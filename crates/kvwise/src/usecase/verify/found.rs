@@ -275,6 +275,8 @@ fn vllm(boot: &Boot, found: &mut Found) {
         off("enable_prefix_caching") || (boot.v0 && !on("enable_prefix_caching")),
         &mut d.no_enable_prefix_caching,
     );
+    // A line that says so matters for models with recurrent states, which releases before 0.28 left off by default.
+    d.enable_prefix_caching = on("enable_prefix_caching");
     flag(
         "no_async_scheduling",
         off("async_scheduling"),

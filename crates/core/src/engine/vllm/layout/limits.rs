@@ -5,6 +5,7 @@ use crate::arch::{CacheKind, Model};
 use crate::engine::vllm::gpu::Gpu;
 use crate::engine::vllm::refusal::RefusalKind;
 use crate::engine::vllm::settings::{MaxModelLen, Settings};
+use crate::engine::vllm::version::{Rules, StateCaching, Version};
 use crate::{Error, Result};
 
 /// Tokens and sequences of one step, as set or by the version's defaults for this model and GPU.
@@ -72,6 +73,28 @@ impl Kinds {
     }
 }
 
+/// Whether prompts of a model are taken in one step: encoder-decoders, and what pools over all tokens.
+fn whole_prompts(model: &Model, kinds: &Kinds) -> bool {
+    kinds.cross || model.pooling.is_some_and(|pooling| !pooling.splits_prompts)
+}
+
+/// Whether prefixes are cached where the user `asked` for it, forbade it or said nothing (vLLM 0.32.0,
+/// `is_prefix_caching_supported` in `config/model.py`; what releases do with recurrent states is in
+/// [`version`](super::super::version)).
+fn caching(model: &Model, kinds: &Kinds, rules: &Rules, asked: Option<bool>) -> bool {
+    let default = rules.caches_prefixes_by_default && kinds.attention && !whole_prompts(model, kinds);
+    match rules.state_caching {
+        StateCaching::Never if kinds.state => false,
+        StateCaching::OnRequest if kinds.state => asked.unwrap_or(false),
+        _ => asked.unwrap_or(default),
+    }
+}
+
+/// Whether a release caches the prefixes of a model unless the user says otherwise.
+pub fn caches_prefixes(model: &Model, version: Version) -> bool {
+    caching(model, &Kinds::of(model), &Rules::of(version), None)
+}
+
 impl Planner<'_> {
     /// The limits, and refusals of those that contradict each other.
     pub(super) fn limits(&mut self, kinds: &Kinds) -> Result<Limits> {
@@ -106,7 +129,7 @@ impl Planner<'_> {
         let defaults = (self.rules.batch_defaults(&self.gpu, max_model_len)).of_ranks(&self.gpu, ranks);
         let seqs = self.settings.max_num_seqs.unwrap_or(defaults.max_num_seqs);
         let pooling = self.model.pooling;
-        let whole_prompts = kinds.cross || pooling.is_some_and(|p| !p.splits_prompts);
+        let whole_prompts = whole_prompts(self.model, kinds);
         let batched_tokens = self.settings.max_num_batched_tokens.unwrap_or_else(|| {
             // A model that does not split prompts takes a whole one a step.
             let default = defaults.max_num_batched_tokens;
@@ -143,7 +166,6 @@ impl Planner<'_> {
         } else {
             1
         };
-        let default_caching = self.rules.caches_prefixes_by_default && kinds.attention && !whole_prompts;
         Ok(Limits {
             max_model_len,
             batched_tokens,
@@ -151,7 +173,71 @@ impl Planner<'_> {
             in_flight_tokens: batched_tokens
                 .checked_mul(batches)
                 .ok_or_else(|| Error::overflow("the tokens in flight"))?,
-            prefix_caching: self.settings.enable_prefix_caching.unwrap_or(default_caching),
+            prefix_caching: caching(
+                self.model,
+                kinds,
+                &self.rules,
+                self.settings.enable_prefix_caching,
+            ),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::family::{Reading, read};
+    use crate::catalogue;
+    use crate::engine::vllm::layout;
+
+    fn model(name: &str) -> Model {
+        let config = catalogue::find(name).unwrap().config().unwrap();
+        match read(name, &config).unwrap() {
+            Reading::Model(model) => *model,
+            Reading::Refused(refusal) => panic!("{}", refusal.reason),
+        }
+    }
+
+    #[test]
+    fn prefixes_of_models_with_states_are_cached_as_each_release_does_it() {
+        let hybrid = model("Qwen/Qwen3-Next-80B-A3B-Instruct");
+        let cached = |minor, asked| {
+            let settings = Settings {
+                version: Version::new(0, minor, 0),
+                max_model_len: MaxModelLen::Tokens(8192),
+                tensor_parallel_size: 4,
+                enable_prefix_caching: asked,
+                ..Settings::default()
+            };
+            let gpu = Gpu {
+                major: 9,
+                minor: 0,
+                memory_bytes: 80 << 30,
+                a100: false,
+                hopper: true,
+                memory_unknown: false,
+            };
+            let held = layout(&hybrid, &settings, gpu, &[30 << 30])
+                .unwrap()
+                .layout
+                .unwrap();
+            (held.prefix_caching, held.mamba_block_size == Some(8192))
+        };
+        // Without it a state's block is as long as a request.
+        assert_eq!(cached(11, None), (false, true));
+        assert_eq!(cached(11, Some(true)), (false, true));
+        assert_eq!(cached(20, None), (false, true));
+        assert_eq!(cached(20, Some(true)), (true, false));
+        assert_eq!(cached(28, None), (true, false));
+        assert_eq!(cached(32, Some(false)), (false, true));
+    }
+
+    #[test]
+    fn other_models_cache_prefixes_since_the_v1_engine_unless_they_cannot() {
+        let dense = model("Qwen/Qwen3-8B");
+        let at = |minor| Version::new(0, minor, 0);
+        assert!(!caches_prefixes(&dense, at(7)));
+        assert!(caches_prefixes(&dense, at(8)) && caches_prefixes(&dense, at(32)));
+        assert!(!caches_prefixes(&model("openai/whisper-large-v3"), at(32)));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     BatchRule, FreedBlocks, ImageRule, JunctionRule, LatentBlocks, RetentionRule, Rules, SORTING_SAMPLER,
-    TokensRule, Version, WideHeads,
+    StateCaching, TokensRule, Version, WideHeads,
 };
 
 /// One change: from `since` on, `apply` holds.
@@ -26,6 +26,7 @@ pub(super) const OLDEST: Rules = Rules {
     batch: BatchRule::WholePrompt { chunk: 512 },
     async_by_default: false,
     caches_prefixes_by_default: false,
+    state_caching: StateCaching::Never,
     groups_windows: false,
     fits_length: false,
     images: ImageRule::NotAsked,
@@ -37,7 +38,7 @@ pub(super) const OLDEST: Rules = Rules {
 };
 
 /// In the order of the releases.
-pub(super) const CHANGES: [Change; 35] = [
+pub(super) const CHANGES: [Change; 37] = [
     Change {
         since: Version::new(0, 6, 5),
         source: "vllm-project/vllm pull request 10544, opened in November 2024",
@@ -110,6 +111,13 @@ pub(super) const CHANGES: [Change; 35] = [
         source: "release notes of 0.11.0: the V0 engine is removed",
         what: "the V1 engine serves all GPUs",
         apply: |rules| rules.v0_below_capability = 0,
+    },
+    Change {
+        since: Version::new(0, 11, 1),
+        source: "vllm-project/vllm pull request 25752, reviewed in October 2025 after 0.11.0; model_executor/models/config.py of \
+                 commit 0144dd5b switches it off",
+        what: "prefixes of models with recurrent states are cached where the user says so",
+        apply: |rules| rules.state_caching = StateCaching::OnRequest,
     },
     Change {
         since: Version::new(0, 14, 0),
@@ -231,6 +239,13 @@ pub(super) const CHANGES: [Change; 35] = [
         source: "engine/arg_utils.py of 0.27.0 and 0.28.0; vllm-project/vllm pull request 51726",
         what: "16,384 tokens a step from 160 GiB on",
         apply: |rules| rules.batch = BatchRule::ByMemoryAndLarger,
+    },
+    Change {
+        since: Version::new(0, 28, 0),
+        source: "vllm-project/vllm pull request 50991 of August 2026 (engine/arg_utils.py kept it opt-in until then); \
+                 vllm-project/vllm-metal pull request 651 says it of 0.28.0",
+        what: "prefixes of models with recurrent states are cached by default",
+        apply: |rules| rules.state_caching = StateCaching::AsOthers,
     },
     Change {
         since: Version::new(0, 29, 0),

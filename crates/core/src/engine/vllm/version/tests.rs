@@ -34,6 +34,17 @@ fn changes_are_in_the_order_of_the_releases_and_have_a_source() {
     assert!((at(20).gpu_memory_utilization - 0.92).abs() < 1e-9);
     assert!(!at(13).async_by_default && at(14).async_by_default);
     assert!(!at(9).groups_windows && at(10).groups_windows);
+    let states = [(11, 0), (11, 1), (27, 1), (28, 0)]
+        .map(|(minor, patch)| Rules::of(Version::new(0, minor, patch)).state_caching);
+    assert_eq!(
+        states,
+        [
+            StateCaching::Never,
+            StateCaching::OnRequest,
+            StateCaching::OnRequest,
+            StateCaching::AsOthers
+        ]
+    );
     let freed = [22, 23, 24, 32].map(|minor| at(minor).freed_blocks);
     assert_eq!(
         freed,
