@@ -256,7 +256,7 @@ mod tests {
             ("channel", "token", true, true, true),
             ("tensor", "tensor", false, true, true),
             ("tensor", "token", true, true, false),
-            ("channel", "token", false, false, false),
+            ("channel", "token", false, true, false),
         ] {
             let read = of(weights, input, dynamic);
             assert_eq!(scheme(&read, true).is_ok(), experts, "{weights} {input}");

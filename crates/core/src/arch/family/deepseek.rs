@@ -109,10 +109,17 @@ pub(crate) fn v2(t: &Text) -> Result<Decoder> {
         return v1(t);
     }
     let mla = Mla::read(t)?;
-    match t.config.get("n_routed_experts") {
+    let mut decoder = match t.config.get("n_routed_experts") {
         None => latent(t, &mla, TWO_NORMS, None, &[]),
         Some(_) => latent(t, &mla, TWO_NORMS, Some(&experts_of(t)?), &after_dense(t, 0)?),
+    }?;
+    if t.class == "GlmMoeDsaForCausalLM" {
+        // Its queries are kept by every rank of a context group (vLLM 0.32.0, `models/config.py`, `set_dcp_defaults`).
+        for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+            weight.shared_in_context_group = weight.name == "self_attn.q_b_proj";
+        }
     }
+    Ok(decoder)
 }
 
 /// DeepSeek-VL2 (vLLM 0.32.0, `deepseek_vl2.py`): two vectors between image tiles count to the language model.

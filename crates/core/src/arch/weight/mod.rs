@@ -30,6 +30,8 @@ pub struct Weight {
     pub whole_unless_divides: Option<u64>,
     /// Whether fused parts are one piece in checkpoints and in the engine, with one scale where parts have one each.
     pub in_one: bool,
+    /// Whether the ranks of a decode context-parallel group all hold the share of their group.
+    pub shared_in_context_group: bool,
 }
 
 /// What a parameter is for.
@@ -167,6 +169,7 @@ impl Weight {
             quantizable: true,
             whole_unless_divides: None,
             in_one: false,
+            shared_in_context_group: false,
         }
     }
 

@@ -202,7 +202,13 @@ impl Weight {
             || self
                 .whole_unless_divides
                 .is_some_and(|n| parallel.tp > 0 && !n.is_multiple_of(parallel.tp));
-        let tp = if whole { 1 } else { parallel.tp };
+        let tp = if whole {
+            1
+        } else if self.shared_in_context_group && parallel.tp.is_multiple_of(parallel.dcp.max(1)) {
+            parallel.tp / parallel.dcp.max(1)
+        } else {
+            parallel.tp
+        };
         Ok(match &self.op {
             Op::Linear {
                 inputs,
