@@ -12,9 +12,12 @@ use serde_json::{Map, Value, json};
 
 const SETTINGS: &str = include_str!("golden/quantized_settings.jsonl");
 
+/// A configuration and what `--quantization` says.
+type Row = (Map<String, Value>, Option<String>);
+
 /// Rows with their own configuration.
-fn rows() -> &'static [(Map<String, Value>, Option<String>)] {
-    static READ: OnceLock<Vec<(Map<String, Value>, Option<String>)>> = OnceLock::new();
+fn rows() -> &'static [Row] {
+    static READ: OnceLock<Vec<Row>> = OnceLock::new();
     READ.get_or_init(|| {
         SETTINGS
             .lines()

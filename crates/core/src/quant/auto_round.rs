@@ -34,15 +34,28 @@ struct Setting {
 #[derive(Debug, Clone, Copy, Default)]
 struct Extra {
     bits: Option<u64>,
-    group: Option<Option<u64>>,
+    group: Group,
     symmetric: Option<bool>,
+}
+
+/// The group that an exception names.
+#[derive(Debug, Clone, Copy, Default)]
+enum Group {
+    /// None, so that of all modules holds.
+    #[default]
+    Unsaid,
+    /// This many inputs, or all of them.
+    Of(Option<u64>),
 }
 
 impl Extra {
     fn over(self, base: Setting) -> Setting {
         Setting {
             bits: self.bits.unwrap_or(base.bits),
-            group: self.group.unwrap_or(base.group),
+            group: match self.group {
+                Group::Unsaid => base.group,
+                Group::Of(inputs) => inputs,
+            },
             symmetric: self.symmetric.unwrap_or(base.symmetric),
         }
     }
@@ -290,8 +303,8 @@ fn exceptions(q: &Config, naming: &Naming) -> Result<(Vec<(String, Extra)>, Vec<
         let change = Extra {
             bits: own.u64("bits")?,
             group: match own.get("group_size") {
-                None => None,
-                Some(_) => Some(group_size(&own, &["group_size"], None)?),
+                None => Group::Unsaid,
+                Some(_) => Group::Of(group_size(&own, &["group_size"], None)?),
             },
             symmetric: match own.get("sym") {
                 None => None,

@@ -239,8 +239,8 @@ impl Quantization {
         let in_text =
             !within.is_empty() && read.name == "awq" && names(&q, &["modules_to_not_convert"])?.is_empty();
         Ok(Some(Self {
-            naming,
             in_text,
+            naming,
             ..read
         }))
     }

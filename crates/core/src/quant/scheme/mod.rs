@@ -321,7 +321,7 @@ impl Scheme {
         match self {
             Self::Packed(_) | Self::Int4InWords { .. } | Self::Rotated { .. } => {}
             Self::Nvfp4(_) | Self::Nvfp4OnLoad | Self::Mxfp4 | Self::Mxfp4StaticInput | Self::Bnb4 => {
-                matrix.add(Dtype::U8, &[*rows, width / 2])?
+                matrix.add(Dtype::U8, &[*rows, width / 2])?;
             }
             _ => matrix.add(Dtype::U8, &[*rows, *width])?,
         }
