@@ -136,7 +136,7 @@ fn specification(kind: &CacheKind) -> String {
             vectors, width, pool, ..
         } => format!("ring {vectors} {width} {pool}"),
         CacheKind::State(s) => state(s),
-        other @ CacheKind::Compressed { .. } => format!("{other:?}"),
+        other @ (CacheKind::Compressed { .. } | CacheKind::SharedCompressed { .. }) => format!("{other:?}"),
     }
 }
 

@@ -104,6 +104,22 @@ pub enum CacheKind {
         /// Elements of an indexer key (`index_head_dim`).
         index_head_dim: u64,
     },
+    /// DeepSeek-V4.1 attention: a sliding window of latents, and states of `ratio` tokens each that one layer stores for
+    /// itself and for the layers behind it. One of these a layer stands for all that it keeps.
+    SharedCompressed {
+        /// Tokens per state it attends to (`compress_ratios[i]`); 0 for a layer with the window alone.
+        ratio: u64,
+        /// Layers between the one that stores those states and this one; 0 where it stores them itself.
+        behind: u64,
+        /// Elements of one latent (`head_dim`).
+        head_dim: u64,
+        /// Tokens in the window (`sliding_window`).
+        window: u64,
+        /// Elements of an index key that it stores beside its states (`index_head_dim`); 0 without.
+        index_head_dim: u64,
+        /// Groups of the output projection (`o_groups`), which a kernel on Blackwell counts.
+        output_groups: u64,
+    },
     /// State of a causal convolution kept as a sliding window whose block is the window itself (Inkling).
     ConvWindow {
         /// Shape of one entry; `head_dim_v` is 0, all streams are packed into `head_dim`.

@@ -103,11 +103,17 @@ const DSPARK_STAGES: u64 = 3;
 const DSPARK_STATES: u64 = 3;
 const DSPARK_RANK: u64 = 256;
 
+/// The class whose checkpoints bring `DSpark` stages that its configuration describes, and no other modules.
+const SHARES_STATES: &str = "DeepseekV41ForCausalLM";
+
 fn attends(layer: &Layer) -> bool {
     layer.caches.iter().any(|c| {
         matches!(
             c.kind,
-            CacheKind::Full(_) | CacheKind::Latent { .. } | CacheKind::Compressed { .. }
+            CacheKind::Full(_)
+                | CacheKind::Latent { .. }
+                | CacheKind::Compressed { .. }
+                | CacheKind::SharedCompressed { .. }
         )
     })
 }
@@ -183,6 +189,12 @@ impl Model {
     /// # Errors
     /// As [`Error::unsupported`] if the model has none, or this class's are not known.
     pub fn mtp_modules(&self) -> Result<Vec<Layer>> {
+        if self.architecture == SHARES_STATES {
+            return Err(Error::unsupported(
+                "DeepSeek V4.1 has no classic-MTP draft: its checkpoints ship DSpark stages under mtp.*. Use \
+                 speculative method 'dspark' instead of 'mtp'.",
+            ));
+        }
         if let Some(modules) = &self.modules {
             return Ok(modules.layers.clone());
         }
@@ -350,6 +362,11 @@ impl Model {
     /// # Errors
     /// As [`Error::unsupported`] for every other model.
     pub fn dspark_stages(&self) -> Result<Vec<Layer>> {
+        if self.architecture == SHARES_STATES
+            && let Some(modules) = &self.modules
+        {
+            return Ok(modules.layers.clone());
+        }
         let stage = if self.architecture.starts_with("DeepseekV4") {
             self.mtp_module(Repeats::Uncompressed)
         } else {
@@ -376,6 +393,11 @@ impl Model {
         quantization: Option<&Quantization>,
     ) -> Result<u64> {
         let (width, vocab) = (self.hidden_size, self.vocab_size);
+        if self.architecture == SHARES_STATES
+            && let Some(modules) = &self.modules
+        {
+            return self.drafter_bytes(&modules.layers, &modules.once, &[], parallel, dtype, quantization);
+        }
         let mut once = vec![
             Weight::replicated("mtp.main_proj", Role::Mlp, width * DSPARK_STATES, &[width]),
             Weight::norm("mtp.norms", width).times(2),

@@ -135,6 +135,21 @@ fn cache_bytes(kind: &CacheKind, context: u64, tp: u64, element_bytes: u64) -> O
                 .checked_mul(element_bytes)?
                 .checked_mul(compressed.checked_add(context.min(*window))?)
         }
+        CacheKind::SharedCompressed {
+            ratio,
+            behind,
+            head_dim,
+            window,
+            ..
+        } => {
+            let stored = match (ratio, behind) {
+                (1.., 0) => context / ratio,
+                _ => 0,
+            };
+            head_dim
+                .checked_mul(element_bytes)?
+                .checked_mul(stored.checked_add(context.min(*window))?)
+        }
         CacheKind::State(state) => state_bytes(state, tp),
     }
 }
@@ -447,6 +462,7 @@ fn generic_groups(model: &Model, max_len: u64, tp: u64, element: u64) -> Result<
             CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. } => ("indexer".to_owned(), true),
             CacheKind::Ring { .. } => ("ring".to_owned(), false),
             CacheKind::Compressed { ratio, .. } => (format!("compressed {ratio}"), true),
+            CacheKind::SharedCompressed { ratio, .. } => (format!("shared compressed {ratio}"), true),
             CacheKind::ConvWindow { window, .. } => (format!("convolution {window}"), true),
             CacheKind::State(_) => ("state".to_owned(), false),
             CacheKind::Cross(_) => ("cross".to_owned(), true),

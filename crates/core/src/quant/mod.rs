@@ -747,7 +747,7 @@ fn bitsandbytes(q: &Config) -> Result<Quantization> {
 /// DeepSeek-V4's checkpoints keep routed experts in MXFP4 unless `expert_dtype` says fp8 (vLLM 0.32.0,
 /// `models/deepseek_v4/quant_config.py`).
 fn deepseek_v4_experts(file: &Config, mut read: Quantization) -> Result<Quantization> {
-    if file.str("model_type")? == Some("deepseek_v4")
+    if matches!(file.str("model_type")?, Some("deepseek_v4" | "deepseek_v41"))
         && let Rule::Uniform { experts, .. } = &mut read.rule
     {
         match file.str("expert_dtype")?.unwrap_or("fp4") {

@@ -149,11 +149,18 @@ pub fn row_differences(line: &str, row: &Value, model: &Model) -> (Vec<String>, 
     let latent = |cache: &Cache| {
         matches!(
             cache.kind,
-            CacheKind::Latent { .. } | CacheKind::Compressed { .. }
+            CacheKind::Latent { .. } | CacheKind::Compressed { .. } | CacheKind::SharedCompressed { .. }
         )
     };
     let dense = !model.layers.iter().flat_map(|layer| &layer.caches).any(latent);
-    let gpu = if dense { A100 } else { H100 };
+    let gpu = match args["capability"].as_u64() {
+        Some(major) => Gpu {
+            major: u32::try_from(major).unwrap(),
+            ..H100
+        },
+        None if dense => A100,
+        None => H100,
+    };
     let outcome = match layout(
         model,
         &settings,

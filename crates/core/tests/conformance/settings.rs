@@ -68,10 +68,12 @@ pub fn settings(args: &Value, model: &Model) -> Settings {
             .flat_map(|layer| &layer.caches)
             .any(|cache| wanted(&cache.kind))
     };
-    let latent = any(|kind| matches!(kind, CacheKind::Latent { .. } | CacheKind::Compressed { .. }));
-    let sparse = any(|kind| matches!(kind, CacheKind::Latent { sparse: true, .. }));
+    let shared = any(|kind| matches!(kind, CacheKind::SharedCompressed { .. }));
+    let latent =
+        any(|kind| matches!(kind, CacheKind::Latent { .. } | CacheKind::Compressed { .. })) || shared;
+    let sparse = any(|kind| matches!(kind, CacheKind::Latent { sparse: true, .. })) || shared;
     let backend = match (latent, sparse) {
-        (true, true) => None,
+        (true, true) => args["mla_backend"].as_str(),
         (true, false) => Some(args["mla_backend"].as_str().unwrap_or("FLASHMLA")),
         (false, _) => Some(args["backend"].as_str().unwrap_or("FLASH_ATTN")),
     };
@@ -82,11 +84,14 @@ pub fn settings(args: &Value, model: &Model) -> Settings {
         data_parallel_size: args["dp"].as_u64().unwrap_or(1),
         enable_expert_parallel: args["ep"].as_bool() == Some(true),
         decode_context_parallel_size: args["dcp"].as_u64().unwrap_or(1),
-        speculative: args["mtp"].as_u64().map(|num_tokens| Speculative {
-            method: Method::Mtp,
-            num_tokens,
-            draft: None,
-        }),
+        speculative: [("mtp", Method::Mtp), ("dspark", Method::DSpark)]
+            .into_iter()
+            .find_map(|(key, method)| Some((method, args[key].as_u64()?)))
+            .map(|(method, num_tokens)| Speculative {
+                method,
+                num_tokens,
+                draft: None,
+            }),
         kv_cache_dtype: KvDtype::parse(args["kv_dtype"].as_str().unwrap_or("auto")).unwrap(),
         block_size: args["block_size"].as_u64(),
         max_model_len: args["max_model_len"]

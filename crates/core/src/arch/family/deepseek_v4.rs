@@ -8,21 +8,25 @@ use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// Sizes of one attention layer.
-struct Sizes {
-    hidden: u64,
+pub(super) struct Sizes {
+    pub(super) hidden: u64,
     heads: u64,
-    head_dim: u64,
-    q_lora: u64,
+    pub(super) head_dim: u64,
+    pub(super) q_lora: u64,
     o_lora: u64,
-    o_groups: u64,
-    window: u64,
-    index_heads: u64,
-    index_dim: u64,
-    ratios: Vec<u64>,
+    pub(super) o_groups: u64,
+    pub(super) window: u64,
+    pub(super) index_heads: u64,
+    pub(super) index_dim: u64,
+    pub(super) ratios: Vec<u64>,
 }
 
 impl Sizes {
-    fn read(t: &Text) -> Result<Self> {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// If one is missing or out of range, or not every layer has a ratio.
+    pub(super) fn read(t: &Text) -> Result<Self> {
         let c = &t.config;
         let layers = usize::try_from(t.layers()?).map_err(|_| Error::overflow("the number of layers"))?;
         let ratios = match c.u64s("compress_ratios")? {
@@ -71,13 +75,13 @@ impl Sizes {
         ]
     }
 
-    /// Parameters of the attention of one layer (`models/deepseek_v4/attention.py`).
-    fn attention(&self, ratio: u64) -> Vec<Weight> {
+    /// What attention has in every layer, whatever it compresses (`models/deepseek_v4/attention.py`).
+    pub(super) fn projections(&self) -> Vec<Weight> {
         let role = Role::Attention;
         let queries = self.heads * self.head_dim;
         // Sinks are padded to the kernel's 64 or 128 heads.
         let sinks = self.heads.next_multiple_of(64);
-        let mut all = vec![
+        vec![
             Weight::tensor("attn.attn_sink", role, &[sinks], None).of(Dtype::F32),
             Weight::replicated(
                 "attn.fused_wqa_wkv",
@@ -95,24 +99,29 @@ impl Sizes {
                 &[self.o_groups * self.o_lora],
             ),
             Weight::row("attn.wo_b", role, self.o_groups * self.o_lora, self.hidden),
-        ];
+        ]
+    }
+
+    /// The projections of an indexer's queries.
+    pub(super) fn index_queries(&self) -> [Weight; 2] {
+        let outputs = self.index_heads * self.index_dim;
+        [
+            Weight::replicated("attn.indexer.wq_b", Role::Attention, self.q_lora, &[outputs]),
+            Weight::replicated(
+                "attn.indexer.weights_proj",
+                Role::Attention,
+                self.hidden,
+                &[self.index_heads],
+            )
+            .unquantized(),
+        ]
+    }
+
+    /// Parameters of the attention of one layer (`models/deepseek_v4/attention.py`).
+    fn attention(&self, ratio: u64) -> Vec<Weight> {
+        let mut all = self.projections();
         if ratio == 4 {
-            let outputs = self.index_heads * self.index_dim;
-            all.push(Weight::replicated(
-                "attn.indexer.wq_b",
-                role,
-                self.q_lora,
-                &[outputs],
-            ));
-            all.push(
-                Weight::replicated(
-                    "attn.indexer.weights_proj",
-                    role,
-                    self.hidden,
-                    &[self.index_heads],
-                )
-                .unquantized(),
-            );
+            all.extend(self.index_queries());
             all.extend(self.compressor("attn.indexer.compressor", ratio, self.index_dim));
         }
         if ratio > 1 {
@@ -122,24 +131,12 @@ impl Sizes {
     }
 }
 
-/// DeepSeek-V4 (vLLM 0.32.0, `models/deepseek_v4/nvidia/model.py`).
+/// A decoder of this family with norms and ends, whose layers are filled in later.
 ///
 /// # Errors
 /// If a size is missing or out of range.
-pub(crate) fn v4(t: &Text) -> Result<Decoder> {
-    let sizes = Sizes::read(t)?;
-    let hidden = sizes.hidden;
-    let moe = Moe::read(t, "ffn")?;
-    let shared = moe.width * t.config.dim_or("n_shared_experts", 0)?;
-    let moe = moe.shared("ffn.shared_experts", shared);
-    let hashed = t.config.dim_or("num_hash_layers", 0)?;
-    let corrected = t.config.str("topk_method")? == Some("noaux_tc");
-    // With images every router has a second vector of scores, and hashed layers route too.
-    let sees = t.config.u64("vision_n_layers")?.unwrap_or(0) > 0;
-    let streams = t.config.dim("hc_mult")?;
-    let vocab = t.vocab()?;
-    let mix = (2 + streams) * streams;
-    let plain = Dense {
+pub(super) fn frame(t: &Text, hidden: u64) -> Result<Dense> {
+    Ok(Dense {
         hidden,
         attends: vec![Attend::Full; usize::try_from(t.layers()?).unwrap_or(0)],
         attention: Attention {
@@ -158,7 +155,44 @@ pub(crate) fn v4(t: &Text) -> Result<Decoder> {
         norm: Norm::Scale,
         ends: Ends::read(t)?,
         layers_path: "model.layers",
-    };
+    })
+}
+
+/// What mixes a layer's residual streams before and behind its two parts.
+pub(super) fn connections(streams: u64, hidden: u64) -> Vec<Weight> {
+    let mix = (2 + streams) * streams;
+    ["hc_attn", "hc_ffn"]
+        .iter()
+        .flat_map(|name| {
+            let tensor = |part: &str, shape: &[u64]| {
+                Weight::tensor(format!("{name}_{part}"), Role::Norm, shape, None).of(Dtype::F32)
+            };
+            [
+                tensor("fn", &[mix, streams * hidden]),
+                tensor("base", &[mix]),
+                tensor("scale", &[3]),
+            ]
+        })
+        .collect()
+}
+
+/// DeepSeek-V4 (vLLM 0.32.0, `models/deepseek_v4/nvidia/model.py`).
+///
+/// # Errors
+/// If a size is missing or out of range.
+pub(crate) fn v4(t: &Text) -> Result<Decoder> {
+    let sizes = Sizes::read(t)?;
+    let hidden = sizes.hidden;
+    let moe = Moe::read(t, "ffn")?;
+    let shared = moe.width * t.config.dim_or("n_shared_experts", 0)?;
+    let moe = moe.shared("ffn.shared_experts", shared);
+    let hashed = t.config.dim_or("num_hash_layers", 0)?;
+    let corrected = t.config.str("topk_method")? == Some("noaux_tc");
+    // With images every router has a second vector of scores, and hashed layers route too.
+    let sees = t.config.u64("vision_n_layers")?.unwrap_or(0) > 0;
+    let streams = t.config.dim("hc_mult")?;
+    let vocab = t.vocab()?;
+    let plain = frame(t, hidden)?;
     let mut decoder = plain.build_with(|i, layer| {
         let ratio = sizes.ratios.get(i).copied().unwrap_or(0);
         let mut weights: Vec<Weight> = layer.weights.drain(..).filter(|w| w.role == Role::Norm).collect();
@@ -180,16 +214,7 @@ pub(crate) fn v4(t: &Text) -> Result<Decoder> {
                 Weight::tensor("ffn.gate.tid2eid", Role::Router, &[vocab, moe.top_k], None).of(Dtype::I32),
             );
         }
-        for name in ["hc_attn", "hc_ffn"] {
-            let tensor = |part: &str, shape: &[u64]| {
-                Weight::tensor(format!("{name}_{part}"), Role::Norm, shape, None).of(Dtype::F32)
-            };
-            weights.extend([
-                tensor("fn", &[mix, streams * hidden]),
-                tensor("base", &[mix]),
-                tensor("scale", &[3]),
-            ]);
-        }
+        weights.extend(connections(streams, hidden));
         *layer = Layer {
             caches: vec![Cache {
                 name: "attn".to_owned(),

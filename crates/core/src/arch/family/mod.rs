@@ -8,6 +8,7 @@ mod assistant;
 mod crossing;
 mod deepseek;
 mod deepseek_v4;
+mod deepseek_v41;
 pub(crate) mod defaults;
 mod delta;
 pub mod dense;

@@ -19,6 +19,7 @@ const NEVER_TIED: &[&str] = &[
     "DeepseekV2ForCausalLM",
     "DeepseekV32ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "DeepseekV41ForCausalLM",
     "DeepseekV4ForCausalLM",
     "DeepseekVLV2ForCausalLM",
     "Glm4MoeForCausalLM",

@@ -5,10 +5,10 @@
 use super::dense::Decoder;
 use super::text::Text;
 use super::{
-    crossing, deepseek, deepseek_v4, delta, dots3, embedder, encoder, ernie_vl, gemma, generic, generic_moe,
-    glm5_next, gpt, hy_v4, hybrid, inkling, k2_horizon, kimi, llama, llama4, mamba, mimo_v2, minicpm,
-    minimax, mixtral, molmo, moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe, special,
-    step, whisper, zamba,
+    crossing, deepseek, deepseek_v4, deepseek_v41, delta, dots3, embedder, encoder, ernie_vl, gemma, generic,
+    generic_moe, glm5_next, gpt, hy_v4, hybrid, inkling, k2_horizon, kimi, llama, llama4, mamba, mimo_v2,
+    minicpm, minimax, mixtral, molmo, moondream, nemotron_h, pangu, phi4_multimodal, qwen, qwen4, shared_moe,
+    special, step, whisper, zamba,
 };
 use crate::Result;
 
@@ -525,6 +525,7 @@ const ROWS: &[(&[&str], Reader)] = &[
         &["DeepseekV4ForCausalLM", "DeepseekV4ForConditionalGeneration"],
         Own(deepseek_v4::v4),
     ),
+    (&["DeepseekV41ForCausalLM"], Own(deepseek_v41::v41)),
     (&["DeepseekVLV2ForCausalLM"], Own(deepseek::vl2)),
     (&["HYV4ForCausalLM"], Own(hy_v4::hy_v4)),
     (&["Dots3NoteForCausalLM"], Own(dots3::dots3)),

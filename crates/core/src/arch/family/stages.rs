@@ -41,6 +41,7 @@ const EVERYTHING_EVERYWHERE: &[&str] = &[
     "MixtralForCausalLM",
     "Molmo2ForConditionalGeneration",
     "MolmoForCausalLM",
+    "HfMoondream",
     "Moondream3ForCausalLM",
     "MuseGlimmerForCausalLM",
     "NemotronHForCausalLM",

@@ -21,7 +21,6 @@ pub enum Standing {
 const EAGLE: &str = "read as the model of --speculative-config";
 const MODULES: &str =
     "counted with the target, whose checkpoint holds it: --speculative-config {\"method\": \"mtp\"}";
-const UNREAD_DRAFTER: &str = "drafters of this class are not described";
 
 /// Classes that draft (vLLM 0.32.0, `_SPECULATIVE_DECODING_MODELS` in `vllm/model_executor/models/registry.py`).
 const DRAFTERS: &[(&[&str], &str)] = &[
@@ -96,10 +95,9 @@ const DRAFTERS: &[(&[&str], &str)] = &[
         MODULES,
     ),
     (
-        &["DSparkDraftModel"],
+        &["DSparkDraftModel", "DSparkV41DraftModel"],
         "counted with the target, whose checkpoint holds it: --speculative-config {\"method\": \"dspark\"}",
     ),
-    (&["DSparkV41DraftModel"], UNREAD_DRAFTER),
     (
         &["ExtractHiddenStatesModel"],
         "stores hidden states of the target instead of drafting",
@@ -111,10 +109,6 @@ const UNDESCRIBED: &[(&[&str], &str)] = &[
     (
         &["Terratorch"],
         "its file names a model of the TerraTorch library and says nothing of layers",
-    ),
-    (
-        &["DeepseekV41ForCausalLM"],
-        "its tables of n-grams and the layers it repeats are not described",
     ),
     (
         &[

@@ -7,6 +7,7 @@ use crate::arch::{AttentionScales, Role};
 /// Classes whose output head stays in the model's element type.
 const HEAD: &[&str] = &[
     "BloomForCausalLM",
+    "DeepseekV41ForCausalLM",
     "DeepseekV4ForCausalLM",
     "DeepseekV4ForConditionalGeneration",
     "FalconH1ForCausalLM",

@@ -198,7 +198,8 @@ impl Weight {
     /// If a dimension does not divide over the ranks, or a size leaves 64 bits.
     pub fn shard(&self, parallel: &Parallel) -> Result<Shard> {
         let what = self.name.as_str();
-        let whole = self.role == Role::SharedExpert && parallel.sequence_parallel_experts()
+        let spread = self.role == Role::SharedExpert || (self.whole_where_tokens_spread && parallel.pp == 1);
+        let whole = spread && parallel.sequence_parallel_experts()
             || self
                 .whole_unless_divides
                 .is_some_and(|n| parallel.tp > 0 && !n.is_multiple_of(parallel.tp));

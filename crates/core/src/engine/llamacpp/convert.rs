@@ -140,7 +140,9 @@ pub fn hparams(model: &Model) -> Result<Hparams> {
                     });
                 }
                 CacheKind::State(state) => out.recurrent = Some(recurrent(state)?),
-                CacheKind::Compressed { .. } => return Err(unsupported("compressed attention")),
+                CacheKind::Compressed { .. } | CacheKind::SharedCompressed { .. } => {
+                    return Err(unsupported("compressed attention"));
+                }
                 CacheKind::ConvWindow { .. } => return Err(unsupported("windows of convolutions")),
                 CacheKind::Cross(_) => return Err(unsupported("cross attention")),
             }

@@ -340,7 +340,9 @@ pub(super) fn heads(kind: &CacheKind) -> Option<Heads> {
 
 fn window(kind: &CacheKind) -> Option<u64> {
     match kind {
-        CacheKind::Sliding { window, .. } | CacheKind::Compressed { window, .. } => Some(*window),
+        CacheKind::Sliding { window, .. }
+        | CacheKind::Compressed { window, .. }
+        | CacheKind::SharedCompressed { window, .. } => Some(*window),
         CacheKind::Chunked { chunk, .. } => Some(*chunk),
         _ => None,
     }
@@ -352,6 +354,7 @@ fn not_planned(class: &str, kind: &CacheKind) -> Option<&'static str> {
         CacheKind::Cross(_) if served::crosses_in_one_pool(class) => None,
         CacheKind::ConvWindow { .. } => Some("windows of convolutions"),
         CacheKind::SlidingLatent { .. } => Some("windows of latents"),
+        CacheKind::SharedCompressed { .. } => Some("compressed states that layers share"),
         CacheKind::PooledIndexer { .. } | CacheKind::Ring { .. } => Some("indexers over pools of tokens"),
         CacheKind::Cross(_) => Some("cross attention"),
         _ => None,

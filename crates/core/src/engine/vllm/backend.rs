@@ -46,6 +46,10 @@ pub enum Backend {
     MinimaxIndexer,
     /// DeepSeek-V4's own; cannot be selected.
     DeepseekV4,
+    /// DeepSeek-V4.1's own, with 8-bit states; cannot be selected.
+    DeepseekV41,
+    /// DeepSeek-V4.1's own on Blackwell, one kernel for all of attention, with 4-bit states; cannot be selected.
+    DeepseekV41Mega,
 }
 
 /// A block size that a kernel takes.
@@ -195,6 +199,8 @@ impl Backend {
             Self::Indexer | Self::PooledIndexer => "DEEPSEEK_V32_INDEXER",
             Self::MinimaxIndexer => "MINIMAX_M3_SPARSE",
             Self::DeepseekV4 => "FLASHMLA_SPARSE_DSV4",
+            Self::DeepseekV41 => "FLASHMLA_SPARSE_DSV41",
+            Self::DeepseekV41Mega => "FLASHMLA_MEGA_ATTN_DSV41",
             other => NAMES
                 .iter()
                 .find(|&&(_, backend)| backend == other)
@@ -268,6 +274,8 @@ impl Backend {
             | Self::FlashInferMlaSparseSm120 => &[KernelBlock::MultipleOf(64)],
             Self::FlashInferMlaSparse | Self::CpuAttn => &[KernelBlock::MultipleOf(32)],
             Self::DeepseekV4 => &[KernelBlock::Exactly(256)],
+            Self::DeepseekV41 if gpu.major == 9 => &[KernelBlock::Exactly(64)],
+            Self::DeepseekV41 | Self::DeepseekV41Mega => &[KernelBlock::Exactly(128)],
         }
     }
 

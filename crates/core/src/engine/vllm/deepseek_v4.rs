@@ -47,6 +47,7 @@ pub(crate) fn deepseek_v4(
     let state_kind = SpecKind::SlidingLatent {
         window: overlap * ratio.max(1),
         extra: 0,
+        replayed: false,
     };
     if ratio == 4 {
         let key_bytes = index_head_dim
@@ -63,7 +64,11 @@ pub(crate) fn deepseek_v4(
         push(state_kind, state_block, width, bytes, 1)?;
     }
     push(
-        SpecKind::SlidingLatent { window, extra: 0 },
+        SpecKind::SlidingLatent {
+            window,
+            extra: 0,
+            replayed: false,
+        },
         WINDOW_BLOCK,
         head_dim,
         ENTRY_BYTES,

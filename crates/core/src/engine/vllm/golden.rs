@@ -43,7 +43,11 @@ fn spec(value: &Value) -> Spec {
             indexer: value["indexer"].as_bool().unwrap(),
         },
         "sliding" => SpecKind::Sliding { window, extra: 0 },
-        "swmla" => SpecKind::SlidingLatent { window, extra: 0 },
+        "swmla" => SpecKind::SlidingLatent {
+            window,
+            extra: 0,
+            replayed: false,
+        },
         "chunked" => SpecKind::Chunked {
             chunk: number(value, "chunk"),
         },

@@ -269,8 +269,7 @@ impl Grouping {
         for group in &self.groups {
             let size = spanned(&group.spec)?;
             scheduler = lcm(scheduler, size)?;
-            // What is overwritten in a circle is never found again.
-            if group.spec.kind != SpecKind::Ring {
+            if group.spec.is_found_again() {
                 hash = super::spec::gcd(hash, size);
             }
         }

@@ -16,7 +16,7 @@ use super::spec::Spec;
 use super::stages::stages;
 use super::startup;
 use super::version::{Rules, TokensRule};
-use crate::arch::{Layer, Model};
+use crate::arch::{CacheKind, Layer, Model};
 use crate::{Error, Result};
 use limits::{Kinds, Limits};
 
@@ -249,6 +249,9 @@ impl<'a> Planner<'a> {
         )?;
         if let Some(last) = stages.last_mut() {
             last.end += extra.len() as u64;
+        }
+        if self.settings.pipeline_parallel_size > 1 {
+            shared_within(&stages, self.model)?;
         }
         Ok(stages)
     }
@@ -526,4 +529,26 @@ impl Layout {
     pub fn grouping(&self) -> &Grouping {
         &self.sizing.grouping
     }
+}
+/// Refuses stages that part a layer from the one whose states it reads (vLLM 0.32.0, `models/deepseek_v41/attention.py`).
+fn shared_within(stages: &[Range<u64>], model: &Model) -> Result<(), Refusal> {
+    for (index, layer) in (0_u64..).zip(&model.layers) {
+        let Some(stage) = stages.iter().find(|stage| stage.contains(&index)) else {
+            continue;
+        };
+        for cache in &layer.caches {
+            if let CacheKind::SharedCompressed { behind, .. } = cache.kind
+                && index.saturating_sub(behind) < stage.start
+            {
+                return Err(Refusal::new(
+                    RefusalKind::PipelineParallel,
+                    format!(
+                        "Compressed-KV source of layer {index} not found on this rank; PP splits inside a v4.1 kv-sharing \
+                         group are not supported."
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
 }

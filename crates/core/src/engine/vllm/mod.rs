@@ -19,6 +19,7 @@ pub mod block_size;
 mod cases;
 mod class_backend;
 mod deepseek_v4;
+mod deepseek_v41;
 mod drafter_rules;
 #[cfg(test)]
 mod golden;

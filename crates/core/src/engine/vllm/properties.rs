@@ -44,6 +44,14 @@ fn kind() -> impl Strategy<Value = CacheKind> {
         1 => (1_u64..40, any::<bool>()).prop_map(|(pool, doubling)| CacheKind::Ring { vectors: 2, width: 128, pool, doubling }),
         1 => (prop::sample::select(vec![0_u64, 1, 4, 128]), 1_u64..600)
             .prop_map(|(ratio, head_dim)| CacheKind::Compressed { ratio, head_dim, window: 128, index_head_dim: 128 }),
+        1 => (0_u64..3, 0_u64..2, 1_u64..600).prop_map(|(ratio, behind, head_dim)| CacheKind::SharedCompressed {
+            ratio,
+            behind,
+            head_dim,
+            window: 128,
+            index_head_dim: 128,
+            output_groups: 8,
+        }),
         2 => (1_u64..64, 1_u64..256, 1_u64..8).prop_map(|(heads, dim, kernel)| CacheKind::State(State::Kda {
             heads,
             dim,
@@ -190,6 +198,7 @@ proptest! {
             CacheKind::PooledIndexer { bytes_per_entry: size, pool: other, paged: true },
             CacheKind::Ring { vectors: size, width: other, pool: window, doubling: true },
             CacheKind::Compressed { ratio: 4, head_dim: size, window, index_head_dim: other },
+            CacheKind::SharedCompressed { ratio: 2, behind: 0, head_dim: size, window, index_head_dim: other, output_groups: other },
             CacheKind::State(State::Mamba1 { inner: size, state: other, kernel: window, conv: None, ssm: None }),
         ] {
             let layer = Layer { caches: vec![Cache { name: "attn".to_owned(), kind }], weights: Vec::new().into() };

@@ -13,6 +13,7 @@ use super::class_backend;
 use super::gpu::Gpu;
 use super::kv_dtype::KvDtype;
 use super::refusal::{Refusal, RefusalKind};
+use super::runner::{Circumstances, Runner};
 use super::settings::Settings;
 use super::spec::{Spec, SpecKind};
 use super::state::{StateContext, StateShape};
@@ -148,6 +149,8 @@ struct Publisher<'a> {
     stored: KvDtype,
     skip_boundary: Option<(u64, u64)>,
     model_dtype: Dtype,
+    /// Whether windows may be computed again behind a cached prefix, which the second model runner can.
+    replays_windows: bool,
     served: Vec<Served>,
     refusal: Option<Refusal>,
 }
@@ -201,6 +204,19 @@ impl<'a> Publisher<'a> {
             stored: requested,
             skip_boundary,
             model_dtype: sixteen_bit(settings.dtype.or(model.dtype)),
+            replays_windows: Runner::of(
+                model,
+                &Circumstances {
+                    version: settings.version,
+                    quantized: false,
+                    amd: false,
+                    drafts: settings
+                        .speculative
+                        .as_ref()
+                        .map(|speculative| speculative.method),
+                },
+            )
+            .is_second(),
             served: Vec::new(),
             refusal: None,
         }
@@ -334,6 +350,7 @@ impl<'a> Publisher<'a> {
                 | Part::Ring { .. }
                 | Part::SlidingLatent { .. }
                 | Part::Compressed { .. }
+                | Part::SharedCompressed(_)
                 | Part::ConvWindow { .. } => {}
             }
         }

@@ -32,7 +32,7 @@ pub fn blocks_per_request(spec: &Spec, context: &RequestContext) -> u64 {
             };
             own.div_ceil(block_size)
         }
-        SpecKind::Sliding { window, extra } | SpecKind::SlidingLatent { window, extra } => {
+        SpecKind::Sliding { window, extra } | SpecKind::SlidingLatent { window, extra, .. } => {
             // One more, as a window need not start at the beginning of a block.
             let held = window
                 .saturating_sub(1)
@@ -71,7 +71,7 @@ pub(crate) fn blocks_formula(spec: &Spec, context: &RequestContext) -> String {
             format!("ceil(ceil({length} / {} ranks) / {block})", context.dcp)
         }
         SpecKind::Full { .. } | SpecKind::Latent { .. } => format!("ceil({length} / {block})"),
-        SpecKind::Sliding { window, extra } | SpecKind::SlidingLatent { window, extra } => {
+        SpecKind::Sliding { window, extra } | SpecKind::SlidingLatent { window, extra, .. } => {
             let window = grouped(window.saturating_sub(1).saturating_add(extra));
             format!("ceil(min({window} of the window + {in_flight} in flight, {length}) / {block}) + 1")
         }

@@ -33,6 +33,8 @@ pub enum SpecKind {
         window: u64,
         /// Tokens kept behind the window for drafters of several modules.
         extra: u64,
+        /// Whether it is computed again behind a cached prefix instead of being cached with it (DeepSeek-V4.1).
+        replayed: bool,
     },
     /// The current chunk (`ChunkedLocalAttentionSpec`).
     Chunked {
@@ -193,6 +195,13 @@ impl Spec {
                 let kernel = gcd(tokens, self.block_size);
                 if kernel == self.block_size {
                     Ok(1)
+                } else if self.page_alignment_bytes > 1 {
+                    // The smaller block is a spec of its own, and filled up by itself.
+                    let own = Self {
+                        padded_page_bytes: None,
+                        ..*self
+                    };
+                    Ok(own.with_block_size(kernel).aligned()?.page_bytes()?.max(1))
                 } else {
                     Ok(self.with_block_size(kernel).page_bytes()?.max(1))
                 }
@@ -225,6 +234,15 @@ impl Spec {
         matches!(
             self.kind,
             SpecKind::Sliding { .. } | SpecKind::SlidingLatent { .. }
+        )
+    }
+
+    /// Whether its blocks are looked for when a prefix is (`prefix_cacheable`): not where they are overwritten in a circle,
+    /// or computed again.
+    pub const fn is_found_again(&self) -> bool {
+        !matches!(
+            self.kind,
+            SpecKind::Ring | SpecKind::SlidingLatent { replayed: true, .. }
         )
     }
 
@@ -316,7 +334,7 @@ pub(crate) fn is_uniform_type<'a>(mut specs: impl Iterator<Item = &'a Spec>) -> 
                     SpecKind::Sliding { window: other, .. } | SpecKind::SlidingLatent { window: other, .. },
                 )
                 | (SpecKind::SlidingLatent { window, .. }, SpecKind::SlidingLatent { window: other, .. }) => {
-                    window == other
+                    window == other && first.is_found_again() == spec.is_found_again()
                 }
                 (SpecKind::Chunked { chunk }, SpecKind::Chunked { chunk: other }) => chunk == other,
                 (

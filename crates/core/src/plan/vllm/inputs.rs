@@ -117,6 +117,11 @@ fn indexer_workspace(model: &Model, version: Version, longest: u64) -> u64 {
                 index_head_dim,
                 ..
             } => Some((index_head_dim + index_head_dim / 32, 4)),
+            CacheKind::SharedCompressed {
+                ratio,
+                index_head_dim,
+                ..
+            } if index_head_dim > 0 => Some((index_head_dim + index_head_dim / 32, ratio.max(1))),
             _ => None,
         })
         .map(|(bytes, tokens)| budget::indexer_workspace_bytes(longest, bytes, tokens))

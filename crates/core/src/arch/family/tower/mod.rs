@@ -136,6 +136,10 @@ const ROWS: &[Row] = &[
         &[("", other::deepseek_v4)],
     ),
     (
+        &["DeepseekV41ForCausalLM"],
+        &[("vision_config", other::deepseek_v41)],
+    ),
+    (
         &["IsaacForConditionalGeneration"],
         &[("vision_config", siglip::isaac)],
     ),

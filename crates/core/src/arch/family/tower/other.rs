@@ -111,59 +111,107 @@ pub(super) fn gemma4_unified_audio(t: &Text, audio: &Config) -> Result<Vec<Weigh
     Ok(vec![Weight::replicated(name, Role::Tower, width, &[t.hidden()?])])
 }
 
-/// DeepSeek-V4 with images (vLLM 0.32.0, `vllm/models/deepseek_v4/common/vision.py`): layers with gates,
-/// norms as the file's type although they are made in 32 bits, an aligner over joined patches, and a vector in 32 bits
-/// for each kind of place in the text. The keys lie in the file itself; no layers are no tower.
+/// DeepSeek-V4 with images (vLLM 0.32.0, `vllm/models/deepseek_v4/common/vision.py`), with a vector in 32 bits for each kind of
+/// place in the text. The keys lie in the file itself; no
+/// layers are no tower.
 pub(super) fn deepseek_v4(t: &Text, file: &Config) -> Result<Vec<Weight>> {
-    /// Start, end, end of a line, padding.
+    // Start, end, end of a line, padding.
     const MARKS: u64 = 4;
     if file.u64("vision_n_layers")?.unwrap_or(0) == 0 {
         return Ok(Vec::new());
     }
-    let layers = file.dim("vision_n_layers")?;
-    let hidden = file.dim("vision_dim")?;
-    let heads = file.dim("vision_n_heads")?;
-    let width = file.dim("vision_inter_dim")?;
-    let patch = factor(file, "vision_patch_size")?;
-    let side = factor(file, "vision_downsample_ratio")?;
+    let sizes = SeenByDeepSeek {
+        layers: file.dim("vision_n_layers")?,
+        hidden: file.dim("vision_dim")?,
+        heads: file.dim("vision_n_heads")?,
+        width: file.dim("vision_inter_dim")?,
+        patch: factor(file, "vision_patch_size")?,
+        side: factor(file, "vision_downsample_ratio")?,
+    };
     let text = t.hidden()?;
-    let joined = hidden * side * side;
-    let name = |part: &str| format!("vision.blocks.0.{part}");
-    let role = Role::Tower;
-    let divided = |w: Weight| w.whole_unless_divides(heads);
-    let mut all = vec![
-        Weight::replicated(
-            "vision.patch_embed.proj",
-            role,
-            CHANNELS * patch * patch,
-            &[hidden],
-        )
-        .bias(true),
-        plain("vision.norm", &[hidden]),
-        divided(Weight::column("aligner.w1", role, joined, &[text]).bias(true)),
-        divided(Weight::row("aligner.w2", role, text, text).bias(true)),
-        plain("image_start", &[text]).of(Dtype::F32).times(MARKS),
-    ];
-    all.extend(repeated(
-        layers,
-        [
-            divided(
-                Weight::qkv(
-                    name("attn.wqkv"),
-                    hidden,
-                    heads,
-                    heads,
-                    hidden.checked_div(heads).unwrap_or(0),
-                )
-                .bias(true),
-            ),
-            divided(Weight::row(name("attn.wo"), role, hidden, hidden).bias(true)),
-            divided(Weight::column(name("mlp.w1"), role, hidden, &[width, width])),
-            divided(Weight::row(name("mlp.w2"), role, width, hidden)),
-            plain(&name("norm"), &[hidden]).times(2),
-        ],
-    ));
-    Ok(all.into_iter().map(Weight::unquantized).collect())
+    let mut all = sizes.weights(text);
+    all.push(
+        plain("image_start", &[text])
+            .of(Dtype::F32)
+            .times(MARKS)
+            .unquantized(),
+    );
+    Ok(all)
+}
+
+/// DeepSeek-V4.1 (vLLM 0.32.0, `vllm/models/deepseek_v41/nvidia/vl_model.py`, `transformers_utils/configs/deepseek_v41.py`): the
+/// same tower, with the keys in a part of their own. Its vectors for places in the text are the decoder's: it has them without
+/// images too.
+pub(super) fn deepseek_v41(t: &Text, vision: &Config) -> Result<Vec<Weight>> {
+    let sizes = SeenByDeepSeek {
+        layers: vision.dim_or("num_hidden_layers", 0)?,
+        hidden: vision.dim_or("hidden_size", 1024)?,
+        heads: vision.dim_or("num_attention_heads", 16)?,
+        width: vision.dim_or("intermediate_size", 2816)?,
+        patch: factor_or(vision, "patch_size", 14)?,
+        side: factor_or(vision, "downsample_ratio", 3)?,
+    };
+    Ok(sizes.weights(t.hidden()?))
+}
+
+/// Sizes of the tower of DeepSeek-V4 and V4.1: layers with gates, norms as the file's type although they are made in 32 bits,
+/// and an aligner over joined patches.
+struct SeenByDeepSeek {
+    layers: u64,
+    hidden: u64,
+    heads: u64,
+    width: u64,
+    patch: u64,
+    side: u64,
+}
+
+impl SeenByDeepSeek {
+    fn weights(&self, text: u64) -> Vec<Weight> {
+        let Self {
+            layers,
+            hidden,
+            heads,
+            width,
+            patch,
+            side,
+        } = *self;
+        let joined = hidden * side * side;
+        let name = |part: &str| format!("vision.blocks.0.{part}");
+        let role = Role::Tower;
+        let divided = |w: Weight| w.whole_unless_divides(heads);
+        let mut all = vec![
+            Weight::replicated(
+                "vision.patch_embed.proj",
+                role,
+                CHANNELS * patch * patch,
+                &[hidden],
+            )
+            .bias(true),
+            plain("vision.norm", &[hidden]),
+            divided(Weight::column("aligner.w1", role, joined, &[text]).bias(true)),
+            divided(Weight::row("aligner.w2", role, text, text).bias(true)),
+        ];
+        all.extend(repeated(
+            layers,
+            [
+                divided(
+                    Weight::qkv(
+                        name("attn.wqkv"),
+                        hidden,
+                        heads,
+                        heads,
+                        hidden.checked_div(heads).unwrap_or(0),
+                    )
+                    .bias(true),
+                ),
+                divided(Weight::row(name("attn.wo"), role, hidden, hidden).bias(true)),
+                divided(Weight::column(name("mlp.w1"), role, hidden, &[width, width])),
+                divided(Weight::row(name("mlp.w2"), role, width, hidden)),
+                plain(&name("norm"), &[hidden]).times(2),
+            ],
+        ));
+        all.into_iter().map(Weight::unquantized).collect()
+    }
 }
 
 /// MiniMax-M3 (vLLM 0.32.0, `vllm/models/minimax_m3/common/vision_tower.py`).

@@ -123,8 +123,9 @@ impl Backend {
             | Self::TokenspeedMla
             | Self::CutlassMla
             | Self::FlashInferMlaSparse
-            | Self::TritonFlashInfer => gpu.major == 10,
-            Self::FlashMlaSparse | Self::DeepseekV4 => gpu.major == 9 || gpu.major == 10,
+            | Self::TritonFlashInfer
+            | Self::DeepseekV41Mega => gpu.major == 10,
+            Self::FlashMlaSparse | Self::DeepseekV4 | Self::DeepseekV41 => gpu.major == 9 || gpu.major == 10,
             Self::FlashInferMlaSparseSm120 => gpu.major == 12,
         }
     }
@@ -156,7 +157,9 @@ impl Backend {
             | Self::Indexer
             | Self::PooledIndexer
             | Self::MinimaxIndexer
-            | Self::DeepseekV4 => size > 0,
+            | Self::DeepseekV4
+            | Self::DeepseekV41
+            | Self::DeepseekV41Mega => size > 0,
         }
     }
 
@@ -202,7 +205,12 @@ impl Backend {
             }
             Self::FlashInferMlaSparseSm90 => matches!(dtype, KvDtype::Auto | KvDtype::Bfloat16) || fp8_e4m3,
             Self::FlashInferMlaSparseSm120 => matches!(dtype, KvDtype::Auto | KvDtype::Fp8DsMla) || fp8_e4m3,
-            Self::Indexer | Self::PooledIndexer | Self::MinimaxIndexer | Self::DeepseekV4 => true,
+            Self::Indexer
+            | Self::PooledIndexer
+            | Self::MinimaxIndexer
+            | Self::DeepseekV4
+            | Self::DeepseekV41
+            | Self::DeepseekV41Mega => true,
         }
     }
 }

@@ -54,7 +54,7 @@ impl Kinds {
                 CacheKind::State(_) => kinds.state = true,
                 CacheKind::Cross(_) => kinds.cross = true,
                 CacheKind::Latent { .. } => (kinds.attention, kinds.latent) = (true, true),
-                CacheKind::Compressed { .. } => {
+                CacheKind::Compressed { .. } | CacheKind::SharedCompressed { .. } => {
                     (kinds.attention, kinds.latent, kinds.compressed) = (true, true, true);
                 }
                 CacheKind::Chunked { .. } => (kinds.attention, kinds.chunked) = (true, true),

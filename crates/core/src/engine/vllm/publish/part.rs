@@ -4,6 +4,7 @@ use super::{Publisher, full_attention};
 use crate::Result;
 use crate::arch::{Cache, CacheKind, Heads};
 use crate::engine::vllm::backend::{Backend, Demand, Sight};
+use crate::engine::vllm::deepseek_v41::SharedLayer;
 use crate::engine::vllm::kv_dtype::KvDtype;
 use crate::engine::vllm::refusal::{Refusal, RefusalKind};
 use crate::engine::vllm::spec::SpecKind;
@@ -48,6 +49,7 @@ pub(super) enum Part {
         window: u64,
         index_head_dim: u64,
     },
+    SharedCompressed(SharedLayer),
     ConvWindow {
         heads: Heads,
         window: u64,
@@ -279,6 +281,72 @@ impl Publisher<'_> {
                     window: *window,
                     index_head_dim: *index_head_dim,
                 })
+            }
+            CacheKind::SharedCompressed {
+                ratio,
+                behind,
+                head_dim,
+                window,
+                index_head_dim,
+                output_groups,
+            } => {
+                let blackwell = self.gpu.major == 10;
+                // One kernel for all of attention takes eight heads of each of the output projection's groups.
+                let (heads, groups, tp) = (self.query_heads, *output_groups, self.tp);
+                let mega = blackwell
+                    && self.settings.attention_backend.is_none()
+                    && groups.is_multiple_of(tp)
+                    && groups.checked_div(tp).and_then(|groups| groups.checked_mul(8)) == Some(heads);
+                let kv_dtype = match self.requested {
+                    KvDtype::Auto | KvDtype::Fp8 if mega => KvDtype::Nvfp4DsMla,
+                    KvDtype::Auto | KvDtype::Fp8 | KvDtype::Fp8DsMla => KvDtype::Fp8DsMla,
+                    KvDtype::Nvfp4DsMla if blackwell => KvDtype::Nvfp4DsMla,
+                    KvDtype::Nvfp4DsMla => {
+                        return Ok(Err(Refusal::new(
+                            RefusalKind::AttentionBackend,
+                            "nvfp4_ds_mla needs the V4.1 KV records, which FlashMLA decodes only on SM100.",
+                        )));
+                    }
+                    other => {
+                        return Ok(Err(Refusal::new(
+                            RefusalKind::AttentionBackend,
+                            format!("DeepseekV4 packed KV layouts only support fp8 kv-cache, got {other}"),
+                        )));
+                    }
+                };
+                self.stored = kv_dtype;
+                let demand = Demand {
+                    latent: true,
+                    sparse: true,
+                    head_size: *head_dim,
+                    nope: 0,
+                    rope: 0,
+                    query_heads: self.query_heads,
+                    kv_heads: 1,
+                    sees: Sight::Earlier,
+                    kv_dtype,
+                    block_size: self.settings.block_size,
+                    dcp: self.settings.decode_context_parallel_size,
+                    pool: 1,
+                };
+                self.fixed(
+                    demand,
+                    if mega {
+                        Backend::DeepseekV41Mega
+                    } else {
+                        Backend::DeepseekV41
+                    },
+                );
+                Ok(Part::SharedCompressed(SharedLayer {
+                    stores: (*ratio > 0 && *behind == 0).then_some(*ratio),
+                    head_dim: *head_dim,
+                    window: *window,
+                    index_head_dim: *index_head_dim,
+                    kv_dtype,
+                    blackwell,
+                    replayed: self.replays_windows,
+                    draft_tokens: self.settings.speculative_tokens(),
+                }))
             }
             CacheKind::ConvWindow { heads, window } => self.shard(*heads).map(|heads| Part::ConvWindow {
                 heads,

@@ -5,6 +5,7 @@ use super::{Publisher, Served};
 use crate::Result;
 use crate::engine::vllm::block_size::BlockSizes;
 use crate::engine::vllm::deepseek_v4::deepseek_v4;
+use crate::engine::vllm::deepseek_v41::deepseek_v41;
 use crate::engine::vllm::kernel_fit::{stride, window_block_size};
 use crate::engine::vllm::kv_dtype::KvDtype;
 use crate::engine::vllm::spec::{Spec, SpecKind, StrideAlignment};
@@ -76,7 +77,11 @@ impl Publisher<'_> {
                 let Served { demand, backend } = &self.served[served];
                 let kernels = backend.kernel_blocks(self.gpu, demand);
                 let content = kv_dtype.latent_bytes(width)?;
-                let kind = SpecKind::SlidingLatent { window, extra: 0 };
+                let kind = SpecKind::SlidingLatent {
+                    window,
+                    extra: 0,
+                    replayed: false,
+                };
                 let mut spec = latent(kind, block_size, width, content, kv_dtype);
                 spec.stride = stride(*backend, kernels, content, kv_dtype, self.gpu);
                 specs.push(spec);
@@ -122,6 +127,7 @@ impl Publisher<'_> {
             } => {
                 deepseek_v4(ratio, head_dim, window, index_head_dim, block_size, specs)?;
             }
+            Part::SharedCompressed(layer) => deepseek_v41(&layer, block_size, specs)?,
             Part::ConvWindow { heads, window } => specs.push(Spec {
                 kind: SpecKind::Sliding { window, extra: 0 },
                 block_size: window,
