@@ -178,6 +178,13 @@ fn serve<'a>(
         ..
     } = *setting;
     warnings.extend(weights::assumed_checkpoint(config, settings)?);
+    if settings.enable_prefix_caching == Some(true) && vllm::keeps_states_only(model) {
+        warnings.push(
+            "planned with --enable-prefix-caching, which vLLM leaves off for models without attention unless asked; \
+             --no-enable-prefix-caching plans its default"
+                .to_owned(),
+        );
+    }
     let mut steps = Derivation::wanted(request.explain);
     let (params, params_active) = match request.subject.params {
         Some(given) => (given, given),

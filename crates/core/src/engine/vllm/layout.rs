@@ -20,7 +20,7 @@ use crate::arch::{CacheKind, Layer, Model};
 use crate::{Error, Result};
 use limits::{Kinds, Limits};
 
-pub use limits::{caches_prefixes, step_limits};
+pub use limits::{keeps_states_only, step_limits};
 
 /// What the engine does with these settings: it starts with `layout`, or refuses for a reason. Both are there where
 /// numbers can be computed although it refuses.

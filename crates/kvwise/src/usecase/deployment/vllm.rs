@@ -69,10 +69,10 @@ impl Deployment {
             enable_prefix_caching: if self.no_enable_prefix_caching {
                 Some(false)
             } else {
-                let on = match target {
-                    Some(model) => vllm::caches_prefixes(model, version),
-                    None => vllm::Rules::of(version).caches_prefixes_by_default,
-                };
+                // On unless said otherwise, but for releases that take recurrent states out of it.
+                let rules = vllm::Rules::of(version);
+                let on =
+                    rules.caches_prefixes_by_default && rules.state_caching == vllm::StateCaching::AsOthers;
                 (on || self.enable_prefix_caching).then_some(true)
             },
             async_scheduling: self.no_async_scheduling.then_some(false),

@@ -5,7 +5,7 @@ use crate::arch::{CacheKind, Model};
 use crate::engine::vllm::gpu::Gpu;
 use crate::engine::vllm::refusal::RefusalKind;
 use crate::engine::vllm::settings::{MaxModelLen, Settings};
-use crate::engine::vllm::version::{Rules, StateCaching, Version};
+use crate::engine::vllm::version::{Rules, StateCaching};
 use crate::{Error, Result};
 
 /// Tokens and sequences of one step, as set or by the version's defaults for this model and GPU.
@@ -90,9 +90,11 @@ fn caching(model: &Model, kinds: &Kinds, rules: &Rules, asked: Option<bool>) -> 
     }
 }
 
-/// Whether a release caches the prefixes of a model unless the user says otherwise.
-pub fn caches_prefixes(model: &Model, version: Version) -> bool {
-    caching(model, &Kinds::of(model), &Rules::of(version), None)
+/// Whether all that a model keeps are recurrent states; the engine caches their prefixes on request alone (vLLM 0.32.0,
+/// `is_prefix_caching_supported` in `config/model.py`).
+pub fn keeps_states_only(model: &Model) -> bool {
+    let kinds = Kinds::of(model);
+    kinds.state && !kinds.attention
 }
 
 impl Planner<'_> {
@@ -186,8 +188,10 @@ impl Planner<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Config;
     use crate::arch::family::{Reading, read};
     use crate::catalogue;
+    use crate::engine::vllm::Version;
     use crate::engine::vllm::layout;
 
     fn model(name: &str) -> Model {
@@ -234,10 +238,22 @@ mod tests {
 
     #[test]
     fn other_models_cache_prefixes_since_the_v1_engine_unless_they_cannot() {
-        let dense = model("Qwen/Qwen3-8B");
-        let at = |minor| Version::new(0, minor, 0);
-        assert!(!caches_prefixes(&dense, at(7)));
-        assert!(caches_prefixes(&dense, at(8)) && caches_prefixes(&dense, at(32)));
-        assert!(!caches_prefixes(&model("openai/whisper-large-v3"), at(32)));
+        let cached = |name: &str, minor, asked| {
+            let model = model(name);
+            let rules = Rules::of(Version::new(0, minor, 0));
+            caching(&model, &Kinds::of(&model), &rules, asked)
+        };
+        assert!(!cached("Qwen/Qwen3-8B", 7, None));
+        assert!(cached("Qwen/Qwen3-8B", 8, None) && cached("Qwen/Qwen3-8B", 32, None));
+        assert!(!cached("openai/whisper-large-v3", 32, None));
+        let text = r#"{"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 64,
+            "intermediate_size": 128, "num_hidden_layers": 2, "state_size": 16, "conv_kernel": 4, "time_step_rank": 4,
+            "vocab_size": 256}"#;
+        let Reading::Model(states) = read("states", &Config::parse(text.as_bytes()).unwrap()).unwrap() else {
+            panic!("refused")
+        };
+        let rules = Rules::of(Version::new(0, 32, 0));
+        let of_states = |asked| caching(&states, &Kinds::of(&states), &rules, asked);
+        assert!(keeps_states_only(&states) && !of_states(None) && of_states(Some(true)));
     }
 }
