@@ -47,6 +47,8 @@ pub struct Model {
     pub sized_for: Option<State>,
     /// Whether the tokens of an image see each other, unless it is served without images.
     pub sees_whole_images: bool,
+    /// Whether the engine schedules it as encoder and decoder: prompts in one step, no prefix cached.
+    pub encoder_decoder: bool,
     /// Attention that keeps nothing between steps and is aligned with the states beside it all the same (hybrids that
     /// see both ways).
     pub encoder_heads: Option<Heads>,

@@ -47,8 +47,12 @@ pub(super) fn advise(request: &Request, plan: &mut Plan) {
                 .or_insert_with(|| json!({"value": change.value, "why": why}));
         }
     }
-    plan.fix = fixes.into_iter().next();
-    if plan.fix.is_none() && !plan.feasibility.fits {
+    if let Some(fix) = fixes.into_iter().next() {
+        plan.fix = Some(fix);
+    }
+    // Another load does not help against a refusal that has nothing to do with memory.
+    let short = plan.feasibility.refused.is_none() || plan.refused_for_memory;
+    if plan.fix.is_none() && !plan.feasibility.fits && short {
         plan.fix = fallback(plan);
     }
 }
@@ -84,6 +88,17 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
                 "fp8".to_owned(),
                 with_vllm(request, |s| s.kv_cache_dtype = KvDtype::Fp8),
             );
+        }
+        if plan.feasibility.refused.is_some() && !plan.refused_for_memory {
+            // Ranks that do not divide the model: fewer may.
+            let fewer = (1..settings.tensor_parallel_size.min(64)).rev();
+            for tp in fewer.filter(|tp| settings.tensor_parallel_size.is_multiple_of(*tp)) {
+                push(
+                    "--tensor-parallel-size",
+                    tp.to_string(),
+                    with_vllm(request, |s| s.tensor_parallel_size = tp),
+                );
+            }
         }
         if !fits {
             // Stages talk once a layer boundary, tensor-parallel ranks twice a layer: over PCIe stages come first.

@@ -50,6 +50,8 @@ pub(super) struct Evaluation<'a> {
     pub refused: Option<String>,
     /// Whether it would with more memory.
     pub refused_for_memory: bool,
+    /// What to change so that it would, where that is known without another plan.
+    pub fix: Option<String>,
     pub warnings: Vec<String>,
     pub steps: Derivation,
 }

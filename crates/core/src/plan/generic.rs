@@ -297,7 +297,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
             Basis::Assumed,
         ),
     };
-    steps.add(|| Step::new("overhead", &overhead_formula, human_bytes(overhead)));
+    steps.add(|| {
+        let step = Step::new("overhead", &overhead_formula, human_bytes(overhead));
+        if overhead_basis == Basis::Exact {
+            return step;
+        }
+        step.of("an assumption for any engine, fitted to nothing: --engine vllm has terms that are")
+    });
     let available = budget.saturating_sub(per_rank).saturating_sub(overhead);
     steps.add(|| {
         Step::new(
@@ -363,6 +369,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         start_bytes: 0,
         layout: None,
         refused_for_memory: false,
+        fix: None,
         max_model_len: None,
         ranks,
         kv_cache: None,

@@ -19,6 +19,9 @@ const CONTEXT_BYTES: u64 = 350 * MIB;
 
 const CACHE_SOURCE: &str = "llama.cpp 0c1e570, src/llama-kv-cache.cpp, src/llama-context.cpp";
 const PLACE_SOURCE: &str = "llama.cpp 0c1e570, src/llama-model.cpp, load_tensors";
+const GRAPH_SOURCE: &str = "llama.cpp 0c1e570, src/models, ggml/src/ggml-alloc.c; compared in docs/src/reference/conformance-llamacpp.md";
+const ESTIMATE_SOURCE: &str =
+    "how far it may be off: docs/src/guides/llama-cpp.md, docs/src/reference/accuracy.md";
 
 /// Mix taken for a configuration where nothing is said.
 const DEFAULT_MIX: &str = "q4_k_m";
@@ -163,11 +166,18 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     };
     for term in &overhead {
         steps.add(|| {
-            Step::new(
+            let step = Step::new(
                 format!("{} ({})", term.name, term.basis.name()),
                 &term.formula,
                 term.human(),
-            )
+            );
+            match (term.name, term.basis) {
+                ("compute_buffer", Basis::Exact) => step.of(GRAPH_SOURCE),
+                ("compute_buffer" | "cuda_context", Basis::Fitted | Basis::Assumed) => {
+                    step.of(ESTIMATE_SOURCE)
+                }
+                _ => step,
+            }
         });
     }
     let formula = format!(
@@ -242,6 +252,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         layout: None,
         refused,
         refused_for_memory: false,
+        fix: request.subject.fix.clone(),
         warnings,
         steps,
     };

@@ -67,7 +67,8 @@ pub fn plan(request: &Request) -> Result<Plan> {
     Ok(answer)
 }
 
-/// As [`plan`], without advice: `fix` and `recommended` stay empty, which plan variants of the request.
+/// As [`plan`], without advice: `recommended` stays empty, and so does `fix` where other settings would help, which plan
+/// variants of the request.
 ///
 /// # Errors
 /// As [`plan`].
@@ -156,7 +157,8 @@ fn answer(request: &Request, evaluation: &Evaluation) -> Result<Plan> {
     Ok(Plan {
         schema: SCHEMA,
         verdict: verdict.sentence,
-        fix: None,
+        fix: evaluation.fix.clone().filter(|_| evaluation.refused.is_some()),
+        refused_for_memory: evaluation.refused_for_memory,
         inputs: request::echo(request),
         model: ModelPart {
             name: request.subject.name.to_owned(),

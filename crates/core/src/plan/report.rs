@@ -21,6 +21,9 @@ pub struct Plan {
     pub verdict: String,
     /// What would make it fit, in one sentence, if it does not.
     pub fix: Option<String>,
+    /// Whether the engine would start with more memory, where it is refused; no part of the JSON.
+    #[serde(skip)]
+    pub refused_for_memory: bool,
     /// Every setting that was used, resolved.
     pub inputs: Map<String, Value>,
     /// The model.

@@ -38,6 +38,8 @@ pub struct Subject<'a> {
     pub model: Option<(&'a Model, &'a Config)>,
     /// Why the engine does not serve this architecture, if it does not.
     pub refused: Option<String>,
+    /// What to change in its files, where they are what the engine refuses.
+    pub fix: Option<String>,
     /// Parameters, where the user gives them.
     pub params: Option<u64>,
     /// Bytes of the checkpoint, where headers or an index give them.
@@ -54,6 +56,7 @@ impl<'a> Subject<'a> {
             source: source.into(),
             model: Some((model, config)),
             refused: None,
+            fix: None,
             params: None,
             checkpoint: None,
             inventories: Inventories::default(),

@@ -201,11 +201,15 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     };
     let before = whole.saturating_sub(context.bytes);
     steps.add(|| {
-        Step::new(
+        let step = Step::new(
             "free before loading",
             format!("{} - {} context", human_bytes(whole), human_bytes(context.bytes)),
             human_bytes(before),
-        )
+        );
+        if context.basis == Basis::Exact {
+            return step;
+        }
+        step.of("context read off SGLang's published start-up logs: docs/src/guides/read-a-log.md, reference/accuracy.md")
     });
     let fraction = found.mem_fraction_static;
     steps.add(||
@@ -335,6 +339,8 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
             .or(shape.refused.clone())
             .or(indivisible),
         refused_for_memory: false,
+        fix: (request.subject.fix.clone())
+            .or(family::unrecognised(config).map(|_| family::NAME_THE_TYPE.to_owned())),
         warnings,
         steps,
     };

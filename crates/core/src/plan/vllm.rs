@@ -106,6 +106,19 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     )
 }
 
+/// What to change in a file whose query heads its key/value heads do not divide, whatever the ranks.
+fn uneven_heads(model: &Model, refusal: &Option<vllm::Refusal>) -> Option<String> {
+    let (heads, kv) = (model.num_attention_heads, model.num_kv_heads);
+    let uneven = kv > 0 && !heads.is_multiple_of(kv);
+    refusal
+        .as_ref()
+        .filter(|refusal| uneven && refusal.kind == vllm::RefusalKind::TensorParallel)?;
+    Some(format!(
+        "correct num_attention_heads ({heads}) or num_key_value_heads ({kv}) in the file, of which the first has to be a multiple \
+         of the second"
+    ))
+}
+
 /// The release whose refusals of quantised checkpoints are known; earlier ones took some that it does not.
 const LOADS_LESS: Version = Version::new(0, 32, 0);
 
@@ -156,6 +169,23 @@ fn stages(
             Ok(Ok((shares, Some(error.to_string()))))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// What a term beside the weights rests on: the engine's files, or the data that its constants were fitted to.
+fn ground(term: &Term) -> Option<&'static str> {
+    match term.name {
+        "buffers" => Some(
+            "vLLM 0.32.0, model_executor/layers/rotary_embedding; blocks of PyTorch's CUDA allocator, sized as its sources do",
+        ),
+        "lora" => Some("vLLM 0.32.0, lora/layers, lora/utils.py"),
+        "activation" | "cuda_graphs" | "non_torch" if term.basis == Basis::Fitted => Some(
+            "fitted to published start-up logs, data/measurements/vllm_boots.csv; errors: docs/src/reference/accuracy.md",
+        ),
+        "overhead" if term.basis == Basis::Assumed => {
+            Some("an idle CPU worker of vLLM 0.32.0 with a tiny model, 0.7 to 0.95 GiB when measured")
+        }
+        _ => None,
     }
 }
 
@@ -279,11 +309,15 @@ fn serve<'a>(
     spread = spread.plus(known);
     for term in overhead.iter().filter(|term| term.name != "drafter") {
         steps.add(|| {
-            Step::new(
+            let step = Step::new(
                 format!("{} ({})", term.name, term.basis.name()),
                 &term.formula,
                 term.human(),
-            )
+            );
+            match ground(term) {
+                Some(ground) => step.of(ground),
+                None => step,
+            }
         });
     }
 
@@ -350,6 +384,9 @@ fn serve<'a>(
             .refused
             .as_ref()
             .is_some_and(|refusal| refusal.kind == vllm::RefusalKind::Memory);
+    let fix = (request.subject.fix.clone())
+        .or(unrecognised.map(|_| family::NAME_THE_TYPE.to_owned()))
+        .or(uneven_heads(model, &outcome.refused));
     let mut evaluation = Evaluation {
         params,
         params_active,
@@ -374,6 +411,7 @@ fn serve<'a>(
         layout: None,
         refused,
         refused_for_memory,
+        fix,
         warnings,
         steps,
     };
@@ -508,6 +546,20 @@ fn unserved<'a>(
         warnings.push("weights and KV cache are not known for this architecture".to_owned());
     }
     let budget_bytes = requested(setting.total, setting.utilization)?;
+    let (weights, spread) = if checkpoint == 0 {
+        let any = (0, budget_bytes);
+        let weights = Term::estimated(
+            "weights",
+            Basis::Assumed,
+            0,
+            any,
+            "not known: neither layers nor tensors are",
+        );
+        (weights, Spread::between(0, any))
+    } else {
+        let weights = Term::exact("weights", per_rank, "bytes of the checkpoint / ranks");
+        (weights, Spread::exact(0))
+    };
     let room_bytes = i128::from(budget_bytes) - i128::from(per_rank);
     Ok(Evaluation {
         params: request.subject.params.unwrap_or(0),
@@ -515,13 +567,13 @@ fn unserved<'a>(
         weights_total: checkpoint,
         weights_per_rank: vec![per_rank; usize::try_from(stages).unwrap_or(1)],
         weights_source: request.subject.checkpoint.map_or("config", |c| c.source),
-        weights: Term::exact("weights", per_rank, "bytes of the checkpoint / ranks"),
+        weights,
         overhead: Vec::new(),
         gpu_bytes: setting.total,
         budget_bytes,
         available_bytes: budget_bytes.saturating_sub(per_rank),
         room_bytes,
-        spread: Spread::exact(0),
+        spread,
         pool_given: false,
         host_computes: false,
         start_bytes: 0,
@@ -540,6 +592,7 @@ fn unserved<'a>(
                 .unwrap_or_else(|| "the architecture is not known".to_owned()),
         ),
         refused_for_memory: false,
+        fix: request.subject.fix.clone(),
         warnings,
         steps: Derivation::wanted(false),
     })

@@ -17,7 +17,8 @@ use crate::usecase::settings;
 #[derive(Debug, Clone, Default, Args)]
 #[expect(clippy::doc_markdown, reason = "help texts of flags, not documentation")]
 pub struct DeploymentArgs {
-    /// Model: catalogue name, hub id (ORG/NAME), folder with config.json, or a config.json.
+    /// Model: catalogue name, hub id (ORG/NAME, ORG/NAME-GGUF:Q4_K_M), folder with config.json, a config.json, or a .gguf
+    /// file.
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
 
@@ -234,11 +235,11 @@ pub struct DeploymentArgs {
     #[arg(long, value_name = "JSON", help_heading = "Engine")]
     pub speculative_config: Option<String>,
 
-    /// Serve LoRA adapters.
+    /// Serve LoRA adapters, whose slots take memory.
     #[arg(long, help_heading = "Engine")]
     pub enable_lora: bool,
 
-    /// Adapters on the GPU at once.
+    /// Adapters on the GPU at once [default: 1].
     #[arg(
         long,
         allow_negative_numbers = true,
@@ -247,7 +248,7 @@ pub struct DeploymentArgs {
     )]
     pub max_loras: Option<u64>,
 
-    /// Highest rank of an adapter.
+    /// Highest rank of an adapter [default: 16].
     #[arg(
         long,
         allow_negative_numbers = true,

@@ -116,6 +116,8 @@ pub struct Looked {
     pub model: Option<Arc<Model>>,
     /// Why the engine does not serve its architecture, if it does not.
     pub refused: Option<String>,
+    /// What to change in its files, where they are what the engine refuses.
+    pub fix: Option<String>,
     /// The part of the configuration with a tower whose weights are not known.
     pub unread_tower: Option<&'static str>,
     /// What plans work out about its parameters.
@@ -124,7 +126,7 @@ pub struct Looked {
 
 impl Looked {
     fn read(found: Found) -> Result<Self> {
-        let (mut model, mut refused, mut unread_tower) = (None, None, None);
+        let (mut model, mut refused, mut fix, mut unread_tower) = (None, None, None, None);
         if found.gguf.is_none() {
             match family::read(&found.name, &found.config).map_err(|e| e.at(&found.name))? {
                 family::Reading::Model(layers) => {
@@ -132,7 +134,15 @@ impl Looked {
                     unread_tower = family::unread_tower(&found.config)?;
                 }
                 family::Reading::Refused(refusal) => {
-                    refused = Some(format!("{}: {}", refusal.architecture, refusal.reason));
+                    let culprit = if refusal.of_file {
+                        &found.name
+                    } else {
+                        &refusal.architecture
+                    };
+                    refused = Some(format!("{culprit}: {}", refusal.reason));
+                    fix = refusal.fix;
+                    // What the rest of the file says is planned, and the refusal said with it.
+                    model = refusal.model.map(|layers| Arc::new(*layers));
                 }
             }
         }
@@ -145,6 +155,7 @@ impl Looked {
             config: Arc::new(found.config),
             model,
             refused,
+            fix,
             unread_tower,
             inventories: Inventories::default(),
         })

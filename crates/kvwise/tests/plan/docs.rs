@@ -25,6 +25,41 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
+/// Every path that the code map names, and whether a file or folder of the sources ends so.
+#[test]
+fn the_code_map_names_only_what_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let map = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let mut there = vec![String::new()];
+    let mut folders = vec![root.join("crates"), root.join("data"), root.join("python")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            there.push(format!("/{}", path.strip_prefix(&root).unwrap().display()));
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            }
+        }
+    }
+    // Words in back quotes with a slash or an ending; X stands for any command.
+    let named: Vec<&str> = map
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.contains(".rs") || word.starts_with("crates/") || word.contains(".jsonl"))
+        .filter(|word| !word.contains("X."))
+        .collect();
+    assert!(named.len() > 60, "{named:?}");
+    let gone: Vec<&str> = named
+        .into_iter()
+        .filter(|name| !there.iter().any(|path| path.ends_with(&format!("/{name}"))))
+        .collect();
+    assert!(
+        gone.is_empty(),
+        "ARCHITECTURE.md names what is not there: {gone:?}"
+    );
+}
+
 /// The page with the output of each example replaced by what the program prints now, and how many there are.
 fn refreshed(text: &str) -> (String, usize) {
     let mut out = String::new();

@@ -195,36 +195,88 @@ fn numbers_that_are_no_sizes_are_named_with_their_value() {
 fn what_the_engines_configuration_class_refuses_is_an_answer_with_its_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.json");
-    for (what, instead, says) in [
-        (r#""model_type":"llama","#, "", "Unrecognized model"),
+    // The file is named unless it is the engine that speaks of what it was told.
+    for (what, instead, says, fix, of_file) in [
+        (
+            r#""model_type":"llama","#,
+            "",
+            "Unrecognized model",
+            "add \"model_type\" to the file",
+            false,
+        ),
         (
             r#""num_attention_heads":32"#,
             r#""num_attention_heads":30"#,
             "hidden_size is 4096, which is not a multiple of num_attention_heads (30)",
+            "correct hidden_size or num_attention_heads",
+            true,
         ),
         (
             r#""num_hidden_layers":2"#,
-            r#""num_hidden_layers":2,"layer_types":["full_attention"]"#,
-            "layer_types names 1 layers, but num_hidden_layers is 2",
+            r#""num_hidden_layers":2,"mlp_layer_types":["dense"],"layer_types":["full_attention","sliding"]"#,
+            "layer_types names a layer \"sliding\", which is no kind of layer that the configuration class knows",
+            "write one of hybrid_sliding, sliding_attention for it",
+            true,
         ),
         (
             r#""num_hidden_layers":2"#,
             r#""num_hidden_layers":2,"rope_scaling":{"rope_type":"yarn"}"#,
             "rope_scaling.factor is missing, which rotary embeddings of type yarn need",
+            "add rope_scaling.factor",
+            true,
         ),
         (
             r#""num_key_value_heads":8"#,
             r#""num_key_value_heads":12"#,
             "num_heads (32) is not divisible by num_kv_heads (12)",
+            "correct num_attention_heads (32) or num_key_value_heads (12)",
+            false,
+        ),
+        (
+            r#""num_hidden_layers":2"#,
+            r#""num_hidden_layers":2,"is_encoder_decoder":true"#,
+            "is_encoder_decoder is true, and Encoder-decoder models are expected to implement the multimodal interface",
+            "leave is_encoder_decoder out",
+            true,
         ),
     ] {
         fs::write(&file, llama_but(what, instead)).unwrap();
-        let output = kvwise(&["plan", file.to_str().unwrap(), "--gpu", "h100"]);
+        let name = file.to_str().unwrap();
+        let output = kvwise(&["plan", name, "--gpu", "h100"]);
         assert_eq!(output.status.code(), Some(1), "{instead}");
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let refused = answer["feasibility"]["refused"].as_str().unwrap();
         assert!(refused.contains(says), "{refused}");
+        assert_eq!(refused.starts_with(name), of_file, "{refused}");
+        let said = answer["fix"].as_str().unwrap();
+        assert!(said.starts_with(fix), "{instead}: {said}");
+        assert!(
+            answer["weights"]["total_bytes"].as_u64().unwrap() > 1_000_000,
+            "{instead}"
+        );
+        assert!(
+            answer["kv_cache"]["num_blocks"].as_u64().unwrap() > 1000,
+            "{instead}"
+        );
     }
+    // Of layers that are not all named nothing can be said.
+    let short = llama_but(
+        r#""num_hidden_layers":2"#,
+        r#""num_hidden_layers":2,"layer_types":["full_attention"]"#,
+    );
+    fs::write(&file, short).unwrap();
+    let output = kvwise(&["plan", file.to_str().unwrap(), "--gpu", "h100"]);
+    assert_eq!(output.status.code(), Some(1));
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let refused = answer["feasibility"]["refused"].as_str().unwrap();
+    assert!(
+        refused.ends_with("layer_types names 1 layers, but num_hidden_layers is 2"),
+        "{refused}"
+    );
+    assert_eq!(
+        answer["fix"],
+        "give layer_types one entry for each of the 2 layers, or set num_hidden_layers to 1"
+    );
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Sizes and lists of one configuration that have to agree: where they do not, the engine's configuration class raises
 //! an error and the server does not start (transformers 5.19.0, `validate_architecture`, `validate_layer_type` and
-//! `validate_rope` of the classes).
+//! `validate_rope` of the classes). Each refusal names the fields with their values, and its hint is what to change.
 
 use serde_json::Value;
 
 use crate::arch::Config;
+use crate::names::nearest;
 use crate::{Error, Result};
 
 /// Kinds of attention and state layers (`ALLOWED_ATTN_LAYER_TYPES` with the older names that are translated).
@@ -60,6 +61,25 @@ const OPTIONAL: [&str; 4] = [
     "partial_rotary_factor",
 ];
 
+/// What the engine refuses a file for, and what to change in it.
+fn disagrees(why: impl Into<String>, fix: impl Into<String>) -> Error {
+    Error::unsupported(why).hint(fix)
+}
+
+/// What to write in the place of a word that is none of `known`.
+fn instead(field: &str, word: &str, known: &[&'static str]) -> String {
+    let word: String = word.chars().take(60).collect();
+    let close = nearest(&word, known.iter().copied(), 3);
+    let choice = match close.as_slice() {
+        [] => known,
+        close => close,
+    };
+    match choice {
+        [one] => format!("write \"{one}\" for {field}"),
+        several => format!("write one of {} for {field}", several.join(", ")),
+    }
+}
+
 /// `hidden_size` is a multiple of `num_attention_heads`.
 pub(super) fn heads_divide_width(filled: &Config) -> Result<()> {
     let (Some(width), Some(heads)) = (filled.u64("hidden_size")?, filled.u64("num_attention_heads")?) else {
@@ -69,11 +89,18 @@ pub(super) fn heads_divide_width(filled: &Config) -> Result<()> {
     if heads == 0 || width.is_multiple_of(heads) {
         return Ok(());
     }
-    Err(Error::unsupported(format!(
-        "{} is {width}, which is not a multiple of {} ({heads})",
-        filled.name("hidden_size"),
-        filled.name("num_attention_heads")
-    )))
+    Err(disagrees(
+        format!(
+            "{} is {width}, which is not a multiple of {} ({heads})",
+            filled.name("hidden_size"),
+            filled.name("num_attention_heads")
+        ),
+        format!(
+            "correct {} or {}, of which the first has to be a multiple of the second",
+            filled.name("hidden_size"),
+            filled.name("num_attention_heads")
+        ),
+    ))
 }
 
 /// `layer_types` and `mlp_layer_types` name every layer once, by names that are known.
@@ -90,21 +117,33 @@ pub(super) fn layer_types_fit(filled: &Config) -> Result<()> {
             .iter()
             .find(|kind| !kind.as_str().is_some_and(|name| known.contains(&name)));
         if let Some(kind) = unknown {
+            let fix = instead("it", kind.as_str().unwrap_or_default(), known);
             let kind: String = kind.to_string().chars().take(60).collect();
-            return Err(Error::unsupported(format!(
-                "{} names a layer {kind}, which is no kind of layer that the configuration class knows",
-                filled.name(key)
-            )));
+            return Err(disagrees(
+                format!(
+                    "{} names a layer {kind}, which is no kind of layer that the configuration class knows",
+                    filled.name(key)
+                ),
+                fix,
+            ));
         }
         if let Some(layers) = filled.u64("num_hidden_layers")?
             && layers != list.len() as u64
         {
-            return Err(Error::unsupported(format!(
-                "{} names {} layers, but {} is {layers}",
-                filled.name(key),
-                list.len(),
-                filled.name("num_hidden_layers")
-            )));
+            return Err(disagrees(
+                format!(
+                    "{} names {} layers, but {} is {layers}",
+                    filled.name(key),
+                    list.len(),
+                    filled.name("num_hidden_layers")
+                ),
+                format!(
+                    "give {} one entry for each of the {layers} layers, or set {} to {}",
+                    filled.name(key),
+                    filled.name("num_hidden_layers"),
+                    list.len()
+                ),
+            ));
         }
     }
     Ok(())
@@ -165,26 +204,36 @@ fn rotary_part(part: &Config) -> Result<()> {
             (Some("su"), "longrope") | (Some("mrope"), "default")
         )
     {
-        return Err(Error::unsupported(format!(
-            "{} is {new} and {} is {old}: only one of them should be there",
-            part.name("rope_type"),
-            part.name("type")
-        )));
+        return Err(disagrees(
+            format!(
+                "{} is {new} and {} is {old}: only one of them should be there",
+                part.name("rope_type"),
+                part.name("type")
+            ),
+            format!("leave {} out", part.name("type")),
+        ));
     }
     let Some((_, needed)) = ROTARY.iter().find(|(known, _)| *known == name) else {
+        let fix = instead(&part.name(key), name, &ROTARY.map(|(known, _)| known));
         let name: String = name.chars().take(60).collect();
-        return Err(Error::unsupported(format!(
-            "{} is {name:?}: Unknown RoPE scaling type",
-            part.name(key)
-        )));
+        return Err(disagrees(
+            format!("{} is {name:?}: Unknown RoPE scaling type", part.name(key)),
+            fix,
+        ));
     };
     for number in *needed {
         match part.get(number) {
             None => {
-                return Err(Error::unsupported(format!(
-                    "{} is missing, which rotary embeddings of type {name} need",
-                    part.name(number)
-                )));
+                return Err(disagrees(
+                    format!(
+                        "{} is missing, which rotary embeddings of type {name} need",
+                        part.name(number)
+                    ),
+                    format!(
+                        "add {} as the model's page gives it, or leave the scaling out",
+                        part.name(number)
+                    ),
+                ));
             }
             Some(value) => {
                 let list = matches!(*number, "short_factor" | "long_factor");
@@ -228,10 +277,16 @@ fn check_share(config: &Config) -> Result<()> {
         if let Some(share) = config.f64(key)?
             && !(share > 0.0 && share <= 1.0)
         {
-            return Err(Error::unsupported(format!(
-                "{} is {share}, which must be between 0.0 and 1.0",
-                config.name(key)
-            )));
+            return Err(disagrees(
+                format!(
+                    "{} is {share}, which must be between 0.0 and 1.0",
+                    config.name(key)
+                ),
+                format!(
+                    "give {} the share of a head that is turned, above 0 and at most 1",
+                    config.name(key)
+                ),
+            ));
         }
     }
     Ok(())
@@ -240,12 +295,13 @@ fn check_share(config: &Config) -> Result<()> {
 /// What single classes ask for beyond that.
 pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
     let n = |key: &str| filled.dim_or(key, 0);
-    let refuse = |holds: bool, why: &dyn Fn() -> String| {
+    // The reason, and what to change.
+    let refuse = |holds: bool, why: &dyn Fn() -> (String, String)| {
         if holds {
-            Ok(())
-        } else {
-            Err(Error::unsupported(why()))
+            return Ok(());
         }
+        let (why, fix) = why();
+        Err(disagrees(why, fix))
     };
     match model_type {
         "bamba" | "falcon_h1" | "granitemoehybrid" => {
@@ -255,10 +311,12 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             };
             let (heads, width) = (n("mamba_n_heads")?, n("mamba_d_head")?);
             refuse(heads * width == inner, &|| {
-                format!(
-                    "{} ({heads}) heads of {} ({width}) are not the {inner} elements of the state layers' inner width",
-                    filled.name("mamba_n_heads"),
-                    filled.name("mamba_d_head")
+                let (count, size) = (filled.name("mamba_n_heads"), filled.name("mamba_d_head"));
+                (
+                    format!(
+                        "{count} ({heads}) heads of {size} ({width}) are not the {inner} elements of the state layers' inner width"
+                    ),
+                    format!("correct {count} or {size}, whose product has to be {inner}"),
                 )
             })
         }
@@ -266,10 +324,12 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             let inner = n("hidden_size")? * n("expand")?;
             let (heads, width) = (n("num_heads")?, n("head_dim")?);
             refuse(heads * width == inner, &|| {
-                format!(
-                    "{} ({heads}) heads of {} ({width}) are not hidden_size times expand ({inner})",
-                    filled.name("num_heads"),
-                    filled.name("head_dim")
+                let (count, size) = (filled.name("num_heads"), filled.name("head_dim"));
+                (
+                    format!(
+                        "{count} ({heads}) heads of {size} ({width}) are not hidden_size times expand ({inner})"
+                    ),
+                    format!("correct {count} or {size}, whose product has to be {inner}"),
                 )
             })
         }
@@ -280,7 +340,10 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             ] {
                 let (first, every) = (n(offset)?, n(period)?);
                 refuse(first < every, &|| {
-                    format!("{offset} is {first}, which must be below {period} ({every})")
+                    (
+                        format!("{offset} is {first}, which must be below {period} ({every})"),
+                        format!("write an {offset} from 0 to {}", every.saturating_sub(1)),
+                    )
                 })?;
             }
             Ok(())
@@ -288,20 +351,32 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
         "jetmoe" => {
             let (active, experts) = (n("num_experts_per_tok")?, n("num_local_experts")?);
             refuse(active <= experts, &|| {
-                format!("num_experts_per_tok is {active}, more than the {experts} of num_local_experts")
+                (
+                    format!("num_experts_per_tok is {active}, more than the {experts} of num_local_experts"),
+                    format!("write at most {experts} for num_experts_per_tok"),
+                )
             })
         }
         "gptj" => {
             let (turned, width) = (n("rotary_dim")?, n("n_embd")? / n("n_head")?.max(1));
             refuse(turned > 0 || !filled.has("rotary_dim"), &|| {
-                "rotary_dim is 0, which leaves rotary embeddings without elements".to_owned()
+                (
+                    "rotary_dim is 0, which leaves rotary embeddings without elements".to_owned(),
+                    format!("write a rotary_dim from 1 to {width}, or leave it out"),
+                )
             })?;
             refuse(turned <= width, &|| {
-                format!("rotary_dim is {turned}, more than the {width} elements of a head")
+                (
+                    format!("rotary_dim is {turned}, more than the {width} elements of a head"),
+                    format!("write at most {width} for rotary_dim"),
+                )
             })
         }
         "glm4_moe" => refuse(filled.has("head_dim"), &|| {
-            "head_dim is missing, which GLM-4.5's class takes from the configuration alone".to_owned()
+            (
+                "head_dim is missing, which GLM-4.5's class takes from the configuration alone".to_owned(),
+                "add head_dim as the model's page gives it (128 in the published files)".to_owned(),
+            )
         }),
         "gpt_oss" => {
             // Its attention takes these whatever the kind (vLLM 0.32.0, `models/gpt_oss.py`).
@@ -310,16 +385,22 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             };
             for number in ["factor", "beta_fast", "beta_slow"] {
                 refuse(rope.get(number).is_some(), &|| {
-                    format!(
-                        "{} is missing, which GPT-OSS's attention needs",
-                        rope.name(number)
+                    (
+                        format!(
+                            "{} is missing, which GPT-OSS's attention needs",
+                            rope.name(number)
+                        ),
+                        format!("add {} as the model's page gives it", rope.name(number)),
                     )
                 })?;
             }
             Ok(())
         }
         "dbrx" => refuse(!filled.flag("tie_word_embeddings", false)?, &|| {
-            "tie_word_embeddings is true, which DBRX's configuration class does not support".to_owned()
+            (
+                "tie_word_embeddings is true, which DBRX's configuration class does not support".to_owned(),
+                "set tie_word_embeddings to false".to_owned(),
+            )
         }),
         "olmo_hybrid" => {
             let Some(kinds) = filled.strs("layer_types")? else {
@@ -327,9 +408,12 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             };
             let linear = kinds.iter().filter(|kind| **kind == "linear_attention").count();
             refuse(linear > 0 && linear < kinds.len(), &|| {
-                format!(
-                    "{linear} of the {} layers in layer_types are linear_attention; OLMo-Hybrid needs both kinds",
-                    kinds.len()
+                (
+                    format!(
+                        "{linear} of the {} layers in layer_types are linear_attention; OLMo-Hybrid needs both kinds",
+                        kinds.len()
+                    ),
+                    "name the layers in layer_types as the model's page does".to_owned(),
                 )
             })
         }
@@ -337,11 +421,17 @@ pub(super) fn of_class(model_type: &str, filled: &Config) -> Result<()> {
             let (heads, kv) = (n("num_attention_heads")?, n("num_key_value_heads")?.max(1));
             let active = n("num_experts_per_tok")?;
             refuse(active == 1, &|| {
-                format!("num_experts_per_tok is {active}, and Zaya's class supports only 1")
+                (
+                    format!("num_experts_per_tok is {active}, and Zaya's class supports only 1"),
+                    "set num_experts_per_tok to 1".to_owned(),
+                )
             })?;
             refuse(heads.is_multiple_of(kv), &|| {
-                format!(
-                    "num_attention_heads is {heads}, which is not a multiple of num_key_value_heads ({kv})"
+                (
+                    format!("num_attention_heads is {heads}, which is not a multiple of num_key_value_heads ({kv})"),
+                    "correct num_attention_heads or num_key_value_heads, of which the first has to be a multiple of the \
+                     second"
+                        .to_owned(),
                 )
             })
         }
@@ -363,10 +453,41 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(checked: Result<()>, says: &str) {
+    fn refused(checked: Result<()>, says: &str) -> String {
         let error = checked.unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
         assert_eq!(error.to_string(), says);
+        let [fix] = error.hints() else {
+            panic!("not one way out: {:?}", error.hints())
+        };
+        fix.clone()
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_change() {
+        let types = json!({"layer_types": ["full_atention"], "num_hidden_layers": 2});
+        let says = "layer_types names a layer \"full_atention\", which is no kind of layer that the configuration class knows";
+        assert_eq!(
+            refused(layer_types_fit(&config(types)), says),
+            "write \"full_attention\" for it"
+        );
+        let types = json!({"layer_types": ["mamba"], "num_hidden_layers": 2});
+        assert_eq!(
+            refused(
+                layer_types_fit(&config(types)),
+                "layer_types names 1 layers, but num_hidden_layers is 2"
+            ),
+            "give layer_types one entry for each of the 2 layers, or set num_hidden_layers to 1"
+        );
+        let rope = json!({"rope_scaling": {"rope_type": "spiral"}});
+        let fix = refused(
+            rotary_is_complete(&config(rope)),
+            "rope_scaling.rope_type is \"spiral\": Unknown RoPE scaling type",
+        );
+        assert!(
+            fix.starts_with("write one of default, mrope,") && fix.ends_with(" for rope_scaling.rope_type"),
+            "{fix}"
+        );
     }
 
     #[test]

@@ -53,7 +53,8 @@ fn heads(t: &Text, key: &str, width: u64) -> Result<u64> {
     if !width.is_multiple_of(heads) {
         return Err(Error::unsupported(format!(
             "embed_dim must be divisible by num_heads (got `embed_dim`: {width} and `num_heads`: {heads})."
-        )));
+        ))
+        .hint("correct the width of the decoder or its number of heads, which has to divide it"));
     }
     Ok(heads)
 }

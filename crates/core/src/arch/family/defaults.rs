@@ -94,7 +94,16 @@ pub(crate) fn text_class(model_type: &str) -> Result<Option<String>> {
 /// If a nested configuration is neither an object nor null, nesting is deeper than eight levels, or the class of a
 /// `model_type` does not take what the file says (see [`strict`]).
 pub(crate) fn fill(config: &Config, fallback: Option<&str>) -> Result<Config> {
-    fill_level(config, fallback, true, 0)
+    fill_level(config, fallback, Checks::All, 0)
+}
+
+/// The same of a file that does not agree with itself, for what it says all the same: each field is still of a kind that
+/// its class takes.
+///
+/// # Errors
+/// As [`fill`], but for what has to agree.
+pub(crate) fn fill_disagreeing(config: &Config) -> Result<Config> {
+    fill_level(config, None, Checks::Kinds, 0)
 }
 
 /// The same for a part of a configuration that was filled as a whole: the class around it decides what is checked.
@@ -102,10 +111,21 @@ pub(crate) fn fill(config: &Config, fallback: Option<&str>) -> Result<Config> {
 /// # Errors
 /// If a nested configuration is neither an object nor null, or nesting is deeper than eight levels.
 pub(crate) fn fill_part(config: &Config) -> Result<Config> {
-    fill_level(config, None, false, 0)
+    fill_level(config, None, Checks::None, 0)
 }
 
-fn fill_level(config: &Config, fallback: Option<&str>, checked: bool, depth: u32) -> Result<Config> {
+/// What is held to the configuration classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    /// The kinds of fields, and what has to agree.
+    All,
+    /// The kinds of fields alone.
+    Kinds,
+    /// Nothing.
+    None,
+}
+
+fn fill_level(config: &Config, fallback: Option<&str>, checks: Checks, depth: u32) -> Result<Config> {
     if depth > MAX_DEPTH {
         return Err(Error::input(format!(
             "{} is nested more than {MAX_DEPTH} configurations deep",
@@ -113,15 +133,15 @@ fn fill_level(config: &Config, fallback: Option<&str>, checked: bool, depth: u32
         )));
     }
     let model_type = config.str("model_type")?.or(fallback).unwrap_or_default();
-    if checked {
+    if checks != Checks::None {
         strict::check_kinds(model_type, config)?;
     }
     // A class that is the engine's own, or comes with the model, reads its parts in its own way.
-    let own = checked && !strict::checks(model_type);
-    if own {
+    let own = checks != Checks::None && !strict::checks(model_type);
+    if own && checks == Checks::All {
         agree::rotary_is_complete(config)?;
     }
-    let checked = checked && !own;
+    let checks = if own { Checks::None } else { checks };
     let mut map = config.map().clone();
     let Some(class) = class(model_type)? else {
         return Ok(config.with_map(map));
@@ -154,7 +174,7 @@ fn fill_level(config: &Config, fallback: Option<&str>, checked: bool, depth: u32
                 .as_type(sub_type.as_str().unwrap_or_default());
             map.insert(
                 key.clone(),
-                Value::Object(fill_level(&own, None, checked, depth + 1)?.into_map()),
+                Value::Object(fill_level(&own, None, checks, depth + 1)?.into_map()),
             );
             continue;
         }
@@ -162,11 +182,11 @@ fn fill_level(config: &Config, fallback: Option<&str>, checked: bool, depth: u32
             continue;
         }
         let nested = nested.unwrap_or_else(|| config.child(key, Map::new()));
-        let nested = fill_level(&nested, sub_type.as_str(), checked, depth + 1)?;
+        let nested = fill_level(&nested, sub_type.as_str(), checks, depth + 1)?;
         map.insert(key.clone(), Value::Object(nested.into_map()));
     }
     let filled = config.with_map(map);
-    if checked {
+    if checks == Checks::All {
         strict::check_agreement(model_type, &filled)?;
     }
     Ok(filled)

@@ -118,6 +118,7 @@ pub(super) fn model(name: &str, class: &str, text: &Text, decoder: Decoder) -> R
         sized_for: None,
         encoder_heads: None,
         sees_whole_images: false,
+        encoder_decoder: false,
     })
 }
 

@@ -37,7 +37,8 @@ pub(crate) fn ernie_vl(t: &Text) -> Result<Decoder> {
     if experts != for_images {
         return Err(Error::unsupported(format!(
             "moe_num_experts is [{experts}, {for_images}]: ERNIE-4.5-VL needs as many experts for images as for text"
-        )));
+        ))
+        .hint(format!("set moe_num_experts to [{experts}, {experts}]")));
     }
     let widths = pair(c, "moe_intermediate_size")?;
     let first = pair(c, "moe_layer_start_index")?;

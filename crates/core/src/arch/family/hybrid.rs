@@ -171,6 +171,9 @@ pub(crate) fn granite_hybrid(t: &Text) -> Result<Decoder> {
     if heads.checked_mul(head_dim) != Some(inner) {
         return Err(Error::unsupported(format!(
             "mamba_n_heads {heads} times mamba_d_head {head_dim} is not mamba_expand times hidden_size, {inner}"
+        ))
+        .hint(format!(
+            "correct mamba_n_heads or mamba_d_head, whose product has to be {inner}"
         )));
     }
     let mixer = Mamba2 {

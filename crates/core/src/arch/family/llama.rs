@@ -250,7 +250,8 @@ pub(crate) fn cohere_compass(t: &Text) -> Result<Decoder> {
         return Err(Error::unsupported(format!(
             "{} is false, and vLLM 0.32.0 asserts that it is true",
             t.top.name("tie_word_embeddings")
-        )));
+        ))
+        .hint(format!("set {} to true", t.top.name("tie_word_embeddings"))));
     }
     let mut d = Dense::llama(t)?;
     d.norms = &["input_layernorm"];

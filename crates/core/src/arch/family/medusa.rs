@@ -56,6 +56,7 @@ pub fn read_medusa(name: &str, config: &Config) -> Result<Model> {
         sized_for: None,
         encoder_heads: None,
         sees_whole_images: false,
+        encoder_decoder: false,
     })
 }
 

@@ -76,7 +76,7 @@ pub use rotary::rotary_elements;
 pub use standing::{Standing, standing};
 pub use text::Text;
 
-use super::{AttentionScales, Config, Model, drafter};
+use super::{AttentionScales, CacheKind, Config, Model, drafter};
 use crate::{Error, ErrorKind, Result};
 use registry::Reader;
 
@@ -125,30 +125,50 @@ pub fn unrecognised(config: &Config) -> Option<&'static str> {
     )
 }
 
+/// What to change in a file that is [`unrecognised`].
+pub const NAME_THE_TYPE: &str = "add \"model_type\" to the file, as the model's page has it";
+
 /// Reads a model from its configuration, as vLLM 0.32.0 would build it. `name` is what the user called it.
 ///
 /// # Errors
 /// If a value in the configuration cannot be used: it says which field, its value and what was expected.
 pub fn read(name: &str, config: &Config) -> Result<Reading> {
+    match read_with(name, config, true) {
+        Ok(model) => Ok(Reading::Model(Box::new(model))),
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            let architecture = class_of(config)?;
+            let (built, _) = pooling::resolve(&architecture);
+            Ok(Reading::Refused(Refusal {
+                reason: error.to_string(),
+                of_file: registry::reader(&built).is_some(),
+                fix: error.hints().first().cloned(),
+                model: read_with(name, config, false).ok().map(Box::new),
+                architecture,
+            }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a model; without `agreeing` also one that the engine refuses because its file does not agree with itself.
+fn read_with(name: &str, config: &Config, agreeing: bool) -> Result<Model> {
     let class = class_of(config)?;
     let (built, pooled) = pooling::resolve(&class);
-    let found = Text::find(&built, config).and_then(|text| Ok((decoder(&text, 0)?, text)));
-    let (mut decoder, text) = match found {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            return Ok(Reading::Refused(Refusal {
-                architecture: class,
-                reason: error.to_string(),
-            }));
-        }
-        Err(error) => return Err(error),
+    let text = if agreeing {
+        Text::find(&built, config)?
+    } else {
+        Text::find_disagreeing(&built, config)?
     };
-    strict::check_encoder_decoder(&text.top, &text.config)?;
+    let mut decoder = decoder(&text, 0)?;
     let pooling = match &pooled {
         Some(pooled) => Some(pooled.finish(&text, &mut decoder)?),
         None => None,
     };
     decoder.outside.extend(tower::read(&built, &text)?);
+    let encoder_decoder = match encodes_and_decodes(&text, &decoder) {
+        Err(error) if !agreeing && error.kind() == ErrorKind::Unsupported => false,
+        answer => answer?,
+    };
     let optional = |read: Result<u64>, keys: &[&str]| {
         if keys.iter().any(|key| text.config.get(key).is_some()) {
             read
@@ -157,7 +177,7 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         }
     };
     let heads = optional(text.heads(), &["num_attention_heads", "n_head", "n_heads"])?;
-    Ok(Reading::Model(Box::new(Model {
+    Ok(Model {
         name: name.to_owned(),
         model_type: text.top.str("model_type")?.unwrap_or_default().to_owned(),
         dtype: if pooled.is_some() {
@@ -187,8 +207,29 @@ pub fn read(name: &str, config: &Config) -> Result<Reading> {
         sized_for: decoder.sized_for,
         encoder_heads: decoder.encoder_heads,
         sees_whole_images: sees_whole_images(&text)?,
+        encoder_decoder,
         architecture: class,
-    })))
+    })
+}
+
+/// Whether the engine schedules a model as encoder and decoder, which a file may ask for: it then takes prompts in one step
+/// and caches no prefix. A class without a tower does not start that way, as the scheduler looks for its encoder's input
+/// (vLLM 0.32.0, `v1/core/sched/scheduler.py`).
+fn encodes_and_decodes(text: &Text, decoder: &Decoder) -> Result<bool> {
+    let Some(key) = strict::encoder_decoder_key(&text.top, &text.config)? else {
+        return Ok(false);
+    };
+    let crosses = (decoder.layers.iter().flat_map(|layer| &layer.caches))
+        .any(|cache| matches!(cache.kind, CacheKind::Cross(_)));
+    if crosses || decoder.outside.iter().any(|part| part.tower) {
+        return Ok(true);
+    }
+    Err(Error::unsupported(format!(
+        "{key} is true, and Encoder-decoder models are expected to implement the multimodal interface with at most one \
+         modality, which {} does not",
+        text.class
+    ))
+    .hint(format!("leave {key} out, or set it to false: {} decodes alone", text.class)))
 }
 
 /// Kinds of models whose image tokens see each other whatever their file says (vLLM 0.32.0, `is_mm_prefix_lm` in

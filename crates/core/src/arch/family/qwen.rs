@@ -60,6 +60,9 @@ pub(crate) fn qwen2(t: &Text) -> Result<Decoder> {
         return Err(Error::unsupported(format!(
             "Sliding window for some but all layers is not supported. This model uses sliding window but \
              `max_window_layers` = {first} is less than `num_hidden_layers` = {layers}"
+        ))
+        .hint(format!(
+            "set use_sliding_window to false, or max_window_layers to {layers}"
         )));
     }
     d.attention.qkv_bias = true;

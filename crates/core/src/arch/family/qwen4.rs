@@ -24,7 +24,8 @@ impl Indexer {
         }
         let keys = c.dim("indexer_kv_heads")?;
         if keys != 1 {
-            return Err(Error::unsupported("Qwen4-Exp QSA requires indexer_kv_heads=1."));
+            return Err(Error::unsupported("Qwen4-Exp QSA requires indexer_kv_heads=1.")
+                .hint("set indexer_kv_heads to 1"));
         }
         let dim = c.dim("indexer_head_dim")?;
         let positions = t.class == "Qwen4ExpForConditionalGeneration"

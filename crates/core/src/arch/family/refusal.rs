@@ -1,12 +1,20 @@
 //! Classes that the engine refuses, and the words it refuses them with.
 
+use crate::arch::Model;
+
 /// Why an engine would not start a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     /// The class it was asked for.
     pub architecture: String,
-    /// The reason in the engine's terms.
+    /// The reason in the engine's terms, with the field and its value where the file is at fault.
     pub reason: String,
+    /// Whether it is the file that is refused, and not its class.
+    pub of_file: bool,
+    /// What to change in the file.
+    pub fix: Option<String>,
+    /// The model as the rest of the file describes it, where layers can be read from it all the same.
+    pub model: Option<Box<Model>>,
 }
 
 /// Class and the last version that had it (vLLM 0.32.0, `_PREVIOUSLY_SUPPORTED_MODELS` in

@@ -51,7 +51,8 @@ type Table = (u64, u64);
 /// # Errors
 /// If a number of the configuration is not one, or a product leaves 64 bits.
 pub fn rotary_elements(model: &Model, file: &Config, version: Version) -> Result<u64> {
-    let text = Text::find(&model.architecture, file)?;
+    // Whether the file agrees was asked when the model was read.
+    let text = Text::find_disagreeing(&model.architecture, file)?;
     let config = &text.config;
     let alibi = config.bool("alibi")?.unwrap_or(false);
     // The generic Transformers backend computes the values anew in each step.

@@ -168,22 +168,25 @@ fn check_rotary_base(config: &Config) -> Result<()> {
     }
 }
 
-/// Checks the switch that makes the engine schedule encoder and decoder (vLLM 0.32.0, `SchedulerConfig`): it counts where
-/// the file or its language model's part has it.
+/// The switch that makes the engine schedule encoder and decoder (vLLM 0.32.0, `is_encoder_decoder` in
+/// `transformers_utils/config.py`): its full name where the file or its language model's part sets it.
 ///
 /// # Errors
 /// If it is neither true nor false.
-pub(crate) fn check_encoder_decoder(file: &Config, text: &Config) -> Result<()> {
+pub(crate) fn encoder_decoder_key(file: &Config, text: &Config) -> Result<Option<String>> {
     const KEY: &str = "is_encoder_decoder";
     for config in [file, text] {
         match config.map().get(KEY) {
             None | Some(Value::Bool(false)) => {}
-            Some(Value::Bool(true)) => return Ok(()),
-            Some(value) if value.as_u64() == Some(0) || value.as_u64() == Some(1) => {}
+            // Python takes one for true and nought for false.
+            Some(value) if value.as_u64() == Some(0) => {}
+            Some(value) if value.as_bool() == Some(true) || value.as_u64() == Some(1) => {
+                return Ok(Some(config.name(KEY)));
+            }
             Some(value) => return Err(config.wrong(KEY, value, "true or false")),
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -79,7 +79,19 @@ impl Text {
     /// # Errors
     /// If a nested configuration is not an object.
     pub fn find(class: &str, file: &Config) -> Result<Self> {
-        let top = defaults::fill(file, None)?;
+        Self::within(class, defaults::fill(file, None)?)
+    }
+
+    /// The same where the file does not agree with itself (the engine would refuse it).
+    ///
+    /// # Errors
+    /// If a nested configuration is not an object, or a field is of a kind that its class does not take.
+    pub fn find_disagreeing(class: &str, file: &Config) -> Result<Self> {
+        Self::within(class, defaults::fill_disagreeing(file)?)
+    }
+
+    /// The language model's part of a file that is filled in.
+    fn within(class: &str, top: Config) -> Result<Self> {
         if matches!(class, "Moondream3ForCausalLM" | "HfMoondream") {
             let config = super::moondream::text(&top)?;
             return Ok(Self {

@@ -482,6 +482,7 @@ pub fn model(name: &str, file: &Hparams, header: &Header) -> Result<Model> {
         sized_for: None,
         encoder_heads: None,
         sees_whole_images: false,
+        encoder_decoder: false,
     })
 }
 

@@ -57,6 +57,7 @@ fn model(kinds: impl IntoIterator<Item = CacheKind>) -> Model {
         sized_for: None,
         encoder_heads: None,
         sees_whole_images: false,
+        encoder_decoder: false,
     }
 }
 

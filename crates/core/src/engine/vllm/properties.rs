@@ -101,6 +101,7 @@ fn model() -> impl Strategy<Value = Model> {
             sized_for: None,
             encoder_heads: None,
             sees_whole_images: false,
+            encoder_decoder: false,
         })
 }
 
@@ -222,6 +223,7 @@ proptest! {
                 sized_for: None,
                 encoder_heads: None,
                 sees_whole_images: false,
+                encoder_decoder: false,
             };
             let _ = layout(&model, &Settings::default(), H100, &[other]);
         }

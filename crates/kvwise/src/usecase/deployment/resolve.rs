@@ -20,6 +20,7 @@ pub struct Resolved {
     described: Option<(Arc<Model>, Arc<Config>)>,
     inventories: Inventories,
     refused: Option<String>,
+    fix: Option<String>,
     params: Option<u64>,
     checkpoint: Option<CheckpointBytes>,
     hardware: Hardware,
@@ -41,6 +42,7 @@ impl Resolved {
                 source: self.source.clone(),
                 model: self.described(),
                 refused: self.refused.clone(),
+                fix: self.fix.clone(),
                 params: self.params,
                 checkpoint: self.checkpoint,
                 inventories: self.inventories.clone(),
@@ -276,6 +278,7 @@ impl Deployment {
                 .map(|model| (Arc::clone(model), Arc::clone(&looked.config))),
             inventories: looked.inventories.clone(),
             refused: looked.refused.clone(),
+            fix: looked.fix.clone(),
             checkpoint,
             ..asked.with(looked.name.clone(), source, engine, policy)
         })
@@ -336,6 +339,7 @@ impl Asked {
             described: None,
             inventories: Inventories::default(),
             refused: None,
+            fix: None,
             params: self.params,
             checkpoint: None,
             hardware: self.hardware,

@@ -251,10 +251,8 @@ fn draft(place: &str, found: Found, method: Method, target: Option<&Model>) -> R
             None => match family::read(&found.name, &found.config).map_err(|e| e.at(place))? {
                 family::Reading::Model(model) => *model,
                 family::Reading::Refused(refusal) => {
-                    return Err(Error::unsupported(format!(
-                        "{place} {}: {}",
-                        found.name, refusal.reason
-                    )));
+                    let error = Error::unsupported(format!("{place} {}: {}", found.name, refusal.reason));
+                    return Err(refusal.fix.into_iter().fold(error, Error::hint));
                 }
             },
         },

@@ -93,6 +93,14 @@ fn contradictions_and_nonsense_are_refused_by_name() {
     );
     says(
         &Deployment {
+            enable_lora: true,
+            max_lora_rank: Some(24),
+            ..llama()
+        },
+        "--max-lora-rank is 24, and vLLM takes only 1, 8, 16, 32, 64, 128, 256, 320, 512",
+    );
+    says(
+        &Deployment {
             tensor_parallel_size: Some(u64::MAX),
             pipeline_parallel_size: Some(2),
             ..llama()

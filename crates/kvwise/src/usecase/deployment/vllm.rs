@@ -7,6 +7,9 @@ use kvwise_core::{Error, Result};
 
 use super::{Deployment, speculative};
 
+/// Ranks of adapters that slots can be made for (vLLM 0.32.0, `MaxLoRARanks` in `config/lora.py`).
+const LORA_RANKS: [u64; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
+
 impl Deployment {
     pub(super) fn vllm(&self, config: &Config, target: Option<&Model>) -> Result<vllm::Settings> {
         self.refuse_others("vllm")?;
@@ -20,13 +23,23 @@ impl Deployment {
             None | Some("auto") => None,
             Some(text) => Some(text.to_ascii_lowercase()),
         };
-        if self.max_loras.is_some_and(|n| n == 0) || self.max_lora_rank.is_some_and(|n| n == 0) {
-            return Err(Error::input("--max-loras and --max-lora-rank must be at least 1"));
+        if self.max_loras.is_some_and(|n| n == 0) {
+            return Err(Error::input("--max-loras is 0; it must be at least 1"));
         }
         if !self.enable_lora && (self.max_loras.is_some() || self.max_lora_rank.is_some()) {
             return Err(Error::input(
                 "--max-loras and --max-lora-rank mean nothing without --enable-lora",
             ));
+        }
+        if let Some(rank) = self.max_lora_rank.filter(|rank| !LORA_RANKS.contains(rank)) {
+            let error = Error::input(format!(
+                "--max-lora-rank is {rank}, and vLLM takes only {}",
+                LORA_RANKS.map(|n| n.to_string()).join(", ")
+            ));
+            return Err(match LORA_RANKS.iter().find(|&&known| known > rank) {
+                Some(next) => error.hint(format!("--max-lora-rank {next} serves adapters of rank {rank}")),
+                None => error,
+            });
         }
         let version = match self.engine_version.as_deref() {
             None => defaults.version,

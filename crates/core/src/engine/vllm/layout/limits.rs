@@ -75,7 +75,7 @@ impl Kinds {
 
 /// Whether prompts of a model are taken in one step: encoder-decoders, and what pools over all tokens.
 fn whole_prompts(model: &Model, kinds: &Kinds) -> bool {
-    kinds.cross || model.pooling.is_some_and(|pooling| !pooling.splits_prompts)
+    kinds.cross || model.encoder_decoder || model.pooling.is_some_and(|pooling| !pooling.splits_prompts)
 }
 
 /// Whether prefixes are cached where the user `asked` for it, forbade it or said nothing (vLLM 0.32.0,
