@@ -107,12 +107,10 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
 }
 
 /// What to change in a file whose query heads its key/value heads do not divide, whatever the ranks.
-fn uneven_heads(model: &Model, refusal: &Option<vllm::Refusal>) -> Option<String> {
+fn uneven_heads(model: &Model, refusal: Option<&vllm::Refusal>) -> Option<String> {
     let (heads, kv) = (model.num_attention_heads, model.num_kv_heads);
     let uneven = kv > 0 && !heads.is_multiple_of(kv);
-    refusal
-        .as_ref()
-        .filter(|refusal| uneven && refusal.kind == vllm::RefusalKind::TensorParallel)?;
+    refusal.filter(|refusal| uneven && refusal.kind == vllm::RefusalKind::TensorParallel)?;
     Some(format!(
         "correct num_attention_heads ({heads}) or num_key_value_heads ({kv}) in the file, of which the first has to be a multiple \
          of the second"
@@ -386,7 +384,7 @@ fn serve<'a>(
             .is_some_and(|refusal| refusal.kind == vllm::RefusalKind::Memory);
     let fix = (request.subject.fix.clone())
         .or(unrecognised.map(|_| family::NAME_THE_TYPE.to_owned()))
-        .or(uneven_heads(model, &outcome.refused));
+        .or(uneven_heads(model, outcome.refused.as_ref()));
     let mut evaluation = Evaluation {
         params,
         params_active,
