@@ -208,10 +208,10 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         (Some(given), _) => (given, given),
         (None, Some((model, _))) => model.params()?,
         (None, None) => {
-            return Err(Error::input(
-                "neither the layers nor the number of parameters of the model are known",
-            )
-            .hint("give --params-b, in billions"));
+            return Err(request
+                .subject
+                .undescribed("neither the layers nor the number of parameters of the model are known")
+                .hint("give --params-b, in billions"));
         }
     };
     let dtype = settings

@@ -304,9 +304,7 @@ fn subject(request: &Request, engine: &LlamaCpp) -> Result<SubjectParts> {
         ));
     }
     let Some((model, _)) = request.subject.model else {
-        return Err(Error::unsupported(
-            "the architecture is not known, so neither are its caches",
-        ));
+        return Err((request.subject).undescribed("the architecture is not known, so neither are its caches"));
     };
     let name = engine.mix.as_deref().unwrap_or(DEFAULT_MIX);
     let mix = Mix::by_name(name).ok_or_else(|| {

@@ -62,6 +62,12 @@ impl<'a> Subject<'a> {
             inventories: Inventories::default(),
         }
     }
+
+    /// Why nothing can be planned without its layers, where a refusal is no answer: the reason, else `otherwise`.
+    pub(super) fn undescribed(&self, otherwise: &str) -> Error {
+        let why = self.refused.clone().unwrap_or_else(|| otherwise.to_owned());
+        self.fix.iter().fold(Error::unsupported(why), Error::hint)
+    }
 }
 
 /// Bytes of a checkpoint on disk.

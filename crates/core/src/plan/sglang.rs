@@ -53,13 +53,7 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
         .checked_mul(settings.pp())
         .ok_or_else(|| Error::overflow("the number of ranks"))?;
     let Some((model, config)) = request.subject.model else {
-        return Err(Error::unsupported(
-            request
-                .subject
-                .refused
-                .clone()
-                .unwrap_or_else(|| "the architecture is not known".to_owned()),
-        ));
+        return Err(request.subject.undescribed("the architecture is not known"));
     };
     let mut warnings = Vec::new();
     let capability = hardware.compute_capability.unwrap_or_else(|| {

@@ -118,7 +118,7 @@ pub(super) fn dynamic(q: &Config, base: Packed, head: bool, naming: &Naming) -> 
                 .unwrap_or_else(|| rules.with_map(serde_json::Map::new()));
             let text = text.strip_prefix("+:").unwrap_or(text);
             let packed = Packed {
-                bits: super::bits(&own, &["bits"], base.bits)?,
+                bits: super::methods::bits(&own, &["bits"], base.bits)?,
                 group: group_size(&own, &["group_size"], base.group)?,
                 ..base
             };

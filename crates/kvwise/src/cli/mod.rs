@@ -46,9 +46,18 @@ use kvwise_core::Result;
 use crate::printer::{ExitStatus, Printer};
 use crate::usecase::settings;
 
+const EXAMPLES: &str = "Examples:
+  kvwise plan meta-llama/Llama-3.1-8B --gpu h100   # does it fit, how far
+  kvwise size Qwen/Qwen3-32B --gpu l40s --context 32k -c 8   # the fewest GPUs
+  kvwise lint --gpu h100 vllm serve Qwen/Qwen3-32B -tp 2   # a command you have
+  kvwise verify --log server.log   # a server's own figures beside the plan
+
+Each command's --help has its flags and examples. Exit status: 0 yes or done, 1 the honest answer is no, 2 the question
+cannot be answered.";
+
 /// Where your GPU memory goes when you serve language models, and what to do about it.
 #[derive(Debug, Parser)]
-#[command(name = "kvwise", version, max_term_width = 100)]
+#[command(name = "kvwise", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
     /// Print nothing but data and errors.
     #[arg(long, short, global = true)]

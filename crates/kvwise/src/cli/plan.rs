@@ -14,10 +14,10 @@ use crate::usecase;
 
 const EXAMPLES: &str = "Examples:
   kvwise plan meta-llama/Llama-3.1-8B --gpu h100
-  kvwise plan Qwen/Qwen3-32B --gpu h100 --tp 2 --context 32k --concurrency 16
+  kvwise plan Qwen/Qwen3-32B --gpu h100 --tp 2 --context 32k --concurrency 8
   kvwise plan deepseek-ai/DeepSeek-V3 --gpu h200 --tp 8 --kv-cache-dtype fp8 --explain
   kvwise plan ./my-model --gpu l40s --max-model-len auto --format json
-  kvwise plan llama-3.1-8b --gpu l4 --context 4k,8k,32k --concurrency 1,4,16
+  kvwise plan llama-3.1-8b --gpu l4 --max-model-len 32k --context 4k,32k -c 1,8
   kvwise plan openai/gpt-oss-20b --engine sglang --gpu h100 --mem-fraction-static 0.85
   kvwise plan model-Q4_K_M.gguf --gpu rtx-4090 --context 32768 --cache-type-k q8_0 --cache-type-v q8_0
   kvwise plan llama-2-7b --engine generic --gpu rtx-4090 --context 4096

@@ -24,8 +24,8 @@ const EXAMPLES: &str = "Examples:
   kvwise simulate --model llama-3.1-8b --gpu h100 --input-len 1000 --output-len 200 --find-rate --slo-ttft-ms 500
   kvwise simulate --model deepseek-ai/DeepSeek-R1 --gpu h200 --tp 8 --engine sglang --input-len 1024 --output-len 1024 \\
       --length-ratio 0.8 --concurrency 32 --roofline
-  kvwise simulate --model llama-3.1-70b --gpu h100 --input-len 8000 --output-len 500 --rate 4 --requests 400 \\
-      --disaggregate prefill=2,decode=1 --prefill-flags tp=2 --decode-flags tp=4
+  kvwise simulate --model llama-3.1-70b --gpu h100 --max-model-len 16k --input-len 8000 --output-len 500 --rate 1 \\
+      --requests 200 --disaggregate prefill=2,decode=1 --prefill-flags tp=2 --decode-flags tp=4
   kvwise simulate trace.jsonl --model llama-3.1-70b --gpu h100 --tp 4 --tiers host=400GiB,disk=4TiB
 
 Exit status: 0 done (and objectives met), 1 an objective is missed or the engine would not start, 2 cannot be answered.";
