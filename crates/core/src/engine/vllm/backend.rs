@@ -264,7 +264,6 @@ impl Backend {
                 &[KernelBlock::Exactly(32), KernelBlock::Exactly(64)]
             }
             Self::PooledIndexer => pooled_pages(demand.pool, gpu),
-            Self::CutlassMla | Self::MinimaxIndexer => &[KernelBlock::Exactly(128)],
             Self::FlashMlaSparse if gpu.major == 10 && !demand.kv_dtype.is_16_bit() => {
                 &[KernelBlock::Exactly(64)]
             }
@@ -275,7 +274,9 @@ impl Backend {
             Self::FlashInferMlaSparse | Self::CpuAttn => &[KernelBlock::MultipleOf(32)],
             Self::DeepseekV4 => &[KernelBlock::Exactly(256)],
             Self::DeepseekV41 if gpu.major == 9 => &[KernelBlock::Exactly(64)],
-            Self::DeepseekV41 | Self::DeepseekV41Mega => &[KernelBlock::Exactly(128)],
+            Self::CutlassMla | Self::MinimaxIndexer | Self::DeepseekV41 | Self::DeepseekV41Mega => {
+                &[KernelBlock::Exactly(128)]
+            }
         }
     }
 
