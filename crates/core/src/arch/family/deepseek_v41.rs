@@ -312,7 +312,7 @@ mod tests {
         let config = Config::parse(change(text.to_owned()).as_bytes())?;
         match read("small", &config)? {
             Reading::Model(model) => Ok(*model),
-            Reading::Refused(refusal) => panic!("{}", refusal.reason),
+            Reading::Refused(refusal) => Err(crate::Error::unsupported(refusal.reason)),
         }
     }
 
