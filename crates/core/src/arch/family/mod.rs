@@ -76,7 +76,7 @@ pub use rotary::rotary_elements;
 pub use standing::{Standing, standing};
 pub use text::Text;
 
-use super::{AttentionScales, CacheKind, Config, Model, drafter};
+use super::{AttentionScales, CacheKind, Config, Model, Role, drafter};
 use crate::{Error, ErrorKind, Result};
 use registry::Reader;
 
@@ -281,6 +281,12 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
         Some(Reader::Generic(read)) => {
             let mut decoder = read(text)?;
             decoder.attention_scales = AttentionScales::InModelType;
+            // That backend divides shared experts whatever becomes of tokens (`models/transformers/moe.py`).
+            for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+                if weight.role == Role::SharedExpert {
+                    weight.whole_where_tokens_spread = Some(false);
+                }
+            }
             unquantized::apply(&text.class, &mut decoder);
             names::apply(&text.class, &mut decoder);
             Ok(decoder)

@@ -31,8 +31,8 @@ pub struct Weight {
     /// Whether fused parts are one piece in checkpoints and in the engine, with one scale where parts have one each.
     pub in_one: bool,
     /// Whether every rank holds it whole where tokens are spread over the ranks around experts, in a model of one pipeline
-    /// stage (shared experts are, whatever this says).
-    pub whole_where_tokens_spread: bool,
+    /// stage; `None` says that shared experts are, on any number of stages, and nothing else is.
+    pub whole_where_tokens_spread: Option<bool>,
     /// Whether the ranks of a decode context-parallel group all hold the share of their group.
     pub shared_in_context_group: bool,
 }
@@ -172,7 +172,7 @@ impl Weight {
             quantizable: true,
             whole_unless_divides: None,
             in_one: false,
-            whole_where_tokens_spread: false,
+            whole_where_tokens_spread: None,
             shared_in_context_group: false,
         }
     }

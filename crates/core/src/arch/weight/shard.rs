@@ -198,7 +198,10 @@ impl Weight {
     /// If a dimension does not divide over the ranks, or a size leaves 64 bits.
     pub fn shard(&self, parallel: &Parallel) -> Result<Shard> {
         let what = self.name.as_str();
-        let spread = self.role == Role::SharedExpert || (self.whole_where_tokens_spread && parallel.pp == 1);
+        let spread = match self.whole_where_tokens_spread {
+            Some(whole) => whole && parallel.pp == 1,
+            None => self.role == Role::SharedExpert,
+        };
         let whole = spread && parallel.sequence_parallel_experts()
             || self
                 .whole_unless_divides

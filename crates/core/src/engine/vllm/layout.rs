@@ -201,6 +201,9 @@ impl<'a> Planner<'a> {
         if let Some(refusal) = super::parallel::check(self.model, self.settings, kinds.latent) {
             self.refused.get_or_insert(refusal);
         }
+        if let Some(refusal) = super::adapters::refusal(self.model, self.settings) {
+            self.refused.get_or_insert(refusal);
+        }
         let limits = self.limits(&kinds)?;
         let (extra, retained) = match &self.settings.speculative {
             None => (Vec::new(), 0),

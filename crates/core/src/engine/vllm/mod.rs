@@ -13,6 +13,7 @@
 //! Cost: one pass over the caches and a few comparisons each; a catalogue model takes some tens of microseconds
 //! (benchmark `layout`).
 
+mod adapters;
 pub mod backend;
 pub mod block_size;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub mod state;
 mod unify;
 pub mod version;
 
+pub use adapters::AdapterClass;
 pub use backend::Backend;
 pub use gpu::Gpu;
 pub use kv_dtype::KvDtype;

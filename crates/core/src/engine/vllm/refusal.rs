@@ -31,6 +31,8 @@ pub enum RefusalKind {
     Pages,
     /// Speculative decoding is not possible this way.
     Speculative,
+    /// Adapters are not possible for this model.
+    Adapters,
     /// The memory does not hold one request of `--max-model-len`.
     Memory,
 }
