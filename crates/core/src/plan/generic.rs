@@ -375,7 +375,10 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         kv_cache: None,
         pool: None,
         refused: None,
-        warnings: Vec::new(),
+        // What one engine refuses is no answer for any engine.
+        warnings: (request.subject.refused.iter())
+            .map(|reason| format!("vLLM would not start it: {reason}"))
+            .collect(),
         steps,
     };
     let Some((model, _)) = request.subject.model else {

@@ -171,6 +171,7 @@ impl Generate {
                     verdict: plan.verdict.clone(),
                     command: program.chain(server.words(false)).collect(),
                     arguments: server.arguments.clone(),
+                    fix: None,
                     nearest: None,
                     warnings: server.warnings.clone(),
                 };
@@ -186,6 +187,7 @@ impl Generate {
                     verdict: plan.verdict.clone(),
                     command: Vec::new(),
                     arguments: Vec::new(),
+                    fix: plan.fix.clone(),
                     nearest: nearest.map(|n| NearestPart {
                         flags: n
                             .flags

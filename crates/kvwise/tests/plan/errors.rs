@@ -259,6 +259,29 @@ fn what_the_engines_configuration_class_refuses_is_an_answer_with_its_numbers() 
             "{instead}"
         );
     }
+    let written = dir.path().join("out");
+    let output = kvwise(
+        &[
+            "generate",
+            file.to_str().unwrap(),
+            "--gpu",
+            "h100",
+            "--format",
+            "table",
+            "--output-dir",
+        ]
+        .iter()
+        .copied()
+        .chain([written.to_str().unwrap()])
+        .collect::<Vec<_>>(),
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("fix: leave is_encoder_decoder out") && text.contains("nothing was written"),
+        "{text}"
+    );
+    assert!(!written.exists());
     // Of layers that are not all named nothing can be said.
     let short = llama_but(
         r#""num_hidden_layers":2"#,

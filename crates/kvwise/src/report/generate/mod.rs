@@ -398,6 +398,8 @@ pub struct Generated {
     pub command: Vec<String>,
     /// Its flags with their reasons.
     pub arguments: Vec<Argument>,
+    /// What to change where nothing was written and no other deployment is near.
+    pub fix: Option<String>,
     /// Flags with which the nearest deployment fits, where this one does not.
     pub nearest: Option<NearestPart>,
     /// What else one should know.
@@ -428,6 +430,8 @@ impl Generated {
                 nearest.verdict
             );
             wrap(&mut out, &line, "  ");
+        } else if let Some(fix) = &self.fix {
+            wrap(&mut out, &format!("fix: {fix}"), "  ");
         }
         if self.command.is_empty() {
             out.push_str("nothing was written\n");
