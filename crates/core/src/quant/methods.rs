@@ -131,20 +131,37 @@ pub(super) fn bitsandbytes(q: &Config) -> Result<Quantization> {
 }
 
 /// DeepSeek-V4's checkpoints keep routed experts in MXFP4 unless `expert_dtype` says fp8 (vLLM 0.32.0,
-/// `models/deepseek_v4/quant_config.py`).
-pub(super) fn deepseek_v4_experts(file: &Config, mut read: Quantization) -> Result<Quantization> {
-    if matches!(file.str("model_type")?, Some("deepseek_v4" | "deepseek_v41"))
-        && let Rule::Uniform { experts, .. } = &mut read.rule
-    {
-        match file.str("expert_dtype")?.unwrap_or("fp4") {
-            "fp4" => *experts = Some(Scheme::Mxfp4),
-            "fp8" => {}
-            other => {
-                return Err(Error::unsupported(format!(
-                    "{} is {other:?}, vLLM 0.32.0 knows fp4 and fp8",
-                    file.name("expert_dtype")
-                )));
+/// `models/deepseek_v4/quant_config.py`). V4.1's say it beside the method, too, and with blocks of 32 by 32 their linear modules are
+/// MXFP8, with a scale for each 32 inputs of every output (`models/deepseek_v41/quant_config.py`).
+pub(super) fn deepseek_v4_experts(file: &Config, q: &Config, mut read: Quantization) -> Result<Quantization> {
+    let shares = match file.str("model_type")? {
+        Some("deepseek_v4") => false,
+        Some("deepseek_v41") => true,
+        _ => return Ok(read),
+    };
+    let Rule::Uniform { scheme, experts, .. } = &mut read.rule else {
+        return Ok(read);
+    };
+    let text = file.sub("text_config")?.filter(|_| shares);
+    let beside = shares.then(|| q.str("expert_dtype")).transpose()?.flatten();
+    let inside = text
+        .as_ref()
+        .map(|text| text.str("expert_dtype"))
+        .transpose()?
+        .flatten();
+    match file.str("expert_dtype")?.or(inside).or(beside).unwrap_or("fp4") {
+        "fp4" => {
+            *experts = Some(Scheme::Mxfp4);
+            if shares && q.u64s("weight_block_size")?.as_deref() == Some(&[32, 32]) {
+                *scheme = Scheme::Mxfp8;
             }
+        }
+        "fp8" => {}
+        other => {
+            return Err(Error::unsupported(format!(
+                "{} is {other:?}, vLLM 0.32.0 knows fp4 and fp8",
+                file.name("expert_dtype")
+            )));
         }
     }
     Ok(read)

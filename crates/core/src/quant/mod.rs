@@ -196,7 +196,7 @@ impl Quantization {
         let naming = Arc::new(Naming::of(file)?);
         let read = match method.as_str() {
             "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q, &method, &naming)?,
-            "fp8" | "deepseek_v4_fp8" => methods::deepseek_v4_experts(file, methods::fp8(&q, &naming)?)?,
+            "fp8" | "deepseek_v4_fp8" => methods::deepseek_v4_experts(file, &q, methods::fp8(&q, &naming)?)?,
             "awq" | "awq_marlin" => methods::packed(&q, Layout::Awq, &naming)?,
             "gptq" | "gptq_marlin" | "auto_gptq" => methods::packed(&q, Layout::Gptq, &naming)?,
             "compressed-tensors" => compressed_tensors::read(&q, &naming)?,
