@@ -195,21 +195,26 @@ fn the_wordings_of_earlier_llama_cpp_builds_are_read() {
     assert_eq!(status, 0, "{answer:#}");
 }
 
-/// Lines of public logs of 2025 and 2026: recurrent layers beside quantised keys and values, the cache under its name of mid
-/// 2025, and windows of eight sequences apart.
+/// Lines of logs as others quote them (the folder's README says where): recurrent layers beside quantised keys and values, and
+/// the cache under its name of mid 2025.
 #[test]
-fn states_and_the_unified_cache_of_public_llama_cpp_logs_are_planned_as_logged() {
-    for (model, log, cache) in [
-        ("Qwen/Qwen3.5-27B", "llamacpp-recurrent.log", 6_969_884_672_i64),
+fn states_and_the_unified_cache_of_quoted_llama_cpp_logs_are_planned_as_logged() {
+    for (args, log, cache) in [
         (
-            "microsoft/Phi-3-mini-4k-instruct",
+            // The lines name no file: what the log leaves open is given.
+            &["Qwen/Qwen3.5-27B", "--quantization", "iq4_xs"][..],
+            "llamacpp-recurrent.log",
+            6_969_884_672_i64,
+        ),
+        (
+            &["microsoft/Phi-3-mini-4k-instruct"][..],
             "llamacpp-unified.log",
             1_610_612_736,
         ),
     ] {
         let folder = folder();
         let log = data(log);
-        let (answer, _) = verify(folder.path(), &[model, "--log", &log]);
+        let (answer, _) = verify(folder.path(), &[args, &["--log", &log]].concat());
         assert_eq!(row(&answer, "kv_cache")["predicted"], cache, "{answer:#}");
         assert_eq!(row(&answer, "kv_cache")["status"], "equal", "{answer:#}");
         if log.ends_with("recurrent.log") {

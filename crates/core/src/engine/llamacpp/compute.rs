@@ -324,21 +324,20 @@ mod tests {
     }
 
     /// What build b11549 reserves for the same models on the fullest of one or two GPUs that exist on paper
-    /// (`tests/reference/llamacpp_gpus.py`).
+    /// (`tests/reference/llamacpp_gpus.py`). For 20 of the 31 models plans do not rest on the estimate, since the graph is built; of
+    /// the 154 starts of the others 115 come out within 5 % and 150 within 25 %.
     #[test]
     fn estimates_for_gpus_are_near_what_the_engine_reserves() {
         let models: Vec<Row> = include_str!("../../../tests/data/llamacpp_compute.jsonl")
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let mut errors = Vec::new();
+        let (mut all, mut needed) = (Vec::new(), Vec::new());
         for line in include_str!("../../../tests/data/llamacpp_compute_gpus.jsonl").lines() {
             let row: OnGpus = serde_json::from_str(line).unwrap();
             let model = models.iter().find(|m| m.name == row.name).unwrap();
             let model = Hparams::read(&header(&model.metadata)).unwrap();
-            if Decoder::of(&model, &Weights::default()).is_some() {
-                continue;
-            }
+            let graph = Decoder::of(&model, &Weights::default()).is_some();
             for (run, free, bytes) in row.runs {
                 let mut run = run.clone();
                 let tokens = run.remove("out").is_some();
@@ -353,22 +352,26 @@ mod tests {
                 let ours = compute(&model, &settings, &made, true);
                 let fullest = bytes.iter().copied().fold(0.0, f64::max);
                 let error = ours.bytes as f64 / fullest - 1.0;
-                errors.push((error.abs(), format!("{} {run:?} {free:?} {error:+.3}", row.name)));
+                let seen = (error.abs(), format!("{} {run:?} {free:?} {error:+.3}", row.name));
+                if !graph {
+                    needed.push(seen.clone());
+                }
+                all.push(seen);
             }
         }
-        errors.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let within = |limit: f64| errors.iter().filter(|e| e.0 <= limit).count();
-        let (worst, count) = (&errors[errors.len() - 1], errors.len());
-        assert!(
-            count > 140 && within(0.05) * 100 >= count * 70,
-            "{} of {count}",
-            within(0.05)
-        );
-        assert!(
-            within(0.25) * 100 >= count * 93,
-            "{} of {count}, {}",
-            within(0.25),
-            worst.1
-        );
+        // Starts, and the least per cent of them within 5 and within 25 %.
+        for (mut errors, starts, near, far) in [(all, 434, 86, 98), (needed, 154, 74, 97)] {
+            errors.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let count = errors.len();
+            let worst = errors.last().map(|e| e.1.clone());
+            assert!(count >= starts, "only {count} starts");
+            for (limit, percent) in [(0.05, near), (0.25, far)] {
+                let within = errors.iter().filter(|e| e.0 <= limit).count();
+                assert!(
+                    within * 100 >= count * percent,
+                    "{within} of {count} within {limit}, the worst: {worst:?}"
+                );
+            }
+        }
     }
 }

@@ -25,7 +25,11 @@ const END: &str = "<!-- llama.cpp logs: end -->";
 
 #[derive(Deserialize)]
 struct Row {
+    /// The catalogue's model with these sizes.
     model: String,
+    /// The model's own name, where it is another.
+    #[serde(default)]
+    name: Option<String>,
     source: String,
     n_ctx: u64,
     #[serde(default = "one")]
@@ -56,9 +60,15 @@ struct Row {
     /// Intermediate results on the GPU in MiB.
     #[serde(default)]
     compute: Option<f64>,
-    /// Seen after the rule was made.
+    /// Seen after the rule was made, and nothing of it was changed for it.
     #[serde(default)]
     new: bool,
+    /// A part of the rule was chosen for it.
+    #[serde(default)]
+    fitted: bool,
+    /// Why the last of the caches is not the planned one, as far as that is known.
+    #[serde(default)]
+    unexplained: Option<String>,
 }
 
 fn one() -> u64 {
@@ -139,20 +149,24 @@ fn accuracy_on_published_logs_of_llama_cpp_is_what_the_page_says() {
         .collect();
     let mut table = String::new();
     let (mut errors, mut fresh, mut equal, mut caches_seen) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut others, mut fitted) = (Vec::new(), 0);
     for row in &rows {
         let (model, settings) = (hparams(row), settings(row));
         let made = caches(&model, &settings).unwrap();
         let sums = cache_sums(&model, &made);
-        for (ours, logged) in sums.iter().zip(&row.kv) {
+        for (i, (ours, logged)) in sums.iter().zip(&row.kv).enumerate() {
             caches_seen += 1;
+            let near = (ours / logged - 1.0).abs() < 1e-3;
             // The log gives two digits.
             equal += usize::from((ours - logged).abs() < 0.0051 * row.kv.len() as f64);
+            let unexplained = row.unexplained.as_ref().filter(|_| i + 1 == row.kv.len());
             assert!(
-                (ours / logged - 1.0).abs() < 1e-3,
-                "{} ({}): caches {ours}, not {logged}",
+                near != unexplained.is_some(),
+                "{} ({}): caches {ours}, logged {logged}",
                 row.model,
                 row.source
             );
+            others.extend(unexplained.map(String::as_str));
         }
         if let Some(logged) = row.rs {
             let ours = mib(made.state_bytes.iter().sum());
@@ -174,13 +188,17 @@ fn accuracy_on_published_logs_of_llama_cpp_is_what_the_page_says() {
             row.source
         );
         errors.push(error.abs());
+        assert!(!(row.new && row.fitted), "{}: nothing is unseen and fitted", row.source);
         if row.new {
             fresh.push(error.abs());
         }
+        fitted += usize::from(row.fitted);
         writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {ours:.1} | {logged} | {:+.1} % | {} |",
-            row.model.rsplit('/').next().unwrap(),
+            "| {} | {} | {} | {} | {} | {ours:.1} | {logged} | {:+.1} %{} | {} |",
+            row.name
+                .as_deref()
+                .unwrap_or_else(|| row.model.rsplit('/').next().unwrap()),
             row.n_ctx,
             row.n_ubatch,
             if row.flash_attn == 1 { "on" } else { "off" },
@@ -190,27 +208,36 @@ fn accuracy_on_published_logs_of_llama_cpp_is_what_the_page_says() {
                 "all"
             },
             error * 100.0,
+            match (row.new, row.fitted) {
+                (true, _) => ", unseen",
+                (_, true) => ", fitted",
+                _ => "",
+            },
             row.source
         )
         .unwrap();
     }
     let median = |mut list: Vec<f64>| {
         list.sort_by(f64::total_cmp);
-        let worst = list.last().copied().unwrap_or(0.0);
+        let at = |i: usize| list.get(i).copied().unwrap_or(0.0) * 100.0;
+        let count = list.len();
         (
-            list.len(),
-            list.get(list.len() / 2).copied().unwrap_or(0.0) * 100.0,
-            worst * 100.0,
+            count,
+            f64::midpoint(at(count / 2), at(count.saturating_sub(1) / 2)),
+            at(count.saturating_sub(1)),
         )
     };
     let (count, middle, worst) = median(errors);
     let (new_count, new_middle, new_worst) = median(fresh);
-    assert!(rows.len() >= 28 && caches_seen >= 20 && new_count >= 5);
+    assert!(rows.len() >= 29 && caches_seen >= 24 && new_count >= 6 && fitted == 1);
+    let others: Vec<String> = others.iter().map(|why| format!("Unexplained is {why}. ")).collect();
+    let others = others.concat();
     let text = format!(
         "{START}\n\n{equal} of {caches_seen} caches and states that published logs of llama.cpp and of what embeds it show are planned as \
-         logged, to the last digit. The buffer for intermediate results in {count} of them, from configurations alone: error {middle:.1} % in \
-         the median, {worst:.1} % at most, all inside of the interval; in the {new_count} that were looked for after the rule was made \
-         {new_middle:.1} % and {new_worst:.1} %. Builds before the autumn of 2026 reserve logits for every token of a batch.\n\n\
+         logged, to the last digit. {others}The buffer for intermediate results in {count} of them, from configurations alone: error \
+         {middle:.1} % in the median, {worst:.1} % at most, all inside of the interval. Out of sample, in the {new_count} that were looked for \
+         after the rule was made and for which nothing was changed (*unseen*), it is {new_middle:.1} % in the median and {new_worst:.1} % at \
+         most. For one row (*fitted*) a part of the rule was chosen: earlier builds keep the 16-bit copies of a quantised cache apart. Builds before the autumn of 2026 reserve logits for every token of a batch.\n\n\
          | model | context | micro-batch | flash attention | logits | planned MiB | logged | error | source |\n\
          | :-- | --: | --: | :-- | :-- | --: | --: | --: | :-- |\n{table}\n{END}"
     );
