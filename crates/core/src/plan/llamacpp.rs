@@ -9,7 +9,7 @@ use super::report::{GroupPart, KvCache};
 use super::request::{LlamaCpp, Request};
 use crate::engine::llamacpp::convert::{self, Mix};
 use crate::engine::llamacpp::{
-    Buffers, Caches, Hparams, Outputs, Placement, Settings, Weights, buffers, caches, compute, place,
+    Buffers, Caches, Hparams, Outputs, Placement, Settings, SplitMode, Weights, buffers, caches, compute, place,
 };
 use crate::units::{MIB, grouped, human_bytes};
 use crate::{Error, Result};
@@ -46,7 +46,15 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     let (model, weights, basis, how, source) = subject(request, engine)?;
     let settings = resolved(request, engine, &model, &mut steps)?;
     settings.validate()?;
+    if !settings.overrides.is_empty() && weights.tensors.is_empty() {
+        return Err(Error::unsupported(
+            "--override-tensor asks for the names of tensors, and a configuration has none",
+        )
+        .hint("give a GGUF file, or a repository of the hub that holds one"));
+    }
     let refused = settings.refusal(&model).or(request.subject.refused.clone());
+    let (settings, said) = settings.on_used_devices();
+    warnings.extend(said);
     let placement = place(model.layers.len() as u64, &settings);
     let wanted = settings.flash_attn;
     let settings = settings.with_flash_attention_resolved(&model, &placement);
@@ -60,10 +68,18 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         warnings.push("--cpu-moe and --n-cpu-moe change nothing: the model has no routed experts".to_owned());
     }
     let caches = caches(&model, &settings)?;
-    let devices = (0..settings.gpus)
+    let mut devices = (0..settings.gpus)
         .map(|gpu| on_device(Some(gpu), &placement, &weights, &caches, &settings))
         .collect::<Result<Vec<_>>>()?;
-    let host = on_device(None, &placement, &weights, &caches, &settings)?;
+    let mut host = on_device(None, &placement, &weights, &caches, &settings)?;
+    let mut moved = 0;
+    if !settings.overrides.is_empty() {
+        let placed = weights.placed(&placement, &settings)?;
+        for (device, bytes) in devices.iter_mut().zip(&placed.gpus) {
+            device.weights = *bytes;
+        }
+        (host.weights, moved) = (placed.host, placed.moved);
+    }
     // Older builds reserve other buffers, so only what is known to be today's is exact.
     let reserved = (settings.outputs == Outputs::Sequences)
         .then(|| buffers(&model, &weights, &settings, &caches, &placement))
@@ -101,7 +117,12 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
         .filter(|&layer| placement.devices.get(layer).is_some_and(Option::is_some))
         .map(|layer| weights.experts_with_host(layer, &settings))
         .fold(0_u64, u64::saturating_add);
-    if kept > 0 {
+    if moved > 0 {
+        warnings.push(format!(
+            "tensors of layers on GPUs stay with the host by their names: {} of weights in its memory, at its speed",
+            human_bytes(moved)
+        ));
+    } else if kept > 0 && settings.overrides.is_empty() {
         warnings.push(format!(
             "the experts of {} layers stay with the host: {} of weights in its memory, at its speed",
             settings.cpu_moe_layers.min(model.layers.len() as u64),
@@ -129,11 +150,12 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     });
 
     // Nothing of the host's is copied for large batches.
-    let all_there = offloaded == all && settings.cpu_moe_layers == 0;
+    let all_there = offloaded == all && settings.cpu_moe_layers == 0 && moved == 0;
     let mut site_spread = None;
     let overhead = match request.policy.overhead_bytes {
         Some(bytes) => vec![Term::exact("overhead", bytes, "--overhead")],
-        None if offloaded == 0 => Vec::new(),
+        // No device is used at all; with one, large batches are computed there even if no layer is.
+        None if settings.split_mode == SplitMode::None && settings.main_gpu < 0 => Vec::new(),
         None => {
             let mut terms = vec![
                 Term::estimated(
@@ -147,7 +169,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
                     Some(made) => {
                         reserved_buffer(made, tightest, &settings, engine.file.is_some() || all_there)
                     }
-                    None => estimated_buffer(&model, &settings, &caches, all_there),
+                    // Placed by name, weights are copied between devices in ways that the estimate does not know.
+                    None => estimated_buffer(
+                        &model,
+                        &settings,
+                        &caches,
+                        all_there && settings.overrides.is_empty(),
+                    ),
                 },
             ];
             if let Some(correction @ Correction::Deployment { spread_bytes, .. }) = request.policy.site {

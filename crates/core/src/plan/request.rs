@@ -484,6 +484,15 @@ pub(super) fn echo(request: &Request) -> Map<String, Value> {
             if !s.tensor_split.is_empty() {
                 put("tensor_split", json!(s.tensor_split));
             }
+            if s.split_mode != llamacpp::SplitMode::Layer {
+                put("split_mode", json!(s.split_mode.name()));
+            }
+            if s.main_gpu != 0 {
+                put("main_gpu", json!(s.main_gpu));
+            }
+            if !s.overrides.is_empty() {
+                put("override_tensor", json!(s.overrides.texts().collect::<Vec<_>>()));
+            }
             match s.cpu_moe_layers {
                 0 => {}
                 u64::MAX => put("cpu_moe", json!(true)),

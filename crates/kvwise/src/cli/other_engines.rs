@@ -142,7 +142,7 @@ pub struct OtherEngineArgs {
     )]
     pub n_gpu_layers: Option<u64>,
 
-    /// Shares of the GPUs (3,1) [default: equal].
+    /// Shares of the GPUs (3,1); those left out are 0 [default: equal].
     #[arg(
         long,
         allow_negative_numbers = true,
@@ -151,6 +151,29 @@ pub struct OtherEngineArgs {
         help_heading = "llama.cpp"
     )]
     pub tensor_split: Vec<f64>,
+
+    /// What is spread over the GPUs: none, layer, row or tensor [default: layer].
+    #[arg(long, visible_alias = "sm", value_name = "MODE", help_heading = "llama.cpp")]
+    pub split_mode: Option<String>,
+
+    /// The GPU that has the model with --split-mode none; -1 is the host.
+    #[arg(
+        long,
+        visible_alias = "mg",
+        allow_negative_numbers = true,
+        value_name = "INDEX",
+        help_heading = "llama.cpp"
+    )]
+    pub main_gpu: Option<i64>,
+
+    /// Tensors whose names match lie in this buffer (CPU, CUDA0, ...); may be repeated.
+    #[arg(
+        long,
+        visible_alias = "ot",
+        value_name = "PATTERN=BUFFER,...",
+        help_heading = "llama.cpp"
+    )]
+    pub override_tensor: Vec<String>,
 
     /// The experts of the first N layers stay with the host.
     #[arg(
@@ -214,6 +237,9 @@ impl OtherEngineArgs {
         to.cache_type_v.clone_from(&self.cache_type_v);
         to.n_gpu_layers = self.n_gpu_layers;
         to.tensor_split.clone_from(&self.tensor_split);
+        to.split_mode.clone_from(&self.split_mode);
+        to.main_gpu = self.main_gpu;
+        to.override_tensor.clone_from(&self.override_tensor);
         to.n_cpu_moe = self.n_cpu_moe;
         to.cpu_moe = self.cpu_moe;
         to.ubatch_size = self.ubatch_size;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::deployment::Deployment;
 
 /// Engine settings that version 1 of the file has no place for; they go to `outputs.vllm_args`.
-const EXTRA: [&str; 52] = [
+const EXTRA: [&str; 55] = [
     "engine",
     "engine_version",
     "pipeline_parallel_size",
@@ -54,6 +54,9 @@ const EXTRA: [&str; 52] = [
     "cache_type_v",
     "n_gpu_layers",
     "tensor_split",
+    "split_mode",
+    "main_gpu",
+    "override_tensor",
     "n_cpu_moe",
     "cpu_moe",
     "ubatch_size",

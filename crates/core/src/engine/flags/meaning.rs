@@ -263,6 +263,15 @@ const LLAMACPP: &[(&str, &str)] = &[
     ),
     ("--tensor-split", "divides the layers between the GPUs"),
     (
+        "--split-mode",
+        "says what is spread over the GPUs: nothing, layers, rows or all",
+    ),
+    ("--main-gpu", "names the GPU that has the model where nothing is split"),
+    (
+        "--override-tensor",
+        "places tensors by their names, with a GPU or the host",
+    ),
+    (
         "--cache-ram",
         "keeps prompts in the host's memory, up to this many MiB",
     ),

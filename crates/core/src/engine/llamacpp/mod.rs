@@ -18,6 +18,7 @@ pub mod hparams;
 pub mod keys;
 #[cfg(test)]
 mod logs;
+pub mod overrides;
 pub mod place;
 pub mod settings;
 
@@ -28,9 +29,10 @@ pub use gguf::{Header, Meta, Tensor};
 pub use graph::{Buffers, buffers};
 pub use hparams::{Attention, Hparams, Layer, Recurrent, Sliding};
 pub use keys::Keys;
+pub use overrides::Overrides;
 pub use place::{Placement, Weights, place};
 pub(crate) use settings::MAX_SEQUENCES;
-pub use settings::Settings;
+pub use settings::{Settings, SplitMode};
 
 /// The version whose rules these are.
 pub const VERSION: &str = "b11549";

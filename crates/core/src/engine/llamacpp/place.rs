@@ -48,6 +48,40 @@ pub struct Stored {
     pub padding: u64,
     /// Dimensions, innermost first; zeros where they are not known.
     pub shape: [u64; 4],
+    /// What it is placed with.
+    pub home: Home,
+}
+
+/// What a tensor is placed with, unless its name says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Home {
+    /// The host: it is read before the first layer.
+    #[default]
+    Host,
+    /// This layer, the output after the last.
+    Layer(usize),
+    /// Nothing: it is not read.
+    Unread,
+}
+
+impl Stored {
+    /// What it takes on a GPU, `None` if that leaves 64 bits.
+    fn on_gpu(&self) -> Option<u64> {
+        self.bytes
+            .checked_add(self.padding)?
+            .checked_next_multiple_of(GPU_ALIGNMENT)
+    }
+}
+
+/// Bytes of the weights on each device, tensor by tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// On each GPU.
+    pub gpus: Vec<u64>,
+    /// With the host.
+    pub host: u64,
+    /// The part of the host's whose layers are on GPUs.
+    pub moved: u64,
 }
 
 impl Weights {
@@ -82,16 +116,21 @@ impl Weights {
         for tensor in &header.tensors {
             let elements = tensor.elements()?;
             let width = tensor.shape.first().copied().unwrap_or(0);
+            let first = out.rotating.first().copied().unwrap_or(0);
+            let layer = layer_of(&tensor.name, first);
             let stored = Stored {
                 bytes: tensor.bytes,
                 padding: row_padding(tensor.kind.block, tensor.kind.block_bytes, width),
                 shape: std::array::from_fn(|i| tensor.shape.get(i).copied().unwrap_or(1)),
+                home: match layer {
+                    // Layers that predict further tokens are read where they are asked for alone (`load_mtp`).
+                    Some(layer) if layer >= model.keys.trunk && layer < model.layers.len() => Home::Unread,
+                    Some(layer) => Home::Layer(layer),
+                    None if with_output(&tensor.name, &model.architecture) => Home::Layer(model.layers.len()),
+                    None => Home::Host,
+                },
             };
-            let on_gpu = tensor
-                .bytes
-                .checked_add(stored.padding)
-                .and_then(|n| n.checked_next_multiple_of(GPU_ALIGNMENT))
-                .ok_or_else(too_large)?;
+            let on_gpu = stored.on_gpu().ok_or_else(too_large)?;
             let more = on_gpu - tensor.bytes;
             out.tensors.insert(tensor.name.clone(), stored);
             let routed = tensor.name.contains("_exps");
@@ -105,12 +144,8 @@ impl Weights {
             if rotates(&tensor.name) {
                 add(&mut out.rotations, on_gpu)?;
             }
-            let first = out.rotating.first().copied().unwrap_or(0);
-            match layer_of(&tensor.name, first) {
-                // Layers that predict further tokens are read where they are asked for alone (`load_mtp`).
-                Some(layer) if layer >= model.keys.trunk && layer < model.layers.len() => {
-                    add(&mut out.unread, tensor.bytes)?;
-                }
+            match layer {
+                _ if stored.home == Home::Unread => add(&mut out.unread, tensor.bytes)?,
                 Some(layer) => {
                     let count = model.layers.len();
                     let slot = out.layers.get_mut(layer).ok_or_else(|| {
@@ -125,7 +160,7 @@ impl Weights {
                         add(&mut out.experts[layer], on_gpu)?;
                     }
                 }
-                None if with_output(&tensor.name, &model.architecture) => {
+                None if stored.home != Home::Host => {
                     head |= tensor.name == "output.weight";
                     add(&mut out.output, tensor.bytes)?;
                     add(&mut out.padding[model.layers.len()], more)?;
@@ -165,6 +200,51 @@ impl Weights {
         self.experts.get(layer).copied().unwrap_or(0)
     }
 
+    /// Where every tensor of a file lies, also those that their names place.
+    ///
+    /// # Errors
+    /// If a sum leaves 64 bits.
+    pub fn placed(&self, placement: &Placement, settings: &Settings) -> Result<Placed> {
+        let too_large = || Error::overflow("the weights of one device");
+        let mut out = Placed {
+            gpus: vec![0; usize::try_from(settings.gpus).unwrap_or(0)],
+            host: 0,
+            moved: 0,
+        };
+        let tied = !self.tensors.contains_key("output.weight");
+        let device = |layer: usize| placement.devices.get(layer).copied().flatten();
+        for (name, stored) in &self.tensors {
+            let own = match stored.home {
+                Home::Unread => continue,
+                Home::Host => None,
+                Home::Layer(layer) => device(layer),
+            };
+            let named = settings.placed_by_name(name);
+            let mut places = vec![named.unwrap_or(own)];
+            if named.is_none() {
+                // Factors of rotations are on every GPU that rotates, a tied embedding beside the output too.
+                if rotates(name) {
+                    places.extend((0..settings.gpus).filter(|&gpu| placement.copies_factors(self, gpu)).map(Some));
+                }
+                let output = placement.devices.last().copied().flatten();
+                if tied && name == "token_embd.weight" && output.is_some() {
+                    places.push(output);
+                }
+            } else if named == Some(None) && own.is_some() {
+                out.moved = out.moved.checked_add(stored.bytes).ok_or_else(too_large)?;
+            }
+            for place in places {
+                let gpu = place.and_then(|gpu| usize::try_from(gpu).ok());
+                let (slot, bytes) = match gpu.and_then(|gpu| out.gpus.get_mut(gpu)) {
+                    Some(slot) => (slot, stored.on_gpu().ok_or_else(too_large)?),
+                    None => (&mut out.host, stored.bytes),
+                };
+                *slot = slot.checked_add(bytes).ok_or_else(too_large)?;
+            }
+        }
+        Ok(out)
+    }
+
     /// A tensor of the file; a head that is not there is the embedding, anything else is as dense as the average.
     pub fn tensor(&self, name: &str, shape: [u64; 4]) -> Stored {
         let named = |name: &str| self.tensors.get(name).copied();
@@ -182,6 +262,7 @@ impl Weights {
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
             padding: 0,
             shape: [0; 4],
+            home: Home::Host,
         }
     }
 }
@@ -247,11 +328,7 @@ pub fn place(layers: u64, settings: &Settings) -> Placement {
     let all = layers.saturating_add(1);
     let offload = settings.gpu_layers.unwrap_or(all).min(all);
     let first = all - offload;
-    let shares: Vec<f64> = if settings.tensor_split.is_empty() {
-        vec![1.0; usize::try_from(settings.gpus).unwrap_or(1)]
-    } else {
-        settings.tensor_split.clone()
-    };
+    let shares = settings.shares();
     // Cumulative shares in single precision, as llama.cpp compares them.
     let mut ends = Vec::new();
     let mut sum = 0.0_f32;

@@ -76,7 +76,7 @@ impl Deployment {
     }
 
     /// Flags of llama.cpp alone.
-    fn of_llamacpp(&self) -> [Foreign; 13] {
+    fn of_llamacpp(&self) -> [Foreign; 16] {
         [
             ("--ctx-size", self.ctx_size.is_some(), ""),
             ("--parallel", self.parallel.is_some(), ""),
@@ -84,6 +84,9 @@ impl Deployment {
             ("--cache-type-v", self.cache_type_v.is_some(), ""),
             ("--n-gpu-layers", self.n_gpu_layers.is_some(), ""),
             ("--tensor-split", !self.tensor_split.is_empty(), ""),
+            ("--split-mode", self.split_mode.is_some(), ""),
+            ("--main-gpu", self.main_gpu.is_some(), ""),
+            ("--override-tensor", !self.override_tensor.is_empty(), ""),
             ("--n-cpu-moe", self.n_cpu_moe.is_some(), ""),
             ("--cpu-moe", self.cpu_moe, ""),
             ("--ubatch-size", self.ubatch_size.is_some(), ""),
@@ -315,6 +318,12 @@ impl Deployment {
             ubatch_size: self.ubatch_size.unwrap_or(defaults.ubatch_size),
             gpu_layers: self.n_gpu_layers,
             tensor_split: self.tensor_split.clone(),
+            split_mode: self
+                .split_mode
+                .as_deref()
+                .map_or(Ok(defaults.split_mode), llamacpp::SplitMode::by_name)?,
+            main_gpu: self.main_gpu.unwrap_or(defaults.main_gpu),
+            overrides: llamacpp::Overrides::read(&self.override_tensor, gpus)?,
             no_kv_offload: self.no_kv_offload,
             gpus,
             ..defaults

@@ -113,6 +113,20 @@ pub fn llamacpp(deployment: &Deployment, plan: &Plan, from_hub: bool) -> Result<
             human_bytes(plan.weights.bytes_per_rank.iter().copied().max().unwrap_or(0))
         ),
     );
+    // Patterns count in their order, those of experts last.
+    for value in &deployment.override_tensor {
+        put(
+            "--override-tensor",
+            vec![value.clone()],
+            says("override_tensor", "--override-tensor"),
+        );
+    }
+    if let Some(mode) = &deployment.split_mode {
+        put("--split-mode", vec![mode.clone()], says("split_mode", "--split-mode"));
+    }
+    if let Some(gpu) = deployment.main_gpu {
+        put("--main-gpu", vec![gpu.to_string()], says("main_gpu", "--main-gpu"));
+    }
     if let Some(layers) = deployment.n_cpu_moe {
         put(
             "--n-cpu-moe",

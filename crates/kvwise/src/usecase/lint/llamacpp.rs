@@ -6,6 +6,12 @@ use kvwise_core::engine::llamacpp::convert::Mix;
 use serde_json::{Value, json};
 
 use crate::report::lint::Level;
+use crate::usecase::deployment::Deployment;
+
+/// What `--cpu-moe` and `--n-cpu-moe` match (b11549, `common/common.h`).
+const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+/// More layers than any model has (`LLAMA_MAX_LAYERS`).
+const MOST_LAYERS: u64 = 512;
 
 /// What the server decides by itself where a flag is missing (llama.cpp b11549, `tools/server/server.cpp`, `common/fit.cpp`).
 const LEFT_OPEN: [(&str, &str); 3] = [
@@ -78,8 +84,8 @@ pub fn of_catalogue(repository: &str) -> Option<(&'static str, &'static str)> {
     Some((entry.id, mix.name))
 }
 
-/// The field of a deployment that a flag of a form of its own sets, and its value.
-pub fn field(given: &Given) -> Option<(&'static str, Value)> {
+/// The field of a deployment that a flag of a form of its own sets, and its value beside what was given before.
+pub fn field(given: &Given, before: &Deployment) -> Option<(&'static str, Value)> {
     let value = given.values.first().map(String::as_str);
     match given.flag.name() {
         "--flash-attn" if value == Some("off") => Some(("no_flash_attn", json!(true))),
@@ -87,13 +93,43 @@ pub fn field(given: &Given) -> Option<(&'static str, Value)> {
             let shares = value?.split([',', '/']).map(|s| s.trim().parse::<f64>());
             Some(("tensor_split", json!(shares.collect::<Result<Vec<_>, _>>().ok()?)))
         }
+        "--override-tensor" => {
+            // Patterns are asked in their order: experts that were kept with the host by a flag before come first.
+            let layers = if before.cpu_moe { 0 } else { before.n_cpu_moe.unwrap_or(0).min(MOST_LAYERS) };
+            let mut patterns = before.override_tensor.clone();
+            let experts = (0..layers).map(|layer| format!("blk\\.{layer}{EXPERTS}=CPU"));
+            for pattern in experts.chain(before.cpu_moe.then(|| format!("{EXPERTS}=CPU"))) {
+                if !patterns.contains(&pattern) {
+                    patterns.push(pattern);
+                }
+            }
+            patterns.push(value?.to_owned());
+            Some(("override_tensor", json!(patterns)))
+        }
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kvwise_core::engine::flags::{self, parse::parse};
+
     use super::*;
+
+    #[test]
+    fn patterns_keep_the_order_of_the_command() {
+        let words = ["-ot".to_owned(), "exps=CUDA1".to_owned()];
+        let parsed = parse(flags::llamacpp(), &words);
+        let before = Deployment {
+            n_cpu_moe: Some(2),
+            override_tensor: vec!["attn=CUDA0".to_owned()],
+            ..Deployment::default()
+        };
+        let (name, value) = field(&parsed.given[0], &before).unwrap();
+        assert_eq!(name, "override_tensor");
+        let experts = |layer| format!(r"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU");
+        assert_eq!(value, json!(["attn=CUDA0", experts(0), experts(1), "exps=CUDA1"]));
+    }
 
     #[test]
     fn repositories_of_the_hub_are_known_by_their_names() {

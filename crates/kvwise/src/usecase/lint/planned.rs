@@ -128,7 +128,7 @@ pub fn plan(
     let mut said: Vec<(usize, String)> = Vec::new();
     for (i, given) in parsed.given.iter().enumerate() {
         if found.engine == "llamacpp"
-            && let Some((field, value)) = llamacpp::field(given)
+            && let Some((field, value)) = llamacpp::field(given, &deployment)
         {
             if let Ok(changed) = effect::with(&deployment, field, Some(value)) {
                 deployment = changed;

@@ -224,6 +224,15 @@ fn a_repository_of_ggufs_is_planned_by_its_name() {
         "llama-server -hf nobody/thing-GGUF --ctx-size 8192 --parallel 1",
     );
     assert_eq!(unknown.servers[0].verdict, None);
+    // Names of tensors are in the file alone: nothing is planned as if the pattern were not there.
+    let placed = on(
+        "rtx-4090",
+        "llama-server -hf ggml-org/Qwen3-8B-GGUF:Q8_0 -c 8192 -np 1 -ngl all -ot ffn=CPU",
+    );
+    let server = &placed.servers[0];
+    assert_eq!(server.verdict, None);
+    let why = server.findings.iter().find(|f| f.code == "not-planned").unwrap();
+    assert!(why.message.contains("names of tensors"), "{why:?}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(super) struct Builder<'a> {
     pub(super) graph: Graph,
     /// Weights that have been met, by name and where they lie.
     pub(super) known: HashMap<(String, usize), Id>,
-    /// Whether the file lacks a tensor that the graph needs.
+    /// Whether the file lacks a tensor that the graph needs, or has one where it is not known what computes with it.
     pub(super) missing: bool,
 }
 
@@ -90,10 +90,19 @@ impl Builder<'_> {
     pub(super) fn weight_at(&mut self, home: usize, layer: Option<usize>, name: &str, ne: [u64; 4]) -> Id {
         let full = self.full_name(layer, name);
         let stored = self.weights.tensor(&full, ne);
-        let home = if Weights::stays_with_host(&full, self.settings) {
-            self.host
+        // A head that the file does not have goes by the embedding's name.
+        let read = if full == "output.weight" && !self.weights.tensors.contains_key(&full) {
+            "token_embd.weight"
         } else {
-            home
+            &full
+        };
+        let named = self.settings.placed_by_name(read);
+        // Rows of an embedding on a GPU are read by kernels that not every type has.
+        self.missing |= layer.is_none() && matches!(named, Some(Some(_)));
+        let home = match named {
+            Some(Some(gpu)) => usize::try_from(gpu).map_or(self.host, |gpu| gpu.min(self.host)),
+            Some(None) => self.host,
+            None => home,
         };
         self.missing |= ne.contains(&0) && stored.shape[0] == 0;
         // One that is used twice is copied once.

@@ -13,12 +13,13 @@ use serde_json::{Map, Value};
 use super::{Buffers, Decoder};
 use crate::engine::llamacpp::golden::{header, settings};
 use crate::engine::llamacpp::{
-    Caches, GgmlType, Header, Hparams, Placement, Settings, Tensor, Weights, buffers, caches, place,
+    Caches, GgmlType, Header, Hparams, Overrides, Placement, Settings, SplitMode, Tensor, Weights, buffers, caches,
+    place,
 };
 
 #[derive(Deserialize)]
-struct File {
-    name: String,
+pub(super) struct File {
+    pub(super) name: String,
     metadata: Map<String, Value>,
     outside: Vec<(String, String, Vec<u64>)>,
     /// Tensors that every layer has.
@@ -31,16 +32,31 @@ struct File {
 }
 
 #[derive(Deserialize)]
-struct Case {
-    free_mib: Vec<u64>,
-    ngl: Option<u64>,
+pub(super) struct Case {
+    pub(super) free_mib: Vec<u64>,
+    pub(super) ngl: Option<u64>,
     /// Layers whose experts stay with the host.
     #[serde(default)]
-    cpu_moe: u64,
+    pub(super) cpu_moe: u64,
     #[serde(default)]
-    split: Vec<f64>,
-    model: BTreeMap<String, f64>,
-    runs: Vec<(Map<String, Value>, Devices, Devices)>,
+    pub(super) split: Vec<f64>,
+    /// Patterns of names with the GPU of what they match, -1 for the host.
+    #[serde(default)]
+    pub(super) place: Vec<(String, i64)>,
+    /// As the C interface counts them: none, layer, row.
+    #[serde(default = "by_layer")]
+    pub(super) split_mode: usize,
+    #[serde(default)]
+    pub(super) main_gpu: i64,
+    /// What the engine said where it did not start.
+    pub(super) refused: Option<String>,
+    #[serde(default)]
+    pub(super) model: Devices,
+    pub(super) runs: Vec<(Map<String, Value>, Devices, Devices)>,
+}
+
+fn by_layer() -> usize {
+    1
 }
 
 const PAGE: &str = "\
@@ -61,7 +77,7 @@ Experts with the host: `--n-cpu-moe` for two, three or all layers, on one and tw
 ";
 
 /// Bytes on GPUs, MiB to a hundredth with the host.
-type Devices = BTreeMap<String, f64>;
+pub(super) type Devices = BTreeMap<String, f64>;
 
 fn tensor(name: String, kind: &str, shape: &[u64]) -> Tensor {
     let kind = GgmlType::by_name(kind).unwrap();
@@ -74,7 +90,7 @@ fn tensor(name: String, kind: &str, shape: &[u64]) -> Tensor {
     }
 }
 
-fn read(file: &File) -> (Hparams, Weights) {
+pub(super) fn read(file: &File) -> (Hparams, Weights) {
     let header = whole_header(file);
     let hparams = Hparams::read(&header).unwrap();
     let weights = Weights::of_file(&header, &hparams).unwrap();
@@ -114,7 +130,7 @@ pub(super) fn headers() -> Vec<Header> {
     out.into_values().collect()
 }
 
-fn asked(case: &Case, run: &Map<String, Value>) -> Settings {
+pub(super) fn asked(case: &Case, run: &Map<String, Value>) -> Settings {
     let mut run = run.clone();
     let outputs = run.remove("out");
     let mut settings = settings(&run);
@@ -126,6 +142,13 @@ fn asked(case: &Case, run: &Map<String, Value>) -> Settings {
     } else {
         case.split.clone()
     };
+    let patterns = case.place.iter().map(|(pattern, gpu)| match gpu {
+        -1 => format!("{pattern}=CPU"),
+        gpu => format!("{pattern}=CUDA{gpu}"),
+    });
+    settings.overrides = Overrides::read(&patterns.collect::<Vec<_>>(), settings.gpus).unwrap();
+    settings.split_mode = [SplitMode::None, SplitMode::Layer, SplitMode::Row][case.split_mode];
+    settings.main_gpu = case.main_gpu;
     if outputs.is_some_and(|n| n.as_u64() == Some(settings.ubatch_size)) {
         settings.outputs = crate::engine::llamacpp::Outputs::Tokens;
     }
@@ -137,13 +160,13 @@ fn asked(case: &Case, run: &Map<String, Value>) -> Settings {
     clippy::cast_sign_loss,
     reason = "whole bytes below 2^53"
 )]
-fn on_gpu(devices: &Devices, gpu: u64) -> u64 {
+pub(super) fn on_gpu(devices: &Devices, gpu: u64) -> u64 {
     devices
         .get(&format!("CUDA{gpu}"))
         .map_or(0, |&bytes| bytes as u64)
 }
 
-fn cache_bytes(placement: &Placement, caches: &Caches, gpu: u64) -> u64 {
+pub(super) fn cache_bytes(placement: &Placement, caches: &Caches, gpu: u64) -> u64 {
     let layers = placement.devices.len() - 1;
     (0..layers)
         .filter(|&layer| placement.devices[layer] == Some(gpu))
@@ -168,16 +191,21 @@ fn weight_bytes(placement: &Placement, weights: &Weights, settings: &Settings, g
     own + shared
 }
 
-#[test]
-fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
-    let (mut wrong, mut runs, mut by_size) = (Vec::new(), 0, 0);
-    let mut table = PAGE.to_owned();
+/// The files that were started.
+pub(super) fn files() -> impl Iterator<Item = File> {
     let rows = [
         include_str!("../../../../tests/data/llamacpp_gpus.jsonl"),
         include_str!("../../../../tests/data/llamacpp_graphs.jsonl"),
     ];
-    for line in rows.into_iter().flat_map(str::lines) {
-        let file: File = serde_json::from_str(line).unwrap();
+    let lines = rows.into_iter().flat_map(str::lines);
+    lines.map(|line| serde_json::from_str(line).unwrap())
+}
+
+#[test]
+fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
+    let (mut wrong, mut runs, mut by_size) = (Vec::new(), 0, 0);
+    let mut table = PAGE.to_owned();
+    for file in files() {
         let (hparams, weights) = read(&file);
         // Starts and how many of them are equal: on one GPU, partly with the host, over several GPUs, experts with the host.
         let mut counts = [(0, 0); 4];
@@ -193,6 +221,8 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
                 let made = caches(&hparams, &settings).unwrap();
                 let placement = place(hparams.layers.len() as u64, &settings);
                 let before = wrong.len();
+                // Sums by layers are those of the tensors one by one.
+                let one_by_one = weights.placed(&placement, &settings).unwrap().gpus;
                 let mut differs = |what: String| {
                     wrong.push(format!(
                         "{} {:?} {:?} {run:?}: {what}",
@@ -210,6 +240,10 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
                     );
                     if i == 0 && ours != theirs {
                         differs(format!("GPU {gpu} weights {ours}, not {theirs}"));
+                    }
+                    let single = one_by_one[usize::try_from(gpu).unwrap()];
+                    if ours != single {
+                        differs(format!("GPU {gpu} weights {ours} by layers, {single} by tensors"));
                     }
                 }
                 counts[kind].0 += 1;
@@ -263,6 +297,9 @@ fn buffers_of_every_device_are_those_that_llama_cpp_reserves() {
     }
     assert!(by_size > 200, "only {by_size} by their sizes");
     assert!(runs > 2100, "only {runs} runs");
+    let (section, differences) = super::placed::compare();
+    table.push_str(&section);
+    wrong.extend(differences);
     let page = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../docs/src/reference/conformance-llamacpp.md"

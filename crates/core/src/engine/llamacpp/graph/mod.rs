@@ -22,6 +22,8 @@ mod golden;
 #[cfg(test)]
 mod hostile;
 mod models;
+#[cfg(test)]
+mod placed;
 mod recurrent;
 mod schedule;
 mod tensor;
@@ -67,7 +69,7 @@ pub fn buffers(
         .map(|device| device.map_or(Some(gpus), |gpu| usize::try_from(gpu).ok()))
         .collect::<Option<Vec<usize>>>()?;
     // Tensors that are placed by name turn the pipeline off.
-    let copies = if gpus > 1 && all_on_gpus && settings.cpu_moe_layers == 0 {
+    let copies = if gpus > 1 && all_on_gpus && !settings.names_place_tensors() {
         COPIES
     } else {
         1
