@@ -79,9 +79,13 @@ pub(super) fn compare() -> (String, Vec<String>) {
                     if i == 0 {
                         differs(format!("GPU {gpu} weights"), placed.gpus[at], on_gpu(&case.model, named));
                     }
-                    // None: said below.
-                    let buffer = ours.as_ref().map_or(0, |b| b.gpus[at]);
-                    differs(format!("GPU {gpu} computes in"), buffer, on_gpu(compute, named));
+                    if let Some(ours) = &ours {
+                        differs(
+                            format!("GPU {gpu} computes in"),
+                            ours.gpus[at],
+                            on_gpu(compute, named),
+                        );
+                    }
                 }
                 if let (Some(ours), true) = (&ours, first >= 0) {
                     let mib = format!("{:.2}", ours.host as f64 / 1_048_576.0);
@@ -89,12 +93,13 @@ pub(super) fn compare() -> (String, Vec<String>) {
                         said.push(format!("the host computes in {mib} MiB, not {}", compute["CUDA_Host"]));
                     }
                 }
-                if ours.is_none() {
+                let scans = weights.tensors.contains_key("blk.1.ssm_d");
+                if ours.is_none() && !scans {
                     said.push("the graph is not built".to_owned());
                 }
                 let count = &mut counts[kind(case)];
                 count.0 += 1;
-                count.1 += usize::from(said.is_empty());
+                count.1 += usize::from(said.is_empty() && ours.is_some());
                 if !said.is_empty() {
                     let (free, names) = (&case.free_mib, &case.place);
                     wrong.push(format!(
@@ -112,7 +117,8 @@ pub(super) fn compare() -> (String, Vec<String>) {
     assert!(all > 850 && refused >= 6, "only {all} starts, {refused} refused");
     let mut section = format!(
         "\n## Placed by name, by shares, or not split\n\nThe same files, every one in about half of 16 ways, two starts each (`tests/reference/llamacpp_placed.py`): \
-         experts, whole layers, attention, norms, the head or the embedding moved to the host or to another GPU. {refused} starts more were refused, as \
+         experts, whole layers, attention, norms, the head or the embedding moved to the host or to another GPU. Where the states of Mamba are on \
+         another GPU than what scans them, buffers for intermediate results are estimated and not compared. {refused} starts more were refused, as \
          planned: `--split-mode row`, which CUDA's backend no longer has, and a `--main-gpu` that is not there.\n\n| starts | equal |\n| :-- | --: |\n"
     );
     for (kind, (starts, equal)) in KINDS.iter().zip(counts) {
