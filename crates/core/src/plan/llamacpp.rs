@@ -9,7 +9,8 @@ use super::report::{GroupPart, KvCache};
 use super::request::{LlamaCpp, Request};
 use crate::engine::llamacpp::convert::{self, Mix};
 use crate::engine::llamacpp::{
-    Buffers, Caches, Hparams, Outputs, Placement, Settings, SplitMode, Weights, buffers, caches, compute, place,
+    Buffers, Caches, Hparams, Outputs, Placement, Settings, SplitMode, Weights, buffers, caches, compute,
+    place,
 };
 use crate::units::{MIB, grouped, human_bytes};
 use crate::{Error, Result};

@@ -297,9 +297,20 @@ fn tensors_lie_where_their_names_say() {
     let (answer, _) = with(&["--override-tensor", "ffn_down=CPU"]);
     assert_eq!(answer["weights"]["bytes_per_rank"][0], whole - 32 * down);
     let warning = answer["feasibility"]["warnings"].to_string();
-    assert!(warning.contains("stay with the host by their names: 1.44 GiB"), "{warning}");
-    assert_eq!(answer["performance"], serde_json::Value::Null, "the host decides the speed");
-    assert!(answer["inputs"]["override_tensor"].to_string().contains("ffn_down=CPU"));
+    assert!(
+        warning.contains("stay with the host by their names: 1.44 GiB"),
+        "{warning}"
+    );
+    assert_eq!(
+        answer["performance"],
+        serde_json::Value::Null,
+        "the host decides the speed"
+    );
+    assert!(
+        answer["inputs"]["override_tensor"]
+            .to_string()
+            .contains("ffn_down=CPU")
+    );
 
     // The first pattern that matches decides; caches stay with their layers.
     let (answer, _) = with(&[
@@ -314,13 +325,23 @@ fn tensors_lie_where_their_names_say() {
     assert_eq!(bytes[0], 16 * layer);
     assert_eq!(bytes[1], whole - 17 * layer + down + embedding);
 
-    let config = ["plan", "Qwen/Qwen3-8B", "--engine", "llamacpp", "--gpu", "rtx-4090"];
+    let config = [
+        "plan",
+        "Qwen/Qwen3-8B",
+        "--engine",
+        "llamacpp",
+        "--gpu",
+        "rtx-4090",
+    ];
     for (more, says) in [
         (&["--ot", "exps=CPU"][..], "a configuration has none"),
         (&["--ot", "exps=CUDA1"][..], "\"CUDA1\", which is no buffer here"),
         (&["--ot", "exps"][..], "which is not PATTERN=BUFFER"),
         (&["--split-mode", "rows"][..], "--split-mode is \"rows\""),
-        (&["--split-mode", "tensor"][..], "--split-mode tensor is not planned"),
+        (
+            &["--split-mode", "tensor"][..],
+            "--split-mode tensor is not planned",
+        ),
     ] {
         let output = kvwise(&[&config[..], more].concat());
         let error = String::from_utf8_lossy(&output.stderr);
@@ -331,21 +352,43 @@ fn tensors_lie_where_their_names_say() {
 #[test]
 fn what_is_spread_over_gpus_is_what_the_mode_says() {
     let with = |more: &[&str]| {
-        plan(&[
-            &["Qwen/Qwen3-8B", "--engine", "llamacpp", "--gpu", "rtx-4090", "--context", "8192"],
-            more,
-        ]
-        .concat())
+        plan(
+            &[
+                &[
+                    "Qwen/Qwen3-8B",
+                    "--engine",
+                    "llamacpp",
+                    "--gpu",
+                    "rtx-4090",
+                    "--context",
+                    "8192",
+                ],
+                more,
+            ]
+            .concat(),
+        )
     };
     let (one, _) = with(&[]);
     let (alone, status) = with(&["--gpus", "2", "--sm", "none", "--mg", "1"]);
     assert_eq!(status, 0, "{alone}");
-    assert_eq!(alone["weights"]["bytes_per_rank"], one["weights"]["bytes_per_rank"]);
+    assert_eq!(
+        alone["weights"]["bytes_per_rank"],
+        one["weights"]["bytes_per_rank"]
+    );
     let warnings = alone["feasibility"]["warnings"].to_string();
-    assert!(warnings.contains("GPU 1 has all of it, 1 more stay empty"), "{warnings}");
+    assert!(
+        warnings.contains("GPU 1 has all of it, 1 more stay empty"),
+        "{warnings}"
+    );
     for (more, says) in [
-        (&["--gpus", "2", "--sm", "row"][..], "no longer has; --split-mode layer starts"),
-        (&["--gpus", "2", "--sm", "none", "--mg", "2"][..], "--main-gpu is 2, but there are GPUs 0 to 1"),
+        (
+            &["--gpus", "2", "--sm", "row"][..],
+            "no longer has; --split-mode layer starts",
+        ),
+        (
+            &["--gpus", "2", "--sm", "none", "--mg", "2"][..],
+            "--main-gpu is 2, but there are GPUs 0 to 1",
+        ),
     ] {
         let (answer, status) = with(more);
         assert!(status == 1 && answer.to_string().contains(says), "{answer}");
@@ -353,7 +396,11 @@ fn what_is_spread_over_gpus_is_what_the_mode_says() {
     let (uneven, _) = with(&["--gpus", "3", "--tensor-split", "3,1"]);
     assert_eq!(uneven["weights"]["bytes_per_rank"][2], 0, "{uneven}");
     let (first, _) = with(&["--gpus", "2", "--mg", "1"]);
-    assert!(first["feasibility"]["warnings"].to_string().contains("--main-gpu changes nothing"));
+    assert!(
+        first["feasibility"]["warnings"]
+            .to_string()
+            .contains("--main-gpu changes nothing")
+    );
 }
 
 #[test]

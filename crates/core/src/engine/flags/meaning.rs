@@ -266,7 +266,10 @@ const LLAMACPP: &[(&str, &str)] = &[
         "--split-mode",
         "says what is spread over the GPUs: nothing, layers, rows or all",
     ),
-    ("--main-gpu", "names the GPU that has the model where nothing is split"),
+    (
+        "--main-gpu",
+        "names the GPU that has the model where nothing is split",
+    ),
     (
         "--override-tensor",
         "places tensors by their names, with a GPU or the host",

@@ -188,7 +188,11 @@ fn accuracy_on_published_logs_of_llama_cpp_is_what_the_page_says() {
             row.source
         );
         errors.push(error.abs());
-        assert!(!(row.new && row.fitted), "{}: nothing is unseen and fitted", row.source);
+        assert!(
+            !(row.new && row.fitted),
+            "{}: nothing is unseen and fitted",
+            row.source
+        );
         if row.new {
             fresh.push(error.abs());
         }
@@ -230,7 +234,10 @@ fn accuracy_on_published_logs_of_llama_cpp_is_what_the_page_says() {
     let (count, middle, worst) = median(errors);
     let (new_count, new_middle, new_worst) = median(fresh);
     assert!(rows.len() >= 29 && caches_seen >= 24 && new_count >= 6 && fitted == 1);
-    let others: Vec<String> = others.iter().map(|why| format!("Unexplained is {why}. ")).collect();
+    let others: Vec<String> = others
+        .iter()
+        .map(|why| format!("Unexplained is {why}. "))
+        .collect();
     let others = others.concat();
     let text = format!(
         "{START}\n\n{equal} of {caches_seen} caches and states that published logs of llama.cpp and of what embeds it show are planned as \

@@ -82,7 +82,9 @@ impl Overrides {
     /// The patterns as one value of the flag.
     pub fn texts(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|o| {
-            let buffer = o.device.map_or_else(|| "CPU".to_owned(), |gpu| format!("CUDA{gpu}"));
+            let buffer = o
+                .device
+                .map_or_else(|| "CPU".to_owned(), |gpu| format!("CUDA{gpu}"));
             format!("{}={buffer}", o.pattern)
         })
     }
@@ -90,7 +92,9 @@ impl Overrides {
 
 /// The number of a GPU by its buffer's name.
 fn gpu(buffer: &str) -> Option<u64> {
-    let digits = buffer.strip_prefix("CUDA").or_else(|| buffer.strip_prefix("ROCm"))?;
+    let digits = buffer
+        .strip_prefix("CUDA")
+        .or_else(|| buffer.strip_prefix("ROCm"))?;
     digits
         .bytes()
         .all(|b| b.is_ascii_digit())
@@ -135,7 +139,10 @@ mod tests {
         ] {
             let e = read(&[value]).unwrap_err().to_string();
             // The first `=` ends a pattern, as in the engine.
-            assert!(e.contains(says) || value.contains("?=") && e.contains("no buffer"), "{e}");
+            assert!(
+                e.contains(says) || value.contains("?=") && e.contains("no buffer"),
+                "{e}"
+            );
         }
     }
 }

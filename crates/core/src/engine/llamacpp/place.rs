@@ -224,7 +224,11 @@ impl Weights {
             if named.is_none() {
                 // Factors of rotations are on every GPU that rotates, a tied embedding beside the output too.
                 if rotates(name) {
-                    places.extend((0..settings.gpus).filter(|&gpu| placement.copies_factors(self, gpu)).map(Some));
+                    places.extend(
+                        (0..settings.gpus)
+                            .filter(|&gpu| placement.copies_factors(self, gpu))
+                            .map(Some),
+                    );
                 }
                 let output = placement.devices.last().copied().flatten();
                 if tied && name == "token_embd.weight" && output.is_some() {

@@ -35,10 +35,10 @@ impl SplitMode {
             "layer" => Ok(Self::Layer),
             "row" => Ok(Self::Row),
             "tensor" => Ok(Self::Tensor),
-            _ => Err(
-                Error::input(format!("--split-mode is \"{name}\", which llama.cpp does not have"))
-                    .hint("write none, layer, row or tensor"),
-            ),
+            _ => Err(Error::input(format!(
+                "--split-mode is \"{name}\", which llama.cpp does not have"
+            ))
+            .hint("write none, layer, row or tensor")),
         }
     }
 
@@ -229,7 +229,8 @@ impl Settings {
                 }
             }
             _ if self.main_gpu != 0 => Some(
-                "--main-gpu changes nothing: llama.cpp b11549 reads it with --split-mode none alone".to_owned(),
+                "--main-gpu changes nothing: llama.cpp b11549 reads it with --split-mode none alone"
+                    .to_owned(),
             ),
             _ => None,
         };
@@ -277,7 +278,9 @@ impl Settings {
                     .to_owned(),
             );
         }
-        if self.split_mode == SplitMode::None && u64::try_from(self.main_gpu).is_ok_and(|gpu| gpu >= self.gpus) {
+        if self.split_mode == SplitMode::None
+            && u64::try_from(self.main_gpu).is_ok_and(|gpu| gpu >= self.gpus)
+        {
             return Some(format!(
                 "--main-gpu is {}, but there are GPUs 0 to {}",
                 self.main_gpu,

@@ -122,10 +122,18 @@ pub fn llamacpp(deployment: &Deployment, plan: &Plan, from_hub: bool) -> Result<
         );
     }
     if let Some(mode) = &deployment.split_mode {
-        put("--split-mode", vec![mode.clone()], says("split_mode", "--split-mode"));
+        put(
+            "--split-mode",
+            vec![mode.clone()],
+            says("split_mode", "--split-mode"),
+        );
     }
     if let Some(gpu) = deployment.main_gpu {
-        put("--main-gpu", vec![gpu.to_string()], says("main_gpu", "--main-gpu"));
+        put(
+            "--main-gpu",
+            vec![gpu.to_string()],
+            says("main_gpu", "--main-gpu"),
+        );
     }
     if let Some(layers) = deployment.n_cpu_moe {
         put(

@@ -95,7 +95,11 @@ pub fn field(given: &Given, before: &Deployment) -> Option<(&'static str, Value)
         }
         "--override-tensor" => {
             // Patterns are asked in their order: experts that were kept with the host by a flag before come first.
-            let layers = if before.cpu_moe { 0 } else { before.n_cpu_moe.unwrap_or(0).min(MOST_LAYERS) };
+            let layers = if before.cpu_moe {
+                0
+            } else {
+                before.n_cpu_moe.unwrap_or(0).min(MOST_LAYERS)
+            };
             let mut patterns = before.override_tensor.clone();
             let experts = (0..layers).map(|layer| format!("blk\\.{layer}{EXPERTS}=CPU"));
             for pattern in experts.chain(before.cpu_moe.then(|| format!("{EXPERTS}=CPU"))) {

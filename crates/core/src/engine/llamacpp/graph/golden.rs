@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use super::{Buffers, Decoder};
 use crate::engine::llamacpp::golden::{header, settings};
 use crate::engine::llamacpp::{
-    Caches, GgmlType, Header, Hparams, Overrides, Placement, Settings, SplitMode, Tensor, Weights, buffers, caches,
-    place,
+    Caches, GgmlType, Header, Hparams, Overrides, Placement, Settings, SplitMode, Tensor, Weights, buffers,
+    caches, place,
 };
 
 #[derive(Deserialize)]

@@ -54,9 +54,14 @@ fn scans_apart(weights: &Weights, settings: &Settings, placement: &Placement) ->
     if settings.overrides.is_empty() {
         return false;
     }
-    let scan = weights.tensors.iter().filter(|(name, _)| name.ends_with(".ssm_d"));
+    let scan = weights
+        .tensors
+        .iter()
+        .filter(|(name, _)| name.ends_with(".ssm_d"));
     scan.into_iter().any(|(name, stored)| {
-        let Home::Layer(layer) = stored.home else { return false };
+        let Home::Layer(layer) = stored.home else {
+            return false;
+        };
         let own = placement.devices.get(layer).copied().flatten();
         let named = settings.placed_by_name(name).flatten();
         own.is_some() && named.is_some() && own != named

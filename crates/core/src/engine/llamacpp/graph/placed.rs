@@ -3,6 +3,7 @@
 //! `tests/data/llamacpp_placed.jsonl` was made by `tests/reference/llamacpp_placed.py` with the files of the other rows.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde::Deserialize;
 
@@ -72,12 +73,18 @@ pub(super) fn compare() -> (String, Vec<String>) {
                 // Where nothing is split, the first GPU of ours is the one that was named.
                 let first = if case.split_mode == 0 { case.main_gpu } else { 0 };
                 for gpu in 0..settings.gpus {
-                    let Some(named) = gpu.checked_add_signed(first) else { continue };
+                    let Some(named) = gpu.checked_add_signed(first) else {
+                        continue;
+                    };
                     let at = usize::try_from(gpu).unwrap();
                     let cache = cache_bytes(&placement, &made, gpu);
                     differs(format!("GPU {gpu} caches"), cache, on_gpu(kv, named));
                     if i == 0 {
-                        differs(format!("GPU {gpu} weights"), placed.gpus[at], on_gpu(&case.model, named));
+                        differs(
+                            format!("GPU {gpu} weights"),
+                            placed.gpus[at],
+                            on_gpu(&case.model, named),
+                        );
                     }
                     if let Some(ours) = &ours {
                         differs(
@@ -90,7 +97,10 @@ pub(super) fn compare() -> (String, Vec<String>) {
                 if let (Some(ours), true) = (&ours, first >= 0) {
                     let mib = format!("{:.2}", ours.host as f64 / 1_048_576.0);
                     if mib != format!("{:.2}", compute["CUDA_Host"]) {
-                        said.push(format!("the host computes in {mib} MiB, not {}", compute["CUDA_Host"]));
+                        said.push(format!(
+                            "the host computes in {mib} MiB, not {}",
+                            compute["CUDA_Host"]
+                        ));
                     }
                 }
                 let scans = weights.tensors.contains_key("blk.1.ssm_d");
@@ -127,7 +137,7 @@ pub(super) fn compare() -> (String, Vec<String>) {
         } else {
             format!("{equal} of {starts}")
         };
-        section.push_str(&format!("| {kind} | {cell} |\n"));
+        writeln!(section, "| {kind} | {cell} |").unwrap();
     }
     (section, wrong)
 }
