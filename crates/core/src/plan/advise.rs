@@ -190,6 +190,13 @@ fn variants<'a>(request: &Request<'a>, plan: &Plan) -> Vec<Change<'a>> {
                 with(&|s| (s.cache_type_k, s.cache_type_v) = (q8, q8)),
             );
         }
+        if engine.settings.split_mode == llamacpp::SplitMode::Row {
+            push(
+                "--split-mode",
+                "layer".to_owned(),
+                with(&|s| s.split_mode = llamacpp::SplitMode::Layer),
+            );
+        }
         if !fits && let Some(layers) = fewest_with_host(request, engine) {
             push(
                 "--n-cpu-moe",
@@ -449,6 +456,10 @@ fn fallback(plan: &Plan) -> Option<String> {
     let most = plan.feasibility.max_concurrency_at_context?;
     let longest = plan.feasibility.max_context_at_concurrency?;
     let context = plan.feasibility.context?;
+    // Where the load has room, something else stands against it, and no other load helps.
+    if plan.feasibility.refused.is_some() && most >= plan.feasibility.concurrency {
+        return None;
+    }
     if most > 0 {
         return Some(format!(
             "--concurrency {most} at {} tokens fits{}",

@@ -289,7 +289,7 @@ fn tensors_lie_where_their_names_say() {
     let all = ["--gpu", "rtx-4090", "--context", "8192"];
     let with = |more: &[&str]| plan(&[&[path.to_str().unwrap()], &all[..], more].concat());
     let (layer, down, embedding) = (
-        2 * 9_437_184 + 2_359_296 + 3_440_640 + 2 * 33_030_144 + 48_168_960 + 2 * 16_384,
+        2 * 9_437_184_u64 + 2_359_296 + 3_440_640 + 2 * 33_030_144 + 48_168_960 + 2 * 16_384,
         48_168_960,
         295_501_824,
     );
@@ -393,6 +393,12 @@ fn what_is_spread_over_gpus_is_what_the_mode_says() {
         let (answer, status) = with(more);
         assert!(status == 1 && answer.to_string().contains(says), "{answer}");
     }
+    // What is said to do instead starts; where nothing of the list does, no other load is offered.
+    let (row, _) = with(&["--gpus", "2", "--sm", "row"]);
+    let fix = row["fix"].as_str().unwrap();
+    assert!(fix.starts_with("--split-mode layer "), "{fix}");
+    let (quantised, _) = with(&["--no-flash-attn", "--cache-type-v", "q8_0"]);
+    assert_eq!(quantised["fix"], serde_json::Value::Null, "{quantised}");
     let (uneven, _) = with(&["--gpus", "3", "--tensor-split", "3,1"]);
     assert_eq!(uneven["weights"]["bytes_per_rank"][2], 0, "{uneven}");
     let (first, _) = with(&["--gpus", "2", "--mg", "1"]);
