@@ -65,20 +65,29 @@ impl Buffer {
         at
     }
 
+    /// Joins a place with the first hole that it touches, and that with its neighbour. Tensors without elements leave holes without
+    /// bytes, which count as others do.
     fn give_back(&mut self, at: u64, bytes: u64) {
         let bytes = self.padded(bytes);
-        let next = self.holes.partition_point(|hole| hole.0 < at);
-        let joins_next = self.holes.get(next).is_some_and(|hole| at + bytes == hole.0);
-        let joins_last = next > 0 && self.holes[next - 1].0 + self.holes[next - 1].1 == at;
-        match (joins_last, joins_next) {
-            (true, true) => {
-                self.holes[next - 1].1 += bytes + self.holes[next].1;
-                self.holes.remove(next);
+        for i in 0..self.holes.len() {
+            let (from, size) = self.holes[i];
+            if from + size == at {
+                self.holes[i].1 += bytes;
+                if self.holes.get(i + 1).is_some_and(|next| next.0 == at + bytes) {
+                    self.holes[i].1 += self.holes.remove(i + 1).1;
+                }
+                return;
             }
-            (true, false) => self.holes[next - 1].1 += bytes,
-            (false, true) => self.holes[next] = (at, self.holes[next].1 + bytes),
-            (false, false) => self.holes.insert(next, (at, bytes)),
+            if at + bytes == from {
+                self.holes[i] = (at, size + bytes);
+                if i > 0 && self.holes[i - 1].0 + self.holes[i - 1].1 == at {
+                    self.holes[i - 1].1 += self.holes.remove(i).1;
+                }
+                return;
+            }
         }
+        let next = self.holes.partition_point(|hole| hole.0 < at);
+        self.holes.insert(next, (at, bytes));
     }
 }
 

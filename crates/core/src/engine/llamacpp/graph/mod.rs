@@ -33,7 +33,7 @@ pub use decoder::Decoder;
 
 use super::cache::Caches;
 use super::hparams::Hparams;
-use super::place::{Home, Placement, Weights};
+use super::place::{Placement, Weights};
 use super::settings::Settings;
 
 /// Batches in flight where layers are spread over GPUs (`GGML_SCHED_MAX_COPIES`).
@@ -48,26 +48,6 @@ pub struct Buffers {
     pub host: u64,
 }
 
-/// Whether names place what scans states of Mamba on another GPU than the states: what is copied between the two was not equal in
-/// all starts of b11549.
-fn scans_apart(weights: &Weights, settings: &Settings, placement: &Placement) -> bool {
-    if settings.overrides.is_empty() {
-        return false;
-    }
-    let scan = weights
-        .tensors
-        .iter()
-        .filter(|(name, _)| name.ends_with(".ssm_d"));
-    scan.into_iter().any(|(name, stored)| {
-        let Home::Layer(layer) = stored.home else {
-            return false;
-        };
-        let own = placement.devices.get(layer).copied().flatten();
-        let named = settings.placed_by_name(name).flatten();
-        own.is_some() && named.is_some() && own != named
-    })
-}
-
 /// The buffers of a context, or `None` where the graph of the architecture is not built here, a setting changes it in ways
 /// that are not modelled, or a size leaves all bounds.
 pub fn buffers(
@@ -79,7 +59,7 @@ pub fn buffers(
 ) -> Option<Buffers> {
     let decoder = Decoder::of(model, weights)?;
     let gpus = usize::try_from(settings.gpus).ok()?;
-    if settings.no_kv_offload || scans_apart(weights, settings, placement) {
+    if settings.no_kv_offload {
         return None;
     }
     let all_on_gpus = placement.devices.iter().all(Option::is_some);
