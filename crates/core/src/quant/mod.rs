@@ -171,17 +171,24 @@ impl Quantization {
         let mut found = None;
         let mut within = "";
         for part in ["", "text_config", "llm_config", "language_config"] {
+            let own = file.map();
             let holder = if part.is_empty() {
-                Some(file.clone())
+                Some(own)
             } else {
-                file.sub(part)?
+                file.object(part)?
             };
-            if let Some(holder) = holder {
-                for key in ["quantization_config", "compression_config"] {
-                    if found.is_none() {
-                        found = holder.sub(key)?;
-                        within = part;
-                    }
+            for key in ["quantization_config", "compression_config"] {
+                let there = holder
+                    .and_then(|map| map.get(key))
+                    .is_some_and(|value| !value.is_null());
+                if found.is_none() && there {
+                    let holder = if part.is_empty() {
+                        Some(file.clone())
+                    } else {
+                        file.sub(part)?
+                    };
+                    found = holder.map(|holder| holder.sub(key)).transpose()?.flatten();
+                    within = part;
                 }
             }
         }

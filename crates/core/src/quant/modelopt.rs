@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::{Map, Value};
+
 use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
 use super::{BLOCK, CacheScales, InputScale, Kind, Mxfp4Padding, OddBlocks, Quantization, Rule, Scheme};
@@ -140,7 +142,7 @@ fn scheme(algo: &str) -> Option<Scheme> {
 }
 
 fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Quantization> {
-    let Some(layers) = q.sub("quantized_layers")? else {
+    let Some(layers) = q.object("quantized_layers")? else {
         return Err(Error::input(format!(
             "{} is missing from the configuration",
             q.name("quantized_layers")
@@ -148,12 +150,17 @@ fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Qu
     };
     let mut schemes = HashMap::new();
     let mut parents = HashMap::new();
-    for key in layers.map().keys() {
-        let Some(entry) = layers.sub(key)? else {
-            continue;
+    for (key, entry) in layers {
+        // Files have hundreds; one that cannot be used is read again for its words.
+        let text = match entry {
+            Value::Null => continue,
+            Value::Object(entry) => entry.get("quant_algo").and_then(Value::as_str),
+            _ => None,
         };
-        let algo = entry.str("quant_algo")?.unwrap_or_default().to_ascii_uppercase();
-        let Some(scheme) = scheme(&algo) else {
+        let Some(scheme) = text.and_then(|algo| scheme(&algo.to_ascii_uppercase())) else {
+            let layers = q.child("quantized_layers", layers.clone());
+            let entry = layers.sub(key)?.unwrap_or_else(|| layers.child(key, Map::new()));
+            let algo = entry.str("quant_algo")?.unwrap_or_default().to_ascii_uppercase();
             return Err(Error::unsupported(format!(
                 "{} is {algo:?}, which vLLM 0.32.0 does not load",
                 entry.name("quant_algo")
@@ -162,8 +169,11 @@ fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Qu
         let path = naming.rename(key).into_owned();
         let mut rest = path.as_str();
         while let Some((parent, _)) = rest.rsplit_once('.') {
-            // The first listed module below a parent decides.
-            parents.entry(parent.to_owned()).or_insert(Some(scheme));
+            // The first listed module below a parent decides, for all above it too.
+            if parents.contains_key(parent) {
+                break;
+            }
+            parents.insert(parent.to_owned(), Some(scheme));
             rest = parent;
         }
         schemes.insert(path, Some(scheme));

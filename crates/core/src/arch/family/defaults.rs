@@ -125,6 +125,14 @@ enum Checks {
     None,
 }
 
+/// What describes layers: all but how they are quantised, which is read of the file and may be most of it.
+fn layers_part(map: &Map<String, Value>) -> Map<String, Value> {
+    map.iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "quantization_config" | "compression_config"))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
 fn fill_level(config: &Config, fallback: Option<&str>, checks: Checks, depth: u32) -> Result<Config> {
     if depth > MAX_DEPTH {
         return Err(Error::input(format!(
@@ -142,7 +150,7 @@ fn fill_level(config: &Config, fallback: Option<&str>, checks: Checks, depth: u3
         agree::rotary_is_complete(config)?;
     }
     let checks = if own { Checks::None } else { checks };
-    let mut map = config.map().clone();
+    let mut map = layers_part(config.map());
     let Some(class) = class(model_type)? else {
         return Ok(config.with_map(map));
     };
@@ -170,7 +178,7 @@ fn fill_level(config: &Config, fallback: Option<&str>, checks: Checks, depth: u3
         let nested = config.sub(key)?;
         if nested.is_none() && key == "text_config" && flat {
             let own = config
-                .with_map(config.map().clone())
+                .with_map(layers_part(config.map()))
                 .as_type(sub_type.as_str().unwrap_or_default());
             map.insert(
                 key.clone(),

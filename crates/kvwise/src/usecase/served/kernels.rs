@@ -4,7 +4,7 @@ use kvwise_core::Result;
 use kvwise_core::arch::{Config, Model, Op};
 use kvwise_core::plan::Hardware;
 use kvwise_sim::cost::{Calibration, Engine, Graphs, Precision, StepOptions};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Confidence;
 
@@ -107,24 +107,33 @@ pub(in super::super) fn confidence(calibration: &Calibration, model: &str, sglan
     }
 }
 
+/// Whether a field of the object, or of one inside it, is so.
+fn any(map: &Map<String, Value>, is: &dyn Fn(&str, &Value) -> bool) -> bool {
+    fn below(key: &str, value: &Value, is: &dyn Fn(&str, &Value) -> bool) -> bool {
+        is(key, value)
+            || match value {
+                Value::Object(map) => any(map, is),
+                Value::Array(list) => list.iter().any(|value| below(key, value, is)),
+                _ => false,
+            }
+    }
+    map.iter().any(|(key, value)| below(key, value, is))
+}
+
 /// Formats of linear layers and experts, by the checkpoint's `quantization_config` or `--quantization`.
 pub(super) fn precisions(
     config: &Config,
     asked: Option<&str>,
     hardware: &Hardware,
 ) -> Result<(Precision, Precision)> {
-    let quantization = config.sub("quantization_config")?;
-    let declared = match &quantization {
-        Some(q) => q.str("quant_method")?.map(str::to_ascii_lowercase),
-        None => None,
-    };
+    let quantization = config.get("quantization_config").and_then(Value::as_object);
+    let declared = quantization
+        .and_then(|q| q.get("quant_method")?.as_str())
+        .map(str::to_ascii_lowercase);
     let method = asked.map(str::to_owned).or(declared);
     // Where another format is assumed, what the checkpoint says was taken away.
-    let has = |key: &str| quantization.as_ref().is_some_and(|q| q.get(key).is_some());
-    let text = quantization
-        .as_ref()
-        .map(|q| Value::Object(q.map().clone()).to_string())
-        .unwrap_or_default();
+    let has = |key: &str| quantization.is_some_and(|q| q.get(key).is_some_and(|value| !value.is_null()));
+    let anywhere = |is: &dyn Fn(&str, &Value) -> bool| quantization.is_some_and(|q| any(q, is));
     let blackwell = hardware.compute_capability.is_some_and(|(major, _)| major == 10);
     Ok(match method.as_deref() {
         None | Some("none") => (Precision::Bf16, Precision::Bf16),
@@ -136,9 +145,16 @@ pub(super) fn precisions(
                 Precision::Mxfp4A16
             },
         ),
-        Some(m) if m.contains("fp4") || text.contains("NVFP4") => (Precision::Nvfp4, Precision::Nvfp4),
-        Some("compressed-tensors") if text.contains("\"num_bits\":4") => {
-            if text.contains("\"type\":\"float\"") {
+        Some(m)
+            if m.contains("fp4")
+                || anywhere(&|_, value| value.as_str().is_some_and(|text| text.contains("NVFP4"))) =>
+        {
+            (Precision::Nvfp4, Precision::Nvfp4)
+        }
+        Some("compressed-tensors")
+            if anywhere(&|key, value| key == "num_bits" && value.as_u64() == Some(4)) =>
+        {
+            if anywhere(&|key, value| key == "type" && value.as_str() == Some("float")) {
                 (Precision::Nvfp4, Precision::Nvfp4)
             } else {
                 (Precision::Int4A16, Precision::Int4A16)
