@@ -8,6 +8,7 @@ use super::overrides::{group_size, pattern};
 use super::select::Refused;
 use super::{CacheScales, Kind, Layout, Mxfp4Padding, OddBlocks, Packed, Quantization, Rule, Scheme};
 use crate::arch::Config;
+use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// A scheme for all, with exceptions.
@@ -129,6 +130,7 @@ impl Rounded {
                 outputs,
                 inputs,
                 odd: OddBlocks::Refine,
+                scale: Dtype::F32,
             })),
             _ => refused("No INC scheme found for layer config"),
         }

@@ -6,6 +6,7 @@ use super::scheme::{Layout, Mxfp4Padding, OddBlocks, Packed, Scheme};
 use super::select::{Ignore, Match};
 use super::{CacheScales, Quantization, Rule, names, overrides};
 use crate::arch::Config;
+use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// vLLM 0.32.0, `Fp8Config`.
@@ -27,6 +28,7 @@ pub(super) fn fp8(q: &Config, naming: &Naming) -> Result<Quantization> {
                 outputs,
                 inputs,
                 odd: OddBlocks::Refine,
+                scale: Dtype::F32,
             },
             _ => {
                 return Err(Error::input(format!(
@@ -152,6 +154,9 @@ pub(super) fn deepseek_v4_experts(file: &Config, q: &Config, mut read: Quantizat
     match file.str("expert_dtype")?.or(inside).or(beside).unwrap_or("fp4") {
         "fp4" => {
             *experts = Some(Scheme::Mxfp4);
+            if let Scheme::Fp8Block { scale, .. } = scheme {
+                *scale = Dtype::U8;
+            }
             if shares && q.u64s("weight_block_size")?.as_deref() == Some(&[32, 32]) {
                 *scheme = Scheme::Mxfp8;
             }

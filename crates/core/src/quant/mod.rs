@@ -278,6 +278,7 @@ impl Quantization {
                 outputs: BLOCK.0,
                 inputs: BLOCK.1,
                 odd: OddBlocks::Pad,
+                scale: Dtype::F32,
             },
             "mxfp8" => Scheme::Mxfp8,
             "int8" | "int8_per_channel_weight_only" | "experts_int8" => Scheme::Int8 {

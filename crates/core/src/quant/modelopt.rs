@@ -8,6 +8,7 @@ use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
 use super::{BLOCK, CacheScales, InputScale, Kind, Mxfp4Padding, OddBlocks, Quantization, Rule, Scheme};
 use crate::arch::Config;
+use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// An algorithm for each module that is quantised, by the module's path in the engine.
@@ -127,6 +128,7 @@ fn scheme(algo: &str) -> Option<Scheme> {
             outputs: BLOCK.0,
             inputs: BLOCK.1,
             odd: OddBlocks::Take,
+            scale: Dtype::F32,
         },
         "NVFP4" => Scheme::Nvfp4(InputScale::F32),
         "W4A16_NVFP4" => Scheme::Nvfp4(InputScale::Model),
@@ -136,6 +138,7 @@ fn scheme(algo: &str) -> Option<Scheme> {
             outputs: BLOCK.0,
             inputs: BLOCK.1,
             odd: OddBlocks::Refine,
+            scale: Dtype::F32,
         },
         _ => return None,
     })

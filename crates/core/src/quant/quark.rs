@@ -5,6 +5,7 @@ use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
 use super::{CacheScales, InputScale, Kind, Mxfp4Padding, OddBlocks, Quantization, Rule, Scheme};
 use crate::arch::Config;
+use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// Schemes by module.
@@ -325,6 +326,7 @@ fn fp8(weight: &Numbers, input: Option<&Numbers>) -> Option<Result<Scheme, Strin
             outputs: 128,
             inputs: 128,
             odd: OddBlocks::Refuse,
+            scale: Dtype::F32,
         }));
     }
     if !input.dynamic && input.shape != "per_tensor" {

@@ -3,7 +3,7 @@
 use super::dense::{Attention, Decoder, Dense, Ends, Mlp, Norm, QkNorm, part};
 use super::moe::Moe;
 use super::text::{Attend, Text};
-use crate::arch::{Cache, CacheKind, Layer, Place, Role, Weight};
+use crate::arch::{Cache, CacheKind, Layer, Part, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -79,10 +79,15 @@ impl Sizes {
     pub(super) fn projections(&self) -> Vec<Weight> {
         let role = Role::Attention;
         let queries = self.heads * self.head_dim;
-        // Sinks are padded to the kernel's 64 or 128 heads.
-        let sinks = self.heads.next_multiple_of(64);
+        // A rank's sinks are padded to the kernel's 64 or 128 heads.
+        let sinks = Part::Groups {
+            units: self.heads.div_ceil(64),
+            width: 64,
+        };
         vec![
-            Weight::tensor("attn.attn_sink", role, &[sinks], None).of(Dtype::F32),
+            Weight::parts("attn.attn_sink", role, 1, vec![sinks])
+                .of(Dtype::F32)
+                .unquantized(),
             Weight::replicated(
                 "attn.fused_wqa_wkv",
                 role,

@@ -3,6 +3,7 @@
 use super::super::{InputScale, Layout, OddBlocks, Packed, Scheme};
 use super::Choice;
 use crate::arch::Config;
+use crate::dtype::Dtype;
 use crate::{Error, Result};
 
 /// How weights or activations are quantised (`QuantizationArgs` of the compressed-tensors package).
@@ -146,6 +147,7 @@ impl Args {
                 outputs,
                 inputs,
                 odd: OddBlocks::Refuse,
+                scale: Dtype::F32,
             }),
             (Strategy::Block, None) => Err("block-wise FP8 needs a block_structure".to_owned()),
             (Strategy::Channel, _) => Ok(Scheme::Fp8Channel { static_input }),

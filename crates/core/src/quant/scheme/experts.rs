@@ -109,6 +109,7 @@ impl Scheme {
                 outputs: block_n,
                 inputs: block_k,
                 odd,
+                ..
             } => {
                 let (mut bn, mut bk) = (block_n, block_k);
                 let (mut hidden, mut width) = (hidden, width);

@@ -21,6 +21,7 @@ impl Scheme {
             outputs: block_n,
             inputs: block_k,
             odd,
+            ..
         } = self
         else {
             return Ok(());
@@ -104,10 +105,11 @@ impl Scheme {
             Self::Fp8Block {
                 outputs: bn,
                 inputs: bk,
+                scale,
                 ..
             } => {
                 sum.add(Dtype::F8E4m3, &[n, k])?;
-                sum.add(Dtype::F32, &[n.div_ceil(bn), k.div_ceil(bk)])?;
+                sum.add(scale, &[n.div_ceil(bn), k.div_ceil(bk)])?;
             }
             Self::Mxfp8 => {
                 sum.add(Dtype::F8E4m3, &[n, k])?;

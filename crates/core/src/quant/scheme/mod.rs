@@ -29,7 +29,7 @@ pub enum Scheme {
     Fp8Bounded,
     /// 8-bit floats made on load with one float32 scale for the module (`--quantization fp8_per_tensor`).
     Fp8OnLoad,
-    /// 8-bit floats and a float32 scale for every block of outputs times inputs.
+    /// 8-bit floats and a scale for every block of outputs times inputs.
     Fp8Block {
         /// Outputs in a block.
         outputs: u64,
@@ -37,6 +37,8 @@ pub enum Scheme {
         inputs: u64,
         /// What becomes of shapes that blocks do not divide.
         odd: OddBlocks,
+        /// Element type of a scale: float32, or a power of two in a byte.
+        scale: Dtype,
     },
     /// 8-bit floats and one 8-bit power-of-two scale for every 32 inputs.
     Mxfp8,

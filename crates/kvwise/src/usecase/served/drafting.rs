@@ -116,7 +116,7 @@ impl<'a> Drafting<'a> {
             pp: 1,
             ..options
         };
-        let (linear, experts) = precisions(config, None, hardware)?;
+        let (linear, experts) = precisions(config, None, hardware);
         let small = StepModel::new(
             model,
             calibration,

@@ -41,7 +41,7 @@ impl Kernels<'_> {
     /// If the hardware's rates are not known, or the checkpoint's format cannot be read.
     pub(in super::super) fn options(&self) -> Result<(Calibration, StepOptions)> {
         let calibration = Calibration::of(self.hardware)?;
-        let (linear, experts) = precisions(self.described.1, self.quantization, self.hardware)?;
+        let (linear, experts) = precisions(self.described.1, self.quantization, self.hardware);
         let options = StepOptions {
             ep: if self.whole_experts { self.tp } else { 1 },
             expert_dp: self.ranks.into(),
@@ -125,7 +125,7 @@ pub(super) fn precisions(
     config: &Config,
     asked: Option<&str>,
     hardware: &Hardware,
-) -> Result<(Precision, Precision)> {
+) -> (Precision, Precision) {
     let quantization = config.get("quantization_config").and_then(Value::as_object);
     let declared = quantization
         .and_then(|q| q.get("quant_method")?.as_str())
@@ -135,7 +135,7 @@ pub(super) fn precisions(
     let has = |key: &str| quantization.is_some_and(|q| q.get(key).is_some_and(|value| !value.is_null()));
     let anywhere = |is: &dyn Fn(&str, &Value) -> bool| quantization.is_some_and(|q| any(q, is));
     let blackwell = hardware.compute_capability.is_some_and(|(major, _)| major == 10);
-    Ok(match method.as_deref() {
+    match method.as_deref() {
         None | Some("none") => (Precision::Bf16, Precision::Bf16),
         Some("mxfp4") => (
             Precision::Bf16,
@@ -170,5 +170,5 @@ pub(super) fn precisions(
         }
         Some(_) if has("weight_block_size") => (Precision::Fp8Block, Precision::Fp8Block),
         Some(_) => (Precision::Fp8, Precision::Fp8),
-    })
+    }
 }
