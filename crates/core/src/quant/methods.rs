@@ -4,7 +4,7 @@
 use super::naming::Naming;
 use super::scheme::{Layout, Mxfp4Padding, OddBlocks, Packed, Scheme};
 use super::select::{Ignore, Match};
-use super::{CacheScales, Quantization, Rule, names, overrides};
+use super::{CacheScales, InputScale, Quantization, Rule, names, overrides};
 use crate::arch::Config;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -153,7 +153,12 @@ pub(super) fn deepseek_v4_experts(file: &Config, q: &Config, mut read: Quantizat
         .flatten();
     match file.str("expert_dtype")?.or(inside).or(beside).unwrap_or("fp4") {
         "fp4" => {
-            *experts = Some(Scheme::Mxfp4);
+            let algo = q.str("moe_quant_algo")?.unwrap_or_default();
+            *experts = Some(if !shares && algo.eq_ignore_ascii_case("nvfp4") {
+                Scheme::Nvfp4(InputScale::F32)
+            } else {
+                Scheme::Mxfp4
+            });
             if let Scheme::Fp8Block { scale, .. } = scheme {
                 *scale = Dtype::U8;
             }

@@ -202,7 +202,13 @@ impl Quantization {
         };
         let naming = Arc::new(Naming::of(file)?);
         let read = match method.as_str() {
-            "fp8" if q.str("quant_algo")? == Some("MIXED_PRECISION") => modelopt::read(&q, &method, &naming)?,
+            // DeepSeek-V4's own method takes every file in FP8, whatever else it says of its modules.
+            "fp8"
+                if q.str("quant_algo")? == Some("MIXED_PRECISION")
+                    && file.str("model_type")? != Some("deepseek_v4") =>
+            {
+                modelopt::read(&q, &method, &naming)?
+            }
             "fp8" | "deepseek_v4_fp8" => methods::deepseek_v4_experts(file, &q, methods::fp8(&q, &naming)?)?,
             "awq" | "awq_marlin" => methods::packed(&q, Layout::Awq, &naming)?,
             "gptq" | "gptq_marlin" | "auto_gptq" => methods::packed(&q, Layout::Gptq, &naming)?,

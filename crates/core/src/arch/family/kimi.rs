@@ -157,18 +157,10 @@ fn experts(t: &Text, hidden: u64) -> Result<Option<Vec<Weight>>> {
         latent => {
             let name = |part: &str| format!("{PATH}.{part}");
             let role = Role::Mlp;
-            all.push(Weight::replicated(
-                name("routed_expert_down_proj"),
-                role,
-                hidden,
-                &[latent],
-            ));
-            all.push(Weight::replicated(
-                name("routed_expert_up_proj"),
-                role,
-                latent,
-                &[hidden],
-            ));
+            // Kimi-K3's checkpoints, of experts in MXFP4, leave both in 16 bits as vLLM 0.32.0 builds them.
+            let down = Weight::replicated(name("routed_expert_down_proj"), role, hidden, &[latent]);
+            let up = Weight::replicated(name("routed_expert_up_proj"), role, latent, &[hidden]);
+            all.extend([down, up].map(Weight::unquantized));
             if c.flag("latent_moe_use_norm", false)? {
                 all.push(Weight::norm(name("routed_expert_norm"), latent));
             }
