@@ -13,6 +13,10 @@ use crate::{Error, Result};
 /// (vLLM 0.32.0, `KimiMoE` in `models/kimi_k3/nvidia/model.py`).
 const LEAST_EXPERT_WIDTH: u64 = 256;
 
+/// What Kimi-K3 fills a rank's outputs of the fused projection up to a multiple of (vLLM 0.32.0,
+/// `models/kimi_k3/nvidia/kda.py`).
+const FILLED_OUTPUTS: u64 = 16;
+
 /// The state of a Kimi delta attention; the recurrent part is float32 unless the model says otherwise.
 pub(crate) fn kda_cache(heads: u64, dim: u64, kernel: u64, checkpoint: bool) -> Cache {
     Cache {
@@ -73,8 +77,10 @@ impl Delta {
         let wide = if self.full_gate { 4 } else { 3 };
         let mut inputs = vec![Part::Even(width); wide];
         inputs.extend([Part::Even(heads), Part::Whole(dim)]);
+        let filled = if self.full_gate { FILLED_OUTPUTS } else { 1 };
         let mut all = vec![
-            Weight::parts("self_attn.in_proj_qkvgfab", Role::Attention, hidden, inputs),
+            Weight::parts("self_attn.in_proj_qkvgfab", Role::Attention, hidden, inputs)
+                .outputs_multiple(filled),
             Weight::column("self_attn.f_b_proj", Role::Attention, dim, &[width]),
             Weight::tensor("self_attn.dt_bias", Role::State, &[width], Some(0)).of(Dtype::F32),
             Weight::column("self_attn.conv1d", Role::State, self.kernel, &[width; 3])

@@ -35,6 +35,8 @@ pub struct Weight {
     pub whole_where_tokens_spread: Option<bool>,
     /// Whether the ranks of a decode context-parallel group all hold the share of their group.
     pub shared_in_context_group: bool,
+    /// What the outputs of a rank are filled up to a multiple of, with zeros behind them; 1 where they are not.
+    pub outputs_multiple: u64,
 }
 
 /// What a parameter is for.
@@ -174,6 +176,7 @@ impl Weight {
             in_one: false,
             whole_where_tokens_spread: None,
             shared_in_context_group: false,
+            outputs_multiple: 1,
         }
     }
 
@@ -343,6 +346,13 @@ impl Weight {
     #[must_use]
     pub fn unquantized(mut self) -> Self {
         self.quantizable = false;
+        self
+    }
+
+    /// The same, with the outputs of each rank filled up to a multiple.
+    #[must_use]
+    pub fn outputs_multiple(mut self, multiple: u64) -> Self {
+        self.outputs_multiple = multiple;
         self
     }
 

@@ -220,7 +220,7 @@ impl Weight {
                 split,
                 bias,
             } => {
-                let outputs_on_rank = outputs
+                let mut outputs_on_rank = outputs
                     .iter()
                     .map(|p| {
                         if *split == Split::Column {
@@ -230,6 +230,15 @@ impl Weight {
                         }
                     })
                     .collect::<Result<Vec<_>>>()?;
+                if self.outputs_multiple > 1 {
+                    let rows = sum(what, &outputs_on_rank)?;
+                    let filled = rows
+                        .checked_next_multiple_of(self.outputs_multiple)
+                        .ok_or_else(|| Error::overflow(format_args!("the rows of {what}")))?;
+                    if filled > rows {
+                        outputs_on_rank.push(filled - rows);
+                    }
+                }
                 let bias = if *bias { sum(what, &outputs_on_rank)? } else { 0 };
                 // State groups that ranks do not divide are loaded as one piece (vLLM 0.32.0, `mamba_mixer2.py`).
                 let uneven = |part: &Part| matches!(part, Part::Groups { units, .. } if tp > 0 && !units.is_multiple_of(tp));

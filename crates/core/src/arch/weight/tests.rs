@@ -95,3 +95,13 @@ fn sizes_that_leave_64_bits_and_zero_ranks_are_errors() {
             .is_err()
     );
 }
+
+#[test]
+fn the_outputs_of_a_rank_are_filled_up_to_their_multiple() {
+    // 12 of 96 heads beside 128 whole outputs: 140 become 144; one rank's 224 stay.
+    let parts = vec![Part::Even(96), Part::Whole(128)];
+    let w = Weight::parts("in_proj", Role::Attention, 64, parts).outputs_multiple(16);
+    assert_eq!(bytes(&w, 8), 64 * 144 * 2);
+    assert_eq!(bytes(&w, 1), 64 * 224 * 2);
+    assert_eq!(w.elements().unwrap(), 64 * 224);
+}
