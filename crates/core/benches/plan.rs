@@ -8,9 +8,10 @@ use kvwise_core::engine::vllm::Settings;
 use kvwise_core::plan::{Engine, Hardware, Load, Policy, Request, Subject, plan};
 use kvwise_core::{catalogue, hardware};
 
-const MODELS: [&str; 4] = [
+const MODELS: [&str; 5] = [
     "meta-llama/Llama-3.1-8B",
     "deepseek-ai/DeepSeek-V3",
+    "nvidia/GLM-5.1-NVFP4",
     "openai/gpt-oss-120b",
     "nvidia/Nemotron-H-56B-Base-8K",
 ];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use yoke::Yoke;
 
 use crate::{Error, Result};
 
@@ -13,11 +14,24 @@ pub const MAX_CONFIG_BYTES: usize = 64 << 20;
 pub const MAX_DIMENSION: u64 = 1 << 26;
 
 /// A (sub-)configuration: a JSON object with the path that leads to it, for error messages.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     path: String,
     /// Shared: wrappers, towers and rules each hold the part that they read, and few change it.
-    map: Arc<Map<String, Value>>,
+    map: Yoke<&'static Fields, Arc<Fields>>,
+}
+
+/// The fields of an object.
+type Fields = Map<String, Value>;
+
+fn shared(fields: Fields) -> Yoke<&'static Fields, Arc<Fields>> {
+    Yoke::attach_to_cart(Arc::new(fields), |fields| fields)
+}
+
+impl PartialEq for Config {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path && self.map() == other.map()
+    }
 }
 
 impl Config {
@@ -42,7 +56,7 @@ impl Config {
         match parsed {
             Ok(Value::Object(map)) => Ok(Self {
                 path: String::new(),
-                map: Arc::new(map),
+                map: shared(map),
             }),
             Ok(_) => Err(Error::input("the configuration is JSON but not an object")),
             Err(e) => Err(Error::input(format!("the configuration is not valid JSON: {e}"))),
@@ -53,7 +67,7 @@ impl Config {
     pub fn from_map(map: Map<String, Value>) -> Self {
         Self {
             path: String::new(),
-            map: Arc::new(map),
+            map: shared(map),
         }
     }
 
@@ -62,7 +76,7 @@ impl Config {
     pub fn with_map(&self, map: Map<String, Value>) -> Self {
         Self {
             path: self.path.clone(),
-            map: Arc::new(map),
+            map: shared(map),
         }
     }
 
@@ -71,30 +85,39 @@ impl Config {
     pub fn child(&self, key: &str, map: Map<String, Value>) -> Self {
         Self {
             path: self.name(key),
-            map: Arc::new(map),
+            map: shared(map),
         }
     }
 
     /// The same configuration under another `model_type`.
     #[must_use]
-    pub fn as_type(mut self, model_type: &str) -> Self {
-        Arc::make_mut(&mut self.map).insert("model_type".to_owned(), Value::from(model_type));
-        self
+    pub fn as_type(self, model_type: &str) -> Self {
+        let path = self.path.clone();
+        let mut fields = self.into_map();
+        fields.insert("model_type".to_owned(), Value::from(model_type));
+        Self {
+            path,
+            map: shared(fields),
+        }
     }
 
     /// The fields.
     pub fn into_map(self) -> Map<String, Value> {
-        Arc::unwrap_or_clone(self.map)
+        if std::ptr::eq(*self.map.get(), &raw const **self.map.backing_cart()) {
+            Arc::unwrap_or_clone(self.map.into_backing_cart())
+        } else {
+            self.map().clone()
+        }
     }
 
     /// The raw value; null counts as missing.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|v| !v.is_null())
+        self.map().get(key).filter(|v| !v.is_null())
     }
 
     /// Whether the key is present, even as null (a null overrides a class default).
     pub fn has(&self, key: &str) -> bool {
-        self.map.contains_key(key)
+        self.map().contains_key(key)
     }
 
     /// A nested object, or `None` if missing or null.
@@ -102,14 +125,17 @@ impl Config {
     /// # Errors
     /// If the value is there but not an object.
     pub fn sub(&self, key: &str) -> Result<Option<Self>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Self {
-                path: self.name(key),
-                map: Arc::new(map.clone()),
-            })),
-            Some(other) => Err(self.wrong(key, other, "an object")),
-        }
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let map = self.map.try_map_project_cloned(|map, _| match map.get(key) {
+            Some(Value::Object(own)) => Ok(own),
+            _ => Err(self.wrong(key, value, "an object")),
+        })?;
+        Ok(Some(Self {
+            path: self.name(key),
+            map,
+        }))
     }
 
     /// As [`Config::sub`] without a copy of its own.
@@ -286,7 +312,7 @@ impl Config {
 
     /// The underlying object.
     pub fn map(&self) -> &Map<String, Value> {
-        &self.map
+        self.map.get()
     }
 
     fn as_u64(&self, key: &str, value: &Value) -> Result<u64> {

@@ -102,13 +102,22 @@ const COMPARED: usize = 16;
 impl Layer {
     /// Takes the parameters of one of the last of `others` that has the same.
     pub(crate) fn share(&mut self, others: &[Self]) {
-        if let Some(same) = others
-            .iter()
-            .rev()
-            .take(COMPARED)
-            .find(|other| other.weights == self.weights)
-        {
+        let last = || others.iter().rev().take(COMPARED);
+        if last().any(|other| other.weights.is(&self.weights)) {
+            return;
+        }
+        if let Some(same) = last().find(|other| other.weights == self.weights) {
             self.weights = same.weights.clone();
+        }
+    }
+
+    /// The same for each of a model's layers.
+    pub(crate) fn share_all(layers: &mut [Self]) {
+        for at in 1..layers.len() {
+            let (before, rest) = layers.split_at_mut(at);
+            if let Some(layer) = rest.first_mut() {
+                layer.share(before);
+            }
         }
     }
 }

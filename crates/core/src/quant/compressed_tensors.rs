@@ -2,6 +2,7 @@
 
 mod schemes;
 
+use super::alike::Told;
 use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
 use super::{CacheScales, Kind, Mxfp4Padding, Quantization, Rule, Scheme};
@@ -47,6 +48,18 @@ impl Groups {
             "No compressed-tensors compatible scheme was found: 4-bit integers with 8-bit float activations run on compute \
              capability 9.0 alone",
         )
+    }
+
+    /// What its lists tell of layers.
+    pub(super) fn tell<'a>(&'a self, told: &mut Told<'a>) {
+        self.ignore.tell(0, told);
+        for (list, group) in (1..).zip(&self.list) {
+            for target in &group.targets {
+                if let Target::Module(names) = target {
+                    names.tell(list, told);
+                }
+            }
+        }
     }
 
     /// The scheme of a module: named targets go before those of its fused parts, and these before its class.

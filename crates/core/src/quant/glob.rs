@@ -21,8 +21,8 @@ impl Glob {
     }
 
     /// The texts that a path must hold, in this order.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &str> {
-        self.pieces.iter().map(String::as_str)
+    pub(super) fn pieces(&self) -> &[String] {
+        &self.pieces
     }
 
     pub(super) fn is_match(&self, path: &str) -> bool {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::select::Refused;
 use super::{CacheScales, Format, Mxfp4Padding, Quantization, Scheme};
 use crate::arch::weight::Shard;
-use crate::arch::{Cache, CacheKind, Layer, Model, Op, Parallel, Place, Role, Weight};
+use crate::arch::{Layer, Model, Op, Parallel, Place, Role, Weight};
 use crate::dtype::Dtype;
 use crate::engine::vllm::Version;
 use crate::{Error, ErrorKind, Result};
@@ -71,15 +71,21 @@ impl Inventory {
                     None
                 })
         };
-        // Without names in it, a scheme is the same for all layers that share their parameters.
-        let by_path = quantization.as_ref().is_some_and(Quantization::reads_paths);
+        let alike = match &quantization {
+            Some(quantization) => quantization.first_alike(model.layers.len()),
+            None => vec![0; model.layers.len()],
+        };
+        // One of the layers with the same parameters that lists do not tell apart, and its kind.
+        let mut asked: Vec<(usize, usize)> = Vec::new();
         let of_layer = model
             .layers
             .iter()
             .enumerate()
             .map(|(layer, Layer { weights, .. })| {
-                let shared = |kind: &Kind| model.layers[kind.layer].weights.is(weights);
-                if !by_path && let Some(kind) = kinds.iter().rposition(shared) {
+                let same = asked.iter().rev().take(COMPARED).find(|&&(other, _)| {
+                    alike[other] == alike[layer] && model.layers[other].weights == *weights
+                });
+                if let Some(&(_, kind)) = same {
                     return kind;
                 }
                 let prefix = match &quantization {
@@ -87,14 +93,16 @@ impl Inventory {
                     None => String::new(),
                 };
                 let schemes: Vec<_> = weights.iter().map(|weight| scheme(&prefix, weight)).collect();
-                let known = kinds.iter().enumerate().rev().take(COMPARED).find(|(_, kind)| {
+                let mut known = kinds.iter().enumerate().rev().take(COMPARED);
+                let known = known.find(|(_, kind)| {
                     kind.schemes == schemes && model.layers[kind.layer].weights == *weights
                 });
-                if let Some((kind, _)) = known {
-                    return kind;
+                let kind = known.map_or(kinds.len(), |(kind, _)| kind);
+                if kind == kinds.len() {
+                    kinds.push(Kind { layer, schemes });
                 }
-                kinds.push(Kind { layer, schemes });
-                kinds.len() - 1
+                asked.push((layer, kind));
+                kind
             })
             .collect();
         let outside = model
@@ -432,28 +440,6 @@ pub(super) fn shard_bytes(
         .bytes(&weight.name, &weight.shard(parallel)?, dtype, padding, format)?
         .checked_mul(weight.count)
         .ok_or_else(|| Error::overflow(format_args!("the size of {}", weight.name)))
-}
-
-impl CacheScales {
-    /// Whether the engine registers them beside a cache of this kind.
-    fn are_beside(self, kind: &CacheKind, layer: &Layer) -> bool {
-        // Attention that an indexer chooses the tokens for is of a class of its own.
-        let sparse = |cache: &Cache| {
-            matches!(
-                cache.kind,
-                CacheKind::Indexer { .. } | CacheKind::PooledIndexer { .. }
-            )
-        };
-        match kind {
-            CacheKind::Full(_) if layer.caches.iter().any(sparse) => false,
-            CacheKind::Full(_)
-            | CacheKind::Sliding { .. }
-            | CacheKind::Chunked { .. }
-            | CacheKind::Cross(_) => true,
-            CacheKind::Latent { .. } => matches!(self, Self::Four { latent: true }),
-            _ => false,
-        }
-    }
 }
 
 /// Inventories of one model, made when they are first asked for and shared by all copies: a plan and its variants, and

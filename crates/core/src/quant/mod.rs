@@ -4,10 +4,13 @@
 //! `compressed-tensors`, `ModelOpt`, Quark, auto-round, `MXFP4`); [`Quantization::named`] those it makes on load. Each module asks
 //! [`Quantization::scheme`] by its path and gets a [`Scheme`] that knows its bytes.
 
+mod alike;
 mod auto_round;
+mod cache_scales;
 mod compressed_tensors;
 mod glob;
 mod inventory;
+mod kind;
 mod methods;
 mod modelopt;
 mod naming;
@@ -23,10 +26,13 @@ pub use scheme::{ExpertBiases, Format, InputScale, Layout, Mxfp4Padding, OddBloc
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::arch::{AttentionScales, Config, Model, Op, Parallel, Weight};
+use crate::arch::{AttentionScales, Config, Model, Parallel, Weight};
 use crate::dtype::Dtype;
 use crate::names::normalise;
 use crate::{Error, Result};
+use alike::Told;
+use cache_scales::CacheScales;
+use kind::Kind;
 use naming::Naming;
 use select::{Ignore, Match, Refused};
 
@@ -46,34 +52,6 @@ pub struct Quantization {
     in_text: bool,
     /// What the class calls its modules.
     naming: Arc<Naming>,
-}
-
-/// What a module is to the engine, by the class of its layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A linear layer.
-    Linear,
-    /// The output head.
-    Head,
-    /// The table of token embeddings.
-    Embedding,
-    /// Routed experts.
-    Experts,
-}
-
-impl Kind {
-    const ALL: [Self; 4] = [Self::Linear, Self::Head, Self::Embedding, Self::Experts];
-
-    /// Whether the name of the layer's class holds a target's, in lower case. What is for linear layers is for experts,
-    /// which the engine fuses out of them.
-    fn is(self, target: &str) -> bool {
-        match self {
-            Self::Linear => ["linear", "columnparallellinear", "rowparallellinear"].contains(&target),
-            Self::Head => ["parallellmhead", "lmhead"].contains(&target),
-            Self::Embedding => ["embedding", "vocabparallelembedding"].contains(&target),
-            Self::Experts => ["linear", "routedexperts"].contains(&target),
-        }
-    }
 }
 
 /// Which scheme a module gets.
@@ -99,30 +77,6 @@ enum Rule {
     Overrides(overrides::Overrides),
     /// A scheme for all with exceptions (auto-round).
     Rounded(auto_round::Rounded),
-}
-
-/// Parameters that the engine registers with each attention layer (vLLM 0.32.0, `BaseKVCacheMethod` and
-/// `CompressedTensorsKVCacheMethod`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CacheScales {
-    None,
-    /// Four scalars in the model's element type; `latent` says whether latent attention has them too.
-    Four {
-        latent: bool,
-    },
-    /// Three float32 scales and three zero points in the model's element type.
-    ThreeWithZeros,
-}
-
-impl CacheScales {
-    fn bytes(self, model: Dtype, layers: AttentionScales) -> Result<u64> {
-        match (self, layers) {
-            (Self::None, _) | (_, AttentionScales::None) => Ok(0),
-            (Self::Four { .. }, _) => model.bytes(4),
-            (Self::ThreeWithZeros, AttentionScales::Own) => Ok(Dtype::F32.bytes(3)? + model.bytes(3)?),
-            (Self::ThreeWithZeros, AttentionScales::InModelType) => model.bytes(6),
-        }
-    }
 }
 
 /// Block size of fp8 checkpoints where none is given.
@@ -477,7 +431,7 @@ impl Quantization {
     /// # Errors
     /// [`Refused`] if the engine would not build the module.
     fn decide(&self, path: &str, weight: &Weight) -> Result<Option<Scheme>, Refused> {
-        let Some(kind) = kind(weight) else {
+        let Some(kind) = Kind::of(weight) else {
             return Ok(None);
         };
         let naming = &*self.naming;
@@ -534,12 +488,17 @@ impl Quantization {
         }
     }
 
-    /// Whether a module's scheme depends on its path.
-    fn reads_paths(&self) -> bool {
+    /// The first of a number of layers that each gets the schemes of, if it has the same modules.
+    fn first_alike(&self, layers: usize) -> Vec<usize> {
+        let mut told = Told::nothing(layers);
         match &self.rule {
-            Rule::Uniform { ignore, .. } => !ignore.is_empty(),
-            _ => true,
+            Rule::Uniform { ignore, .. } => ignore.tell(0, &mut told),
+            Rule::Groups(groups) => groups.tell(&mut told),
+            Rule::Listed(listed) => listed.tell(&mut told),
+            Rule::Quark(modules) => modules.tell(&mut told),
+            Rule::Overrides(_) | Rule::Rounded(_) => told.every(),
         }
+        told.first_alike()
     }
 
     /// Whether the attention module at `path` has the scales that the format brings for the cache.
@@ -604,20 +563,6 @@ impl Model {
         dtype: Dtype,
     ) -> Option<String> {
         Inventory::new(self, Some(quantization.clone())).refusal_on(self, parallel, capability, dtype)
-    }
-}
-
-/// What a parameter is to the engine; `None` for one without a scheme.
-fn kind(weight: &Weight) -> Option<Kind> {
-    if !weight.quantizable {
-        return None;
-    }
-    match weight.op {
-        Op::Tensor { .. } => None,
-        Op::Experts { .. } => Some(Kind::Experts),
-        Op::Vocab { .. } if weight.role == crate::arch::Role::Head => Some(Kind::Head),
-        Op::Vocab { .. } => Some(Kind::Embedding),
-        Op::Linear { .. } | Op::Qkv { .. } => Some(Kind::Linear),
     }
 }
 

@@ -1,9 +1,9 @@
 //! `ModelOpt` checkpoints: one algorithm, or one for each module.
 
-use std::collections::HashMap;
-
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
+use super::alike::Told;
 use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
 use super::{BLOCK, CacheScales, InputScale, Kind, Mxfp4Padding, OddBlocks, Quantization, Rule, Scheme};
@@ -14,13 +14,28 @@ use crate::{Error, Result};
 /// An algorithm for each module that is quantised, by the module's path in the engine.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
-    schemes: HashMap<String, Option<Scheme>>,
+    schemes: IndexMap<String, Option<Scheme>>,
     /// Modules that hold listed ones (`mlp.experts` of `mlp.experts.0.gate_proj`), with the scheme of those.
-    parents: HashMap<String, Option<Scheme>>,
+    parents: IndexMap<String, Option<Scheme>>,
     ignore: Ignore,
 }
 
 impl Listed {
+    /// What its lists tell of layers: those that name modules with different schemes are different ones.
+    pub(super) fn tell<'a>(&'a self, told: &mut Told<'a>) {
+        self.ignore.tell(0, told);
+        let mut known: Vec<Option<Scheme>> = Vec::new();
+        for (lists, names) in [&self.schemes, &self.parents].into_iter().enumerate() {
+            for (name, scheme) in names {
+                let which = known.iter().position(|k| k == scheme).unwrap_or_else(|| {
+                    known.push(*scheme);
+                    known.len() - 1
+                });
+                told.whole(1 + lists + 2 * which, name);
+            }
+        }
+    }
+
     /// The scheme of a module, by its own name, its fused parts' or, for experts, that of a single expert.
     pub(super) fn scheme(&self, path: &str, kind: Kind, naming: &Naming) -> Result<Option<Scheme>, Refused> {
         if kind == Kind::Embedding || self.ignore.skips_whole(path, naming)? {
@@ -151,8 +166,8 @@ fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Qu
             q.name("quantized_layers")
         )));
     };
-    let mut schemes = HashMap::new();
-    let mut parents = HashMap::new();
+    let mut schemes = IndexMap::new();
+    let mut parents = IndexMap::new();
     for (key, entry) in layers {
         // Files have hundreds; one that cannot be used is read again for its words.
         let text = match entry {

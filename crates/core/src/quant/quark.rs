@@ -1,5 +1,6 @@
 //! AMD Quark's checkpoints: one scheme for all modules, others by name, and what is left out.
 
+use super::alike::Told;
 use super::glob::Glob;
 use super::naming::Naming;
 use super::select::{Ignore, Match, Refused};
@@ -19,6 +20,17 @@ pub(super) struct Modules {
 }
 
 impl Modules {
+    /// What its lists tell of layers; of names the first one that holds decides, so that each is a list of its own.
+    pub(super) fn tell<'a>(&'a self, told: &mut Told<'a>) {
+        self.exclude.tell(0, told);
+        for (list, (pattern, _)) in (1..).zip(&self.named) {
+            match pattern {
+                Pattern::Glob(glob) => told.glob(list, glob),
+                Pattern::Within(text) => told.part(list, text),
+            }
+        }
+    }
+
     /// Whether the attention module at `path` is left out with what surrounds it.
     pub(super) fn leaves_out(&self, path: &str, naming: &Naming) -> bool {
         self.exclude.skips(path, naming)

@@ -1,9 +1,11 @@
 //! Which modules a checkpoint leaves unquantised.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
+use indexmap::IndexSet;
 use regex_lite::Regex;
 
+use super::alike::Told;
 use super::glob::{self, Glob};
 use super::naming::Naming;
 use crate::{Error, Result};
@@ -31,7 +33,7 @@ pub(crate) enum Match {
 pub(crate) struct Ignore {
     mode: Match,
     /// Names that a whole path is compared with.
-    exact: HashSet<String>,
+    exact: IndexSet<String>,
     /// Names that a part of a path is compared with.
     parts: ByLayer<String>,
     /// Names that hold a list of experts ([`Match::Exact`] and [`Match::Wildcard`]).
@@ -72,7 +74,7 @@ impl Ignore {
     pub(super) fn none(mode: Match) -> Self {
         Self {
             mode,
-            exact: HashSet::new(),
+            exact: IndexSet::new(),
             parts: ByLayer::default(),
             experts: Vec::new(),
             globs: ByLayer::default(),
@@ -98,7 +100,7 @@ impl Ignore {
     }
 
     fn glob(&mut self, glob: Glob) {
-        let layer = glob.pieces().find_map(layer_in);
+        let layer = glob.pieces().iter().find_map(|piece| layer_in(piece));
         self.globs.add(layer, glob);
     }
 
@@ -128,6 +130,18 @@ impl Ignore {
                  same precision."
             ))),
         }
+    }
+
+    /// What it tells of layers, as the list of this number.
+    pub(super) fn tell<'a>(&'a self, list: usize, told: &mut Told<'a>) {
+        for name in &self.exact {
+            match self.mode {
+                Match::Exact | Match::Expression => told.whole(list, name),
+                Match::Part | Match::End | Match::Wildcard => told.part(list, name),
+            }
+        }
+        self.globs.all().for_each(|glob| told.glob(list, glob));
+        self.expressions.iter().for_each(|e| told.expression(e.as_str()));
     }
 
     /// Whether it names nothing.
@@ -235,6 +249,11 @@ impl<T> ByLayer<T> {
 
     fn is_empty(&self) -> bool {
         self.general.is_empty() && self.layers.is_empty()
+    }
+
+    /// All patterns; those of a layer in their order.
+    fn all(&self) -> impl Iterator<Item = &T> {
+        self.general.iter().chain(self.layers.values().flatten())
     }
 
     /// Whether a pattern that can match `path` does.

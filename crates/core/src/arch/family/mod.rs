@@ -76,7 +76,7 @@ pub use rotary::rotary_elements;
 pub use standing::{Standing, standing};
 pub use text::Text;
 
-use super::{AttentionScales, CacheKind, Config, Model, Role, drafter};
+use super::{AttentionScales, CacheKind, Config, Layer, Model, Role, drafter};
 use crate::{Error, ErrorKind, Result};
 use registry::Reader;
 
@@ -164,6 +164,7 @@ fn read_with(name: &str, config: &Config, agreeing: bool) -> Result<Model> {
         Some(pooled) => Some(pooled.finish(&text, &mut decoder)?),
         None => None,
     };
+    Layer::share_all(&mut decoder.layers);
     decoder.outside.extend(tower::read(&built, &text)?);
     let encoder_decoder = match encodes_and_decodes(&text, &decoder) {
         Err(error) if !agreeing && error.kind() == ErrorKind::Unsupported => false,

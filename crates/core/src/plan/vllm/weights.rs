@@ -5,7 +5,7 @@ use super::super::request::Subject;
 use crate::Result;
 use crate::arch::family::rotary_elements;
 use crate::arch::weight::Shard;
-use crate::arch::{Config, Model, Op, Parallel, Role};
+use crate::arch::{Config, Model, Op, Parallel, Role, Weights};
 use crate::dtype::Dtype;
 use crate::engine::vllm::{DrafterWeights, Gpu, Settings, Version};
 use crate::quant::{Inventory, Mxfp4Padding, Quantization};
@@ -193,11 +193,25 @@ pub(super) fn assumed_checkpoint(config: &Config, settings: &Settings) -> Result
     }))
 }
 
+/// Kinds of layers that one is compared with before it is looked at on its own.
+const COMPARED: usize = 16;
+
 /// Elements that the widest feed-forward output of one token has on one rank; routed experts count once for every
 /// expert that the token uses.
 pub(super) fn widest_projection(model: &Model, parallel: &Parallel) -> u64 {
     let mut widest = 0;
-    for weight in model.layers.iter().flat_map(|layer| &layer.weights) {
+    let mut kinds: Vec<&Weights> = Vec::new();
+    for layer in &model.layers {
+        if !kinds
+            .iter()
+            .rev()
+            .take(COMPARED)
+            .any(|kind| kind.is(&layer.weights))
+        {
+            kinds.push(&layer.weights);
+        }
+    }
+    for weight in kinds.into_iter().flatten() {
         if !matches!(weight.role, Role::Mlp | Role::Experts | Role::SharedExpert) {
             continue;
         }
