@@ -5,7 +5,7 @@
 //! types of their fields as `huggingface_hub.dataclasses.strict` reads them); `data/field_types.tsv` holds the types.
 //! vLLM's own classes (`vllm/transformers_utils/configs`) check nothing and have no types there.
 
-use std::cmp::Ordering;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
@@ -39,25 +39,12 @@ impl Class {
 
 /// The row of a model type; the lines are in the order of their first column.
 fn class(model_type: &str) -> Option<Class> {
-    let (mut low, mut high) = (0, TABLE.len());
-    while low < high {
-        let middle = low.midpoint(high);
-        let start = TABLE.as_bytes()[low..middle]
-            .iter()
-            .rposition(|b| *b == b'\n')
-            .map_or(low, |at| low + at + 1);
-        let line = TABLE[start..].lines().next()?;
-        let mut columns = line.split('\t');
-        match columns.next()?.cmp(model_type) {
-            Ordering::Less => low = start + line.len() + 1,
-            Ordering::Greater => high = start,
-            Ordering::Equal => {
-                let (base, rules, fields) = (columns.next()?, columns.next()?, columns.next()?);
-                return Some(Class { base, rules, fields });
-            }
-        }
-    }
-    None
+    static LINES: OnceLock<Vec<(&str, &str)>> = OnceLock::new();
+    let lines = LINES.get_or_init(|| TABLE.lines().filter_map(|line| line.split_once('\t')).collect());
+    let found = lines.binary_search_by(|(own, _)| (*own).cmp(model_type)).ok()?;
+    let mut columns = lines[found].1.split('\t');
+    let (base, rules, fields) = (columns.next()?, columns.next()?, columns.next()?);
+    Some(Class { base, rules, fields })
 }
 
 /// The class that the engine takes for a file that names none: the model without a head, which embeds instead of
