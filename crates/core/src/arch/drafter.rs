@@ -60,7 +60,12 @@ const CLASSES: &[(&str, Join, Repeats, Option<u64>)] = &[
     ("HYV3", Join::Whole, Repeats::LastFull, None),
     ("HYV4", Join::Whole, Repeats::LastFull, None),
     ("MiMoForCausalLM", Join::Whole, Repeats::LastFull, None),
-    ("MiniMaxM3", Join::Whole, Repeats::LastFull, None),
+    (
+        "MiniMaxM3SparseForConditionalGeneration",
+        Join::Whole,
+        Repeats::LastFull,
+        None,
+    ),
     ("PanguUltra", Join::Whole, Repeats::LastFull, None),
     // mimo_v2_mtp.py reads the first module only; step3p5_mtp.py.
     ("MiMoV2", Join::Whole, Repeats::WindowAndDense, Some(1)),

@@ -2,7 +2,8 @@
 
 use super::dense::{Decoder, Dense, FOUR_NORMS, Mlp, Norm, QkNorm, part};
 use super::text::{Attend, Text};
-use crate::arch::{Place, Role, Weight};
+use crate::arch::weight::VOCAB_PADDING_ROWS;
+use crate::arch::{Op, Place, Role, Weight};
 use crate::{Error, Result};
 
 /// The options that Llama's class has (vLLM 0.32.0, `llama.py`): `attention_bias` or `bias` for all four
@@ -19,6 +20,13 @@ pub(crate) fn base(t: &Text) -> Result<Dense> {
 /// Llama itself, and classes that vLLM serves with it.
 pub(crate) fn llama(t: &Text) -> Result<Decoder> {
     base(t)?.build()
+}
+
+/// Step-1: `num_attention_groups` goes before `num_key_value_heads` (vLLM 0.32.0, `step1.py`).
+pub(crate) fn step1(t: &Text) -> Result<Decoder> {
+    let mut d = base(t)?;
+    d.attention.kv_heads = t.config.dim_or("num_attention_groups", d.attention.kv_heads)?;
+    d.build()
 }
 
 /// BLIP-2's language model: the wrapper keeps its query tokens beside it.
@@ -378,7 +386,17 @@ pub(crate) fn plamo3(t: &Text) -> Result<Decoder> {
         Some(attends) => attends,
         None => t.attends(Some(t.config.dim_or("sliding_window_pattern", 8)?.max(1)))?,
     };
-    d.build()
+    let mut decoder = d.build()?;
+    // The head's rows are filled up to 16 first, and what that adds is padded as rows of an adapter would be.
+    let added = t.vocab()?.next_multiple_of(16) - t.vocab()?;
+    for weight in decoder.outside.iter_mut().flat_map(|part| &mut part.weights) {
+        if let (Role::Head, Op::Vocab { rows, .. }) = (weight.role, &mut weight.op)
+            && added > 0
+        {
+            *rows = rows.next_multiple_of(VOCAB_PADDING_ROWS) + added;
+        }
+    }
+    Ok(decoder)
 }
 
 /// Windows listed in `interleaved_sliding_window`, repeated over the layers; null is full attention.

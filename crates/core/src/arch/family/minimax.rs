@@ -38,7 +38,8 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
     if t.config.flag("use_routing_bias", false)? {
         moe = moe.corrected("e_score_correction_bias");
     }
-    let shared = t.config.dim_or("shared_intermediate_size", moe.width)?;
+    // Whatever `shared_intermediate_size` says.
+    let shared = moe.width;
     let moe = moe.shared(
         "block_sparse_moe.shared_experts",
         shared * t.config.dim_or("n_shared_experts", 0)?,
@@ -109,7 +110,10 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
         });
         Ok(())
     })?;
-    decoder.mtp_layers = t.config.dim_or("num_mtp_modules", 0)?;
+    // Of the language model alone the engine makes no drafter (vLLM 0.32.0, `hf_config_override` in `config/speculative.py`).
+    if t.class != "MiniMaxM3SparseForCausalLM" {
+        decoder.mtp_layers = t.config.dim_or("num_mtp_modules", 0)?;
+    }
     Ok(decoder)
 }
 

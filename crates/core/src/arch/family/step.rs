@@ -67,6 +67,7 @@ pub(crate) fn step3p5(t: &Text) -> Result<Decoder> {
     let mut d = Dense::llama(t)?;
     d.attention.qkv_bias = t.config.flag("attention_bias", false)?;
     d.attention.qk_norm = QkNorm::Head(Norm::Scale);
+    d.attention.kv_heads = t.config.dim_or("num_attention_groups", d.attention.kv_heads)?;
     let window = t.window()?;
     let types = t.layer_types()?;
     let other = t.config.sub("attention_other_setting")?;
