@@ -209,8 +209,9 @@ pub(crate) fn zaya(t: &Text) -> Result<Decoder> {
         }
         Ok(())
     })?;
+    // Tensors of the model itself, which every stage makes.
     decoder.outside.push(part(
-        Place::First,
+        Place::Every,
         vec![vector("model.input_hidden_states", hidden).times(2)],
     ));
     Ok(decoder)

@@ -288,6 +288,7 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
                     weight.whole_where_tokens_spread = Some(false);
                 }
             }
+            stages::place_generic(&mut decoder);
             unquantized::apply(&text.class, &mut decoder);
             names::apply(&text.class, &mut decoder);
             Ok(decoder)

@@ -44,6 +44,7 @@ const EVERYTHING_EVERYWHERE: &[&str] = &[
     "HfMoondream",
     "Moondream3ForCausalLM",
     "MuseGlimmerForCausalLM",
+    "MuseGlimmerForConditionalGeneration",
     "NemotronHForCausalLM",
     "OPTForCausalLM",
     "OlmoHybridForCausalLM",
@@ -150,6 +151,20 @@ const WITHOUT_STAGES: &[&str] = &[
 /// Whether the engine divides a class over pipeline stages.
 pub(crate) fn divides(class: &str) -> bool {
     !WITHOUT_STAGES.contains(&class)
+}
+
+/// The same for the generic Transformers backend: what comes before the layers is on the last stage too where the head is the
+/// embedding (vLLM 0.32.0, `pipeline_parallel` in `models/transformers/base.py`).
+pub(crate) fn place_generic(decoder: &mut Decoder) {
+    let tied = decoder
+        .outside
+        .iter()
+        .any(|part| part.place == Place::FirstAndLast);
+    for part in &mut decoder.outside {
+        if tied && part.place == Place::First {
+            part.place = Place::FirstAndLast;
+        }
+    }
 }
 
 /// Puts the ends of a decoder where its class builds them.
