@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::{Cache, Heads, Parallel, State, Weight};
+use super::{Cache, Heads, Op, Parallel, Role, State, Weight};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -243,6 +243,13 @@ impl Place {
 }
 
 impl Model {
+    /// Whether it has an output head beside its embedding.
+    pub(crate) fn has_head(&self) -> bool {
+        (self.outside.iter())
+            .flat_map(|part| &part.weights)
+            .any(|weight| weight.role == Role::Head && matches!(weight.op, Op::Vocab { .. }))
+    }
+
     /// Every parameter of one pipeline stage with its full module path, in the order of the layers.
     /// `towers` is false under `--language-model-only`.
     ///

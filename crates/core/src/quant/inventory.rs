@@ -126,7 +126,7 @@ impl Inventory {
             let scheme = scheme("", &head)?;
             Some((place, head, scheme))
         });
-        if embeds && model.pooling.is_none() && !has_head(model) {
+        if embeds && model.pooling.is_none() && !model.has_head() {
             // The engine puts the embedding's matrix into the head (vLLM 0.32.0, `tie_weights`).
             refusal.get_or_insert("'VocabParallelEmbedding' object has no attribute 'weight'".to_owned());
         }
@@ -253,7 +253,7 @@ impl Inventory {
                 shard_bytes(weight, *scheme, parallel, dtype, format)
                     .err()
                     .filter(|error| error.kind() == ErrorKind::Unsupported)
-                    .map(|error| error.at(&weight.name).to_string())
+                    .map(|error| error.to_string())
             })
     }
 
@@ -395,13 +395,6 @@ const fn allocator_rest(bytes: u64) -> u64 {
 /// Whether a layer attends without a cache of its own.
 fn shares_a_cache(layer: &Layer) -> bool {
     layer.caches.is_empty() && layer.weights.iter().any(|weight| weight.role == Role::Attention)
-}
-
-/// Whether a model has a head beside its embedding.
-fn has_head(model: &Model) -> bool {
-    (model.outside.iter())
-        .flat_map(|part| &part.weights)
-        .any(|weight| weight.role == Role::Head && matches!(weight.op, Op::Vocab { .. }))
 }
 
 /// The head of a model whose head is its embedding: the engine builds one in the checkpoint's scheme and puts the

@@ -21,7 +21,7 @@ for directory in a.configs:
     for name in sorted(os.listdir(directory)):
         if name.endswith(".json"):
             configs.setdefault(name, os.path.join(directory, name))
-REFUSED = re.compile(r"is greater than the derived max_model_len|must be divisible by tensor parallel size|: \d+ is not divisible by|KV cache is needed, which is larger than|are not supported for now|Pipeline parallelism is not supported for this model")
+REFUSED = re.compile(r"is greater than the derived max_model_len|must be divisible by tensor parallel size|: \d+ is not divisible by|KV cache is needed, which is larger than|are not supported for now|Pipeline parallelism is not supported for this model|'PPMissingLayer' object has no attribute 'tie_weights'")
 KEYS = ("block_size", "mamba_block_size", "mamba_page_size_padded", "max_model_len", "kv_layers", "bytes_per_block",
         "num_blocks", "capacity_tokens", "max_concurrency", "weight_bytes_per_rank", "scheduler_block_size", "hash_block_size")
 seen, used, rows = set(), set(), []

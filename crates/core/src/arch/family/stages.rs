@@ -148,6 +148,18 @@ const WITHOUT_STAGES: &[&str] = &[
     "Zamba2ForCausalLM",
 ];
 
+/// Classes that put the embedding's matrix into the head on stages that have none (vLLM 0.32.0, `ernie45_moe.py`,
+/// `ernie45_vl_moe.py`).
+const TIES_EVERYWHERE: &[&str] = &[
+    "Ernie4_5_MoeForCausalLM",
+    "Ernie4_5_VLMoeForConditionalGeneration",
+];
+
+/// Whether a class fails on pipeline stages where its head is its embedding.
+pub(crate) fn fails_tied(class: &str) -> bool {
+    TIES_EVERYWHERE.contains(&class)
+}
+
 /// Whether the engine divides a class over pipeline stages.
 pub(crate) fn divides(class: &str) -> bool {
     !WITHOUT_STAGES.contains(&class)

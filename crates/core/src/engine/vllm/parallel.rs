@@ -83,6 +83,16 @@ pub(crate) fn check(model: &Model, settings: &Settings, latent: bool) -> Option<
             "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface.",
         ));
     }
+    if stages > 1
+        && settings.version >= DIVIDES_AS_LISTED
+        && stages::fails_tied(&model.architecture)
+        && !model.has_head()
+    {
+        return Some(Refusal::new(
+            RefusalKind::PipelineParallel,
+            "'PPMissingLayer' object has no attribute 'tie_weights': a head that is the embedding cannot be divided in this class",
+        ));
+    }
     if let Some(speculative) = &settings.speculative
         && settings.async_scheduling == Some(true)
         && !speculative.method.supports_async()
