@@ -337,3 +337,26 @@ fn wrong_values_in_a_drafters_file_are_errors_or_other_models_and_never_a_panic(
     }
     assert!(seen.len() >= 15, "{} kinds of drafters", seen.len());
 }
+
+#[test]
+fn a_wrapper_that_is_its_own_language_model_is_no_endless_way() {
+    for (name, map) in configs() {
+        let class = &map["architectures"][0];
+        let again = |class: &Value, map: &Map<String, Value>| {
+            let mut map = map.clone();
+            for value in map.values_mut().filter_map(Value::as_object_mut) {
+                value.insert("architectures".to_owned(), json!([class]));
+            }
+            map
+        };
+        exercise(name, again(class, map));
+        for other in ["LlavaNextForConditionalGeneration", "LlamaNemotronVLModel"] {
+            exercise(name, again(&json!(other), map));
+            // Without a part for the language model the file is its own.
+            let mut flat = map.clone();
+            flat.retain(|_, value| !value.is_object());
+            flat.insert("architectures".to_owned(), json!([other]));
+            exercise(name, flat);
+        }
+    }
+}

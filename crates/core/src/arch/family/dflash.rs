@@ -354,7 +354,7 @@ fn laguna(t: &Text, target: Option<&Model>) -> Result<Decoder> {
     let mut map = t.config.map().clone();
     map.insert("layer_types".to_owned(), Value::Null);
     plain.config = t.config.with_map(map);
-    let mut decoder = super::decoder(&plain, 0)?;
+    let mut decoder = super::decoder(&plain)?;
     if let Some(target) = target {
         let sparse = |layer: &crate::arch::Layer| layer.weights.iter().any(|w| w.role == Role::Experts);
         let both = decoder.layers.iter().zip(&target.layers);

@@ -209,9 +209,9 @@ const JOINED: &[Joined] = &[
 impl Joined {
     fn decoder(&self, t: &Text) -> Result<Decoder> {
         let mut decoder = if self.numbered_on {
-            super::decoder(&with(t, "first_k_dense_replace", Value::from(0)), 0)?
+            super::decoder(&with(t, "first_k_dense_replace", Value::from(0)))?
         } else {
-            super::decoder(t, 0)?
+            super::decoder(t)?
         };
         let hidden = t.hidden()?;
         let fc = match self.join {
@@ -260,7 +260,7 @@ fn llama4(t: &Text) -> Result<Decoder> {
         )
         .hint("interleave_moe_layer_step has to be 0 for such a drafter"));
     }
-    let mut decoder = super::decoder(&with(t, "interleave_moe_layer_step", Value::from(0)), 0)?;
+    let mut decoder = super::decoder(&with(t, "interleave_moe_layer_step", Value::from(0)))?;
     let hidden = t.hidden()?;
     let fc = Weight::replicated("model.fc", Role::Mlp, 2 * hidden, &[hidden]).unquantized();
     let vocab = t.config.dim("draft_vocab_size")?;
@@ -335,7 +335,7 @@ const LATENT: &[&str] = &[
 
 /// EAGLE-3 with latent attention (vLLM 0.32.0, `deepseek_eagle3.py`): no experts, and a first layer of double width.
 fn latent(t: &Text, target_vocab: u64) -> Result<Decoder> {
-    let mut decoder = super::decoder(&with(t, "n_routed_experts", Value::Null), 0)?;
+    let mut decoder = super::decoder(&with(t, "n_routed_experts", Value::Null))?;
     let hidden = t.hidden()?;
     for (i, layer) in decoder.layers.iter_mut().enumerate() {
         for weight in layer.weights.iter_mut().filter(|_| i == 0) {

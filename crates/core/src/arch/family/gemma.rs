@@ -288,7 +288,7 @@ pub(crate) fn gemma4_unified_seeing(t: &Text) -> Result<Decoder> {
             "Gemma4 Unified requires a vision configuration",
         ));
     }
-    super::decoder(&t.inner("Gemma4ForCausalLM")?, 1)
+    super::decoder(&t.inner("Gemma4ForCausalLM")?)
 }
 
 /// `Gemma4UnifiedForCausalLM`, which the generic backend builds: Gemma 4's heads without per-layer inputs.

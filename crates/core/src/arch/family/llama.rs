@@ -63,7 +63,7 @@ pub(crate) fn minicpm_v(t: &Text) -> Result<Decoder> {
             )));
         }
     };
-    super::decoder(&t.inner(class)?, 1)
+    super::decoder(&t.inner(class)?)
 }
 
 /// Bee and `RForConditionalGeneration` (vLLM 0.32.0, `bee.py`, `rvl.py`): with the line ends' vector comes a projector
@@ -109,7 +109,7 @@ pub(crate) fn voxtral_realtime(t: &Text) -> Result<Decoder> {
 /// Granite-4-Vision's language model (vLLM 0.32.0, `granite4_vision.py`): Granite's decoder whatever class the nested
 /// configuration names, and one vector for line ends.
 pub(crate) fn granite4_vision(t: &Text) -> Result<Decoder> {
-    let decoder = super::decoder(&t.inner("GraniteForCausalLM")?, 1)?;
+    let decoder = super::decoder(&t.inner("GraniteForCausalLM")?)?;
     newline_beside(t, decoder)
 }
 

@@ -159,7 +159,7 @@ fn read_with(name: &str, config: &Config, agreeing: bool) -> Result<Model> {
     } else {
         Text::find_disagreeing(&built, config)?
     };
-    let mut decoder = decoder(&text, 0)?;
+    let mut decoder = decoder(&text)?;
     let pooling = match &pooled {
         Some(pooled) => Some(pooled.finish(&text, &mut decoder)?),
         None => None,
@@ -268,7 +268,15 @@ fn class_of(config: &Config) -> Result<String> {
 }
 
 /// The decoder of `text.class`, through wrappers.
-fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
+fn decoder(text: &Text) -> Result<Decoder> {
+    if text.wrappers > MAX_WRAPPERS {
+        return Err(Error::input(format!(
+            "{} is {}, which leads to itself: its own language model has that class again",
+            text.config.name("architectures"),
+            text.class
+        ))
+        .hint("name the class of the language model there"));
+    }
     match registry::reader(&text.class) {
         Some(Reader::Own(read)) => {
             let seen = quirks::seen_by_class(text);
@@ -293,14 +301,14 @@ fn decoder(text: &Text, depth: usize) -> Result<Decoder> {
             names::apply(&text.class, &mut decoder);
             Ok(decoder)
         }
-        Some(Reader::Inner(fixed)) if depth < MAX_WRAPPERS => {
+        Some(Reader::Inner(fixed)) => {
             let inner = match fixed {
                 Some(class) => class.to_owned(),
                 None => inner_class(text)?,
             };
-            decoder(&text.inner(&inner)?, depth + 1)
+            decoder(&text.inner(&inner)?)
         }
-        _ => Err(undescribed(&text.class)),
+        None => Err(undescribed(&text.class)),
     }
 }
 
@@ -329,19 +337,16 @@ fn undescribed(class: &str) -> Error {
 
 /// The decoder of a wrapper's language model, for wrappers that add something to it.
 pub(crate) fn language_model(text: &Text) -> Result<Decoder> {
-    decoder(&text.inner(&inner_class(text)?)?, 1)
+    decoder(&text.inner(&inner_class(text)?)?)
 }
 
 /// The decoder of a class that may pool, as a part of another class.
 pub(crate) fn pooled_decoder(text: &Text) -> Result<Decoder> {
     let (built, pooled) = pooling::resolve(&text.class);
-    let mut decoder = decoder(
-        &Text {
-            class: built,
-            ..text.clone()
-        },
-        1,
-    )?;
+    let mut decoder = decoder(&Text {
+        class: built,
+        ..text.clone()
+    })?;
     if let Some(pooled) = pooled {
         pooled.finish(text, &mut decoder)?;
     }

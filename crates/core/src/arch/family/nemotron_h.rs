@@ -146,9 +146,8 @@ fn blocks(t: &Text) -> Result<Option<Vec<Text>>> {
                 map.insert(key.clone(), value.clone());
             }
             Ok(Text {
-                class: t.class.clone(),
-                top: t.top.clone(),
                 config: c.with_map(map),
+                ..t.clone()
             })
         })
         .collect::<Result<_>>()

@@ -114,9 +114,8 @@ pub(crate) fn seen_by_class(t: &Text) -> Option<Text> {
         map.remove("head_dim");
     }
     Some(Text {
-        class: t.class.clone(),
-        top: t.top.clone(),
         config: t.config.with_map(map),
+        ..t.clone()
     })
 }
 

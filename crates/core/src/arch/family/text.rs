@@ -49,6 +49,8 @@ pub struct Text {
     pub top: Config,
     /// The language model's part (the whole file where nothing is nested).
     pub config: Config,
+    /// Wrappers that led from the file to this class; a file may name a wrapper as its own language model.
+    pub(crate) wrappers: usize,
 }
 
 /// Which earlier tokens a layer attends to.
@@ -98,6 +100,7 @@ impl Text {
                 class: class.to_owned(),
                 top,
                 config,
+                wrappers: 0,
             });
         }
         if class == "ColModernVBertForRetrieval" {
@@ -106,6 +109,7 @@ impl Text {
                 class: class.to_owned(),
                 top,
                 config,
+                wrappers: 0,
             });
         }
         if let Some(config) = super::crossing::text(class, &top)? {
@@ -113,6 +117,7 @@ impl Text {
                 class: class.to_owned(),
                 top,
                 config,
+                wrappers: 0,
             });
         }
         let mut config = top.clone();
@@ -133,6 +138,7 @@ impl Text {
             class: class.to_owned(),
             top,
             config,
+            wrappers: 0,
         })
     }
 
@@ -154,6 +160,7 @@ impl Text {
             class: class.to_owned(),
             top: self.top.clone(),
             config: self.config.with_map(map),
+            wrappers: self.wrappers + 1,
         })
     }
 
