@@ -138,18 +138,6 @@ impl Config {
         }))
     }
 
-    /// As [`Config::sub`] without a copy of its own.
-    ///
-    /// # Errors
-    /// As [`Config::sub`].
-    pub(crate) fn object(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map)),
-            Some(other) => Err(self.wrong(key, other, "an object")),
-        }
-    }
-
     /// A non-negative integer; 3.0 counts as 3.
     ///
     /// # Errors

@@ -298,11 +298,9 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Generic) -> Resu
         ),
     };
     steps.add(|| {
-        let step = Step::new("overhead", &overhead_formula, human_bytes(overhead));
-        if overhead_basis == Basis::Exact {
-            return step;
-        }
-        step.of("an assumption for any engine, fitted to nothing: --engine vllm has terms that are")
+        let source = "an assumption for any engine, fitted to nothing: --engine vllm has terms that are";
+        Step::new("overhead", &overhead_formula, human_bytes(overhead))
+            .of_any((overhead_basis != Basis::Exact).then_some(source))
     });
     let available = budget.saturating_sub(per_rank).saturating_sub(overhead);
     steps.add(|| {

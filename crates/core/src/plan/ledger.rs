@@ -152,6 +152,13 @@ impl Step {
         self.source = Some(source);
         self
     }
+
+    /// The same where there is a source.
+    #[must_use]
+    pub fn of_any(mut self, source: Option<&'static str>) -> Self {
+        self.source = source;
+        self
+    }
 }
 
 /// The steps of `--explain`, built only where somebody wants to read them: the texts take longer than the plan.

@@ -197,18 +197,17 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, engine: &'a LlamaCpp) -> Re
     };
     for term in &overhead {
         steps.add(|| {
-            let step = Step::new(
+            let source = match (term.name, term.basis) {
+                ("compute_buffer", Basis::Exact) => Some(GRAPH_SOURCE),
+                ("compute_buffer" | "cuda_context", Basis::Fitted | Basis::Assumed) => Some(ESTIMATE_SOURCE),
+                _ => None,
+            };
+            Step::new(
                 format!("{} ({})", term.name, term.basis.name()),
                 &term.formula,
                 term.human(),
-            );
-            match (term.name, term.basis) {
-                ("compute_buffer", Basis::Exact) => step.of(GRAPH_SOURCE),
-                ("compute_buffer" | "cuda_context", Basis::Fitted | Basis::Assumed) => {
-                    step.of(ESTIMATE_SOURCE)
-                }
-                _ => step,
-            }
+            )
+            .of_any(source)
         });
     }
     let formula = format!(

@@ -195,15 +195,13 @@ pub(super) fn evaluate<'a>(request: &'a Request<'a>, settings: &Settings) -> Res
     };
     let before = whole.saturating_sub(context.bytes);
     steps.add(|| {
-        let step = Step::new(
+        let source = "context read off SGLang's published start-up logs: docs/src/guides/read-a-log.md, reference/accuracy.md";
+        Step::new(
             "free before loading",
             format!("{} - {} context", human_bytes(whole), human_bytes(context.bytes)),
             human_bytes(before),
-        );
-        if context.basis == Basis::Exact {
-            return step;
-        }
-        step.of("context read off SGLang's published start-up logs: docs/src/guides/read-a-log.md, reference/accuracy.md")
+        )
+        .of_any((context.basis != Basis::Exact).then_some(source))
     });
     let fraction = found.mem_fraction_static;
     steps.add(||

@@ -307,15 +307,12 @@ fn serve<'a>(
     spread = spread.plus(known);
     for term in overhead.iter().filter(|term| term.name != "drafter") {
         steps.add(|| {
-            let step = Step::new(
+            Step::new(
                 format!("{} ({})", term.name, term.basis.name()),
                 &term.formula,
                 term.human(),
-            );
-            match ground(term) {
-                Some(ground) => step.of(ground),
-                None => step,
-            }
+            )
+            .of_any(ground(term))
         });
     }
 

@@ -125,23 +125,15 @@ impl Quantization {
         let mut found = None;
         let mut within = "";
         for part in ["", "text_config", "llm_config", "language_config"] {
-            let own = file.map();
             let holder = if part.is_empty() {
-                Some(own)
+                Some(file.clone())
             } else {
-                file.object(part)?
+                file.sub(part)?
             };
+            let Some(holder) = holder else { continue };
             for key in ["quantization_config", "compression_config"] {
-                let there = holder
-                    .and_then(|map| map.get(key))
-                    .is_some_and(|value| !value.is_null());
-                if found.is_none() && there {
-                    let holder = if part.is_empty() {
-                        Some(file.clone())
-                    } else {
-                        file.sub(part)?
-                    };
-                    found = holder.map(|holder| holder.sub(key)).transpose()?.flatten();
+                if found.is_none() {
+                    found = holder.sub(key)?;
                     within = part;
                 }
             }

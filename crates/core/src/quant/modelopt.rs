@@ -160,7 +160,7 @@ fn scheme(algo: &str) -> Option<Scheme> {
 }
 
 fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Quantization> {
-    let Some(layers) = q.object("quantized_layers")? else {
+    let Some(layers) = q.sub("quantized_layers")? else {
         return Err(Error::input(format!(
             "{} is missing from the configuration",
             q.name("quantized_layers")
@@ -168,7 +168,7 @@ fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Qu
     };
     let mut schemes = IndexMap::new();
     let mut parents = IndexMap::new();
-    for (key, entry) in layers {
+    for (key, entry) in layers.map() {
         // Files have hundreds; one that cannot be used is read again for its words.
         let text = match entry {
             Value::Null => continue,
@@ -176,7 +176,6 @@ fn mixed(q: &Config, nested: bool, ignore: Ignore, naming: &Naming) -> Result<Qu
             _ => None,
         };
         let Some(scheme) = text.and_then(|algo| scheme(&algo.to_ascii_uppercase())) else {
-            let layers = q.child("quantized_layers", layers.clone());
             let entry = layers.sub(key)?.unwrap_or_else(|| layers.child(key, Map::new()));
             let algo = entry.str("quant_algo")?.unwrap_or_default().to_ascii_uppercase();
             return Err(Error::unsupported(format!(

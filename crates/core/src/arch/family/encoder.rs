@@ -87,16 +87,11 @@ fn decoder(path: &str, layers: Vec<Layer>, outside: Vec<Weight>) -> Decoder {
 }
 
 fn layers(t: &Text, mut weights: impl FnMut(u64) -> Vec<Weight>) -> Result<Vec<Layer>> {
-    let mut all: Vec<Layer> = Vec::new();
-    for i in 0..t.layers()? {
-        let mut layer = Layer {
-            caches: Vec::new(),
-            weights: weights(i).into(),
-        };
-        layer.share(&all);
-        all.push(layer);
-    }
-    Ok(all)
+    let layer = |i| Layer {
+        caches: Vec::new(),
+        weights: weights(i).into(),
+    };
+    Ok((0..t.layers()?).map(layer).collect())
 }
 
 /// BERT and `RoBERTa` (vLLM 0.32.0, `bert.py`, `roberta.py`) with the head of the class.

@@ -39,11 +39,8 @@ pub(crate) fn m3(t: &Text) -> Result<Decoder> {
         moe = moe.corrected("e_score_correction_bias");
     }
     // Whatever `shared_intermediate_size` says.
-    let shared = moe.width;
-    let moe = moe.shared(
-        "block_sparse_moe.shared_experts",
-        shared * t.config.dim_or("n_shared_experts", 0)?,
-    );
+    let shared = moe.width * t.config.dim_or("n_shared_experts", 0)?;
+    let moe = moe.shared("block_sparse_moe.shared_experts", shared);
     let listed = t.config.u64s("moe_layer_freq")?;
     let at = |list: &Option<Vec<u64>>, i: u64, missing: bool| {
         list.as_ref().map_or(missing, |l| {

@@ -113,17 +113,11 @@ pub(crate) fn apply(class: &str, decoder: &mut Decoder) {
     let Some((_, renames)) = CLASSES.iter().find(|(classes, _)| classes.contains(&class)) else {
         return;
     };
-    let mut done = Vec::with_capacity(decoder.layers.len());
-    for mut layer in std::mem::take(&mut decoder.layers) {
-        for weight in &mut *layer.weights {
-            if let Some((_, name)) = renames.iter().find(|(usual, _)| *usual == weight.name) {
-                (*name).clone_into(&mut weight.name);
-            }
+    for weight in decoder.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        if let Some((_, name)) = renames.iter().find(|(usual, _)| *usual == weight.name) {
+            (*name).clone_into(&mut weight.name);
         }
-        layer.share(&done);
-        done.push(layer);
     }
-    decoder.layers = done;
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(letters.len());
     for (i, kind) in letters.into_iter().enumerate() {
         let own = blocks.as_ref().and_then(|blocks| blocks.get(i));
-        let mut layer = match kind {
+        let layer = match kind {
             'M' => match &mixer {
                 Some((mixer, weights)) => Layer {
                     caches: vec![mixer.cache()],
@@ -89,9 +89,6 @@ pub(crate) fn nemotron_h(t: &Text) -> Result<Decoder> {
                 }
             }
         };
-        if own.is_some() {
-            layer.share(&layers);
-        }
         layers.push(layer);
     }
     let mut decoder = finish(t, layers, t.tied()?)?;

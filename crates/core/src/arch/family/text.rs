@@ -94,31 +94,22 @@ impl Text {
 
     /// The language model's part of a file that is filled in.
     fn within(class: &str, top: Config) -> Result<Self> {
+        let found = |top, config| Self {
+            class: class.to_owned(),
+            top,
+            config,
+            wrappers: 0,
+        };
         if matches!(class, "Moondream3ForCausalLM" | "HfMoondream") {
             let config = super::moondream::text(&top)?;
-            return Ok(Self {
-                class: class.to_owned(),
-                top,
-                config,
-                wrappers: 0,
-            });
+            return Ok(found(top, config));
         }
         if class == "ColModernVBertForRetrieval" {
             let config = super::embedder::modern_bert(&top)?;
-            return Ok(Self {
-                class: class.to_owned(),
-                top,
-                config,
-                wrappers: 0,
-            });
+            return Ok(found(top, config));
         }
         if let Some(config) = super::crossing::text(class, &top)? {
-            return Ok(Self {
-                class: class.to_owned(),
-                top,
-                config,
-                wrappers: 0,
-            });
+            return Ok(found(top, config));
         }
         let mut config = top.clone();
         // Thinkers nest twice (thinker_config.text_config).
@@ -134,12 +125,7 @@ impl Text {
                 None => break,
             }
         }
-        Ok(Self {
-            class: class.to_owned(),
-            top,
-            config,
-            wrappers: 0,
-        })
+        Ok(found(top, config))
     }
 
     /// The language model inside of a wrapper, read as `class`. Embedding and head are tied as the wrapper says,

@@ -361,6 +361,7 @@ mod tests {
         );
         assert!(d().validate().is_ok());
     }
+
     #[test]
     fn shares_that_are_left_out_are_nothing_and_no_shares_are_equal_ones() {
         let of = |tensor_split: &[f64]| {

@@ -314,14 +314,7 @@ mod tests {
                 enable_lora: true,
                 ..Settings::default()
             };
-            let gpu = Gpu {
-                major: 9,
-                minor: 0,
-                memory_bytes: 80 << 30,
-                a100: false,
-                hopper: true,
-                memory_unknown: false,
-            };
+            let gpu = Gpu::new("h100", 9, 0, 80 << 30);
             let outcome = layout(&model, &settings, gpu, &[60 << 30]).unwrap();
             outcome.refused.map(|refusal| refusal.reason)
         };

@@ -213,14 +213,7 @@ mod tests {
                 enable_prefix_caching: asked,
                 ..Settings::default()
             };
-            let gpu = Gpu {
-                major: 9,
-                minor: 0,
-                memory_bytes: 80 << 30,
-                a100: false,
-                hopper: true,
-                memory_unknown: false,
-            };
+            let gpu = Gpu::new("h100", 9, 0, 80 << 30);
             let held = layout(&hybrid, &settings, gpu, &[30 << 30])
                 .unwrap()
                 .layout
